@@ -1,0 +1,31 @@
+"""Train the mini checkpoints from nothing, or go on where a run was stopped.
+
+    python -m sugar_hf.picturebook.recipe --work runs/mini                  # all four, in order
+    python -m sugar_hf.picturebook.recipe --work runs/mini --only bert dino
+"""
+
+import argparse
+from pathlib import Path
+
+from .. import CHECKPOINTS
+from .teachers import train_bert, train_clip, train_dino
+from .vlm import train_vlm
+
+# name: (training function, steps)
+RECIPES = {"clip": (train_clip, 1200), "vlm": (train_vlm, 5000), "dino": (train_dino, 800), "bert": (train_bert, 500)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/mini"), help="folder of the runs' own checkpoints")
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder of the finished checkpoints")
+    parser.add_argument("--only", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
+    parser.add_argument("--steps", type=int, help="instead of each recipe's own number of steps")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        recipe, steps = RECIPES[name]
+        recipe(arguments.work, arguments.out, arguments.steps or steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What every recipe shares: endless drawn samples behind an index, and a resumable `Trainer` run."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import CLIPImageProcessor, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..scenes import SCENE_PIXELS
+
+MEAN = STD = 0.5
+
+
+Draw = Callable[[random.Random], Any]
+
+
+class Drawn(Dataset):
+    """Sample i is drawn from a generator seeded with i: endless data, the same in every run and after a resume.
+
+    The kinds of samples take turns batch by batch, so that short ones are not padded to the length of long ones.
+    """
+
+    def __init__(self, kinds: Sequence[Draw], batches: int, batch_size: int, seed: int) -> None:
+        self.kinds, self.batches, self.batch_size, self.seed = kinds, batches, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __getitem__(self, index: int) -> Any:
+        draw = self.kinds[index // self.batch_size % len(self.kinds)]
+        return draw(random.Random(f"{self.seed}/{index}"))
+
+
+def image_processor() -> CLIPImageProcessor:
+    """The processor of the mini models' pictures; `pixel_values` does the same to ready-made arrays, faster."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": SCENE_PIXELS},
+        crop_size={"height": SCENE_PIXELS, "width": SCENE_PIXELS},
+        image_mean=[MEAN] * 3,
+        image_std=[STD] * 3,
+    )
+
+
+def pixel_values(arrays: list[np.ndarray]) -> torch.Tensor:
+    """uint8 pictures (96, 96, 3) to the model's float32 input, shape (images, 3, 96, 96)."""
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+    return (pixels / 255 - MEAN) / STD
+
+
+def train(
+    model: nn.Module,
+    kinds: Sequence[Draw],
+    collate: Callable[[list[Any]], dict[str, Any]],
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int = 0,
+) -> None:
+    """Train with `transformers.Trainer`, going on from the newest checkpoint in `folder` if there is one."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(200, steps // 10),
+        weight_decay=0.02,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=50,
+        save_steps=250,
+        train_sampling_strategy="sequential",
+        save_total_limit=1,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=1,  # draws the next batch meanwhile
+        seed=seed,
+    )
+    samples = Drawn(kinds, steps, batch_size, seed)
+    trainer = Trainer(model=model, args=arguments, train_dataset=samples, data_collator=collate)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+
+
+def save_half(model: nn.Module, folder: Path) -> None:
+    """Save the weights in float16, half the size, and leave float32 in the config: loading computes in float32."""
+    model.eval().half().save_pretrained(folder)
+    model.float()
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
