@@ -1,0 +1,19 @@
+"""Evaluators hold their data and are called on a model; metrics are pure functions."""
+
+from .answers import AnswerEvaluator
+from .gallery import Block, Card, Section, write_gallery
+from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
+from .retrieval import RetrievalEvaluator
+
+__all__ = [
+    "AnswerEvaluator",
+    "Block",
+    "Card",
+    "RetrievalEvaluator",
+    "Section",
+    "exact_match",
+    "normalize_answer",
+    "recall_at_k",
+    "target_ranks",
+    "write_gallery",
+]

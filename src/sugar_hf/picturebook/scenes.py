@@ -134,20 +134,23 @@ def describe_item(item: Item, rng: random.Random, size: bool = True, place: bool
     return f"{noun} {rng.choice(PLACES[item.place])}" if place else noun
 
 
-def caption(scene: Scene, rng: random.Random, detail: str = "full") -> str:
+def caption(scene: Scene, rng: random.Random, detail: str = "full", shuffle: bool = False) -> str:
     """Put a scene into words.
 
     Args:
         scene: what to describe.
-        rng: chooses the wording, the order of the things and, for `some`, what is told.
+        rng: chooses the wording and, for `some`, what is told.
         detail: `full` tells size, place and background of everything, `brief` only what is there, `some` a random
             part of the attributes.
+        shuffle: name the things in any order instead of reading order.
     """
     size, place = detail == "full", detail == "full"
     if detail == "some":
         size, place = rng.random() < 0.5, rng.random() < 0.5
     background = detail == "full" or (detail == "some" and rng.random() < 0.5)
-    items = rng.sample(scene.items, len(scene.items))
+    items = sorted(scene.items, key=lambda item: item.place)
+    if shuffle:
+        rng.shuffle(items)
     things = join([describe_item(item, rng, size, place) for item in items])
     if not background:
         return rng.choice(("{}.", "there is {}.", "a picture of {}.")).format(things)

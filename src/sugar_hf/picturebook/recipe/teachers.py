@@ -36,7 +36,7 @@ def draw_pair(rng: random.Random) -> tuple[Scene, str]:
     """A scene and words for it: mostly captions, some sentences of stories and processes."""
     if rng.random() < 0.75:
         scene = random_scene(rng, "train")
-        return scene, caption(scene, rng, rng.choice(DETAILS))
+        return scene, caption(scene, rng, rng.choice(DETAILS), shuffle=True)
     story = rng.choice((draw_story, draw_process))(rng, "train")
     index = rng.randrange(len(story.frames))
     return story.frames[index], story.sentences[index]
@@ -45,7 +45,7 @@ def draw_pair(rng: random.Random) -> tuple[Scene, str]:
 def draw_wordings(rng: random.Random) -> tuple[str, str]:
     """Two wordings of one scene."""
     scene, words = draw_pair(rng)
-    return words, caption(scene, rng, rng.choice(DETAILS))
+    return words, caption(scene, rng, rng.choice(DETAILS), shuffle=True)
 
 
 def draw_views(rng: random.Random) -> tuple[Scene, Scene]:

@@ -15,13 +15,14 @@ from transformers import (
     LlavaProcessor,
 )
 
-from ..scenes import caption, questions, random_scene, render_array
+from ..scenes import Scene, caption, questions, random_scene, render_array
 from ..stories import draw_process, draw_story
 from .loop import image_processor, pixel_values, save_half, train
 from .tokenizer import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
-IMAGE_TOKENS = 9  # one for each cell of the 3x3 grid
+IMAGE_TOKENS = 10  # CLS, from which names are learnt soonest, and one for each cell of the 3x3 grid
 IGNORED = -100
+FIRST_WORDS = 0.15  # share of the steps
 DESCRIBE = {
     "full": ("describe the picture in detail.", "tell me all that you see."),
     "brief": ("what is in the picture?", "describe the picture briefly."),
@@ -30,19 +31,37 @@ DESCRIBE = {
 Piece = tuple[str, bool] | np.ndarray
 
 
-def draw_chat(rng: random.Random) -> list[Piece]:
-    """A caption on request, or two to four questions about one picture."""
-    scene = random_scene(rng, "train")
+def chat(scene: Scene, turns: list[tuple[str, str]]) -> list[Piece]:
+    """Turns about one picture, the answers to be learnt."""
     pieces: list[Piece] = [("USER: ", False), render_array(scene)]
-    if rng.random() < 0.4:
-        detail = rng.choice(tuple(DESCRIBE))
-        turns = [(rng.choice(DESCRIBE[detail]), caption(scene, rng, detail))]
-    else:
-        turns = [(question, answer) for _, question, answer in rng.sample(questions(scene, rng), rng.randint(2, 4))]
     for index, (question, answer) in enumerate(turns):
         opening = "\n" if index == 0 else "USER: "
         pieces += [(f"{opening}{question} ASSISTANT:", False), (f" {answer}</s>", True)]
     return pieces
+
+
+def description(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A request for a caption, and the caption."""
+    detail = rng.choice(tuple(DESCRIBE))
+    return rng.choice(DESCRIBE[detail]), caption(scene, rng, detail)
+
+
+def draw_first_words(rng: random.Random) -> list[Piece]:
+    """Name the one thing in a picture. Without a while of this, names took very long to be learnt."""
+    scene = random_scene(rng, "train", count=1)
+    _, question, answer = questions(scene, rng)[0]
+    return chat(scene, [rng.choice(((question, answer), description(scene, rng)))])
+
+
+def draw_chat(rng: random.Random) -> list[Piece]:
+    """A caption on request, or two to four questions about one picture."""
+    scene = random_scene(rng, "train")
+    if rng.random() < 0.4:
+        return chat(scene, [description(scene, rng)])
+    asked = questions(scene, rng)
+    # in this order, in which no question gives away a later answer to "what"
+    chosen = sorted(rng.sample(range(len(asked)), rng.randint(2, 4)))
+    return chat(scene, [asked[index][1:] for index in chosen])
 
 
 def draw_document(rng: random.Random) -> list[Piece]:
@@ -68,7 +87,7 @@ def build_processor() -> LlavaProcessor:
         image_processor=image_processor(),
         tokenizer=build_tokenizer(add_eos=False),
         patch_size=32,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
@@ -87,6 +106,7 @@ def build_model(processor: LlavaProcessor, clip: CLIPModel) -> LlavaForCondition
         "num_attention_heads": 6,
         "num_key_value_heads": 6,
         "max_position_embeddings": 1024,
+        "initializer_range": 0.06,  # about 1/sqrt(hidden size); at 0.02, made for wide models, attention stays flat
         **special,
     }
     config = LlavaConfig(
@@ -95,7 +115,7 @@ def build_model(processor: LlavaProcessor, clip: CLIPModel) -> LlavaForCondition
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
@@ -141,7 +161,9 @@ def collator(processor: LlavaProcessor) -> Any:
 def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
     processor = build_processor()
     model = build_model(processor, CLIPModel.from_pretrained(out / "mini-clip"))
-    kinds = [draw_chat, draw_chat, draw_chat, draw_document]
+    first = int(FIRST_WORDS * steps)
+    later = [draw_chat, draw_chat, draw_chat, draw_document]
+    kinds = [draw_first_words] * first + [later[step % len(later)] for step in range(steps - first)]
     collate, folder = collator(processor), work / "mini-vlm"
     train(model, kinds, collate, folder, steps=steps, batch_size=batch_size, learning_rate=1e-3)
     save_half(model, out / "mini-vlm")

@@ -1,0 +1,35 @@
+"""The sample schema, safe images, and readers for the formats that people have."""
+
+from .errors import BadSampleError, SkippedRowsWarning
+from .images import load_image, resolve_image
+from .readers import (
+    ReadOptions,
+    load_dataset_file,
+    read_chat,
+    read_llava,
+    read_mmc4,
+    read_obelics,
+    read_pairs,
+)
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, text_part, to_sample, validate_row
+
+__all__ = [
+    "CHAT_ROLES",
+    "DOCUMENT_ROLE",
+    "FEATURES",
+    "BadSampleError",
+    "ReadOptions",
+    "SkippedRowsWarning",
+    "image_part",
+    "load_dataset_file",
+    "load_image",
+    "read_chat",
+    "read_llava",
+    "read_mmc4",
+    "read_obelics",
+    "read_pairs",
+    "resolve_image",
+    "text_part",
+    "to_sample",
+    "validate_row",
+]

@@ -1,0 +1,58 @@
+"""The model that travels to the Hub: configuration, model, processor and pipelines.
+
+Importing this package registers them with the Auto classes and `pipeline`, as transformers has no plug-in mechanism.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_sugar import SugarConfig
+from .hub import export_for_hub, push_to_hub
+from .modeling_sugar import RetrievalHead, SugarForConditionalGeneration, SugarOutput, pool_slices
+from .pipeline_sugar import (
+    PIPELINES,
+    CandidateIndex,
+    DefaultModel,
+    RetrievalIndex,
+    SugarGenerationPipeline,
+    SugarRetrievalPipeline,
+)
+from .processing_sugar import SugarProcessor
+
+
+def register() -> None:
+    """Make the Auto classes and `pipeline` know Sugar. Repeating it does no harm."""
+    AutoConfig.register(SugarConfig.model_type, SugarConfig, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
+        auto_class.register(SugarConfig, SugarForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(SugarConfig, SugarProcessor, exist_ok=True)
+    for task, pipeline_class in PIPELINES.items():
+        if task not in PIPELINE_REGISTRY.get_supported_tasks():
+            PIPELINE_REGISTRY.register_pipeline(
+                task, pipeline_class, pt_model=AutoModel, default=DefaultModel(), type="multimodal"
+            )
+
+
+register()
+
+__all__ = [
+    "CandidateIndex",
+    "RetrievalHead",
+    "RetrievalIndex",
+    "SugarConfig",
+    "SugarForConditionalGeneration",
+    "SugarGenerationPipeline",
+    "SugarOutput",
+    "SugarProcessor",
+    "SugarRetrievalPipeline",
+    "export_for_hub",
+    "pool_slices",
+    "push_to_hub",
+    "register",
+]

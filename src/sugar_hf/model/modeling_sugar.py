@@ -1,0 +1,402 @@
+"""Sugar: a vision-language backbone that generates as before, and a head that turns slices into embeddings."""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import find_adapter_config_file
+
+from .configuration_sugar import SugarConfig
+
+HEAD_PREFIX = "retrieval_head."
+
+
+@dataclass
+class SugarOutput(ModelOutput):
+    """Output of [`SugarForConditionalGeneration`]. B samples of L tokens, at most S slices each.
+
+    Args:
+        loss: () next-token loss L_g of the backbone, if `labels` were given.
+        logits: (B, L, vocabulary) scores of the next token; `None` from [`get_retrieval_embeddings`].
+        retrieval_embeds: (B, S, retrieval_dim) float32 unit vectors r, zeros where a sample has no such slice; only if
+            a `slice_map` was given.
+        retrieval_mask: (B, S) bool, true where a sample has the slice.
+        last_hidden_state: (B, L, hidden) states after the final norm; only if a `slice_map` was given.
+        past_key_values: The backbone's cache, if it was asked for.
+        hidden_states: The backbone's hidden states, if they were asked for.
+        attentions: The backbone's attentions, if they were asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    retrieval_embeds: Tensor | None = None
+    retrieval_mask: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class RetrievalHead(nn.Module):
+    """The map r = MLP(d) from pooled hidden states to embeddings (section 3 of the paper)."""
+
+    def __init__(self, config: SugarConfig) -> None:
+        super().__init__()
+        width = config.get_text_config().hidden_size
+        hidden = config.retrieval_hidden_size or width
+        self.up_proj = nn.Linear(width, hidden)
+        self.activation = nn.GELU()
+        self.down_proj = nn.Linear(hidden, config.retrieval_dim)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled states to unit vectors.
+
+        Args:
+            pooled: (..., hidden) of any dtype; cast to the head's own.
+
+        Returns:
+            (..., retrieval_dim) float32 unit vectors.
+        """
+        projected = self.down_proj(self.activation(self.up_proj(pooled.to(self.up_proj.weight.dtype))))
+        return nn.functional.normalize(projected.float(), dim=-1)
+
+
+def pool_slices(hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean") -> tuple[Tensor, Tensor]:
+    """Pool the hidden states of every slice into one vector, for all samples at once.
+
+    Args:
+        hidden: (B, L, H) hidden states.
+        slice_map: (B, L) int64, 0 = no slice, k = slice k of the sample.
+        image_pooling: `"mean"` over the tokens that carry k, or the `"last"` of them. A text slice is marked on its
+            last token alone, so that both give this token's state.
+
+    Returns:
+        Pooled states (B, S, H) float32, zeros where a sample has no slice k, and the mask (B, S) bool. S is the
+        highest number in `slice_map`.
+
+    Shape:
+        A batch without any slice gives S = 0.
+    """
+    batch, length, width = hidden.shape
+    slots = int(slice_map.max()) + 1 if slice_map.numel() else 1  # slot 0 collects what belongs to no slice
+    counts = torch.zeros(batch, slots, dtype=torch.float32, device=hidden.device)
+    counts = counts.scatter_add(1, slice_map, torch.ones_like(slice_map, dtype=torch.float32))
+    mask = counts[:, 1:] > 0  # (B, S)
+    if image_pooling == "last":
+        positions = torch.arange(length, device=hidden.device).expand(batch, length)
+        last = torch.zeros(batch, slots, dtype=torch.int64, device=hidden.device)
+        last = last.scatter_reduce(1, slice_map, positions, "amax", include_self=False)[:, 1:]
+        rows = torch.arange(batch, device=hidden.device).unsqueeze(1)
+        return hidden[rows, last].float() * mask.unsqueeze(-1), mask
+    row, column = slice_map.nonzero(as_tuple=True)
+    sums = torch.zeros(batch * slots, width, dtype=torch.float32, device=hidden.device)
+    # float32 throughout: a bfloat16 sum over hundreds of image tokens loses most of its digits
+    sums = sums.index_add(0, row * slots + slice_map[row, column], hidden[row, column].float())
+    pooled = sums.view(batch, slots, width)[:, 1:] / counts[:, 1:].clamp(min=1).unsqueeze(-1)
+    return pooled, mask
+
+
+class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Any image-text-to-text model, whole and unchanged, with a retrieval head on its last hidden states.
+
+    `forward` takes what the backbone takes plus `slice_map`; `generate` is the backbone's own.
+    """
+
+    config_class = SugarConfig
+    config: SugarConfig
+    base_model_prefix = "vlm"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SugarConfig) -> None:
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.retrieval_head = RetrievalHead(config)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike | PreTrainedModel,
+        *,
+        retrieval_dim: int = 256,
+        retrieval_hidden_size: int | None = None,
+        image_pooling: str = "mean",
+        **kwargs: Any,
+    ) -> "SugarForConditionalGeneration":
+        """Put a fresh retrieval head on a vision-language model. The only way to get a model with an untrained head.
+
+        Args:
+            backbone: Hub name or folder of an image-text-to-text model, or such a model, which is used, not copied.
+            retrieval_dim: See [`SugarConfig`].
+            retrieval_hidden_size: See [`SugarConfig`].
+            image_pooling: See [`SugarConfig`].
+            **kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, ...);
+                none are allowed with a model.
+
+        Raises:
+            ValueError: If the backbone is a Sugar model already, or any weight of it is missing or unexpected.
+        """
+        fields = {
+            "retrieval_dim": retrieval_dim,
+            "retrieval_hidden_size": retrieval_hidden_size,
+            "image_pooling": image_pooling,
+        }
+        if isinstance(backbone, PreTrainedModel):
+            if kwargs:
+                raise ValueError(f"{', '.join(kwargs)}: loading options have no effect on a model that is loaded.")
+            return cls._around(backbone, fields)
+        config_options = {
+            key: kwargs[key]
+            for key in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
+            if key in kwargs
+        }
+        config = SugarConfig(vlm_config=_plain(AutoConfig.from_pretrained(backbone, **config_options)), **fields)
+        model, info = super().from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
+        _require_complete(info, backbone, head_may_lack=True)
+        return model
+
+    @classmethod
+    def _around(cls, backbone: PreTrainedModel, fields: dict[str, Any]) -> "SugarForConditionalGeneration":
+        config = SugarConfig(vlm_config=_plain(backbone.config), **fields)
+        with torch.device("meta"):  # the second copy of the backbone takes no memory
+            model = cls(config)
+        model.vlm = backbone
+        head = RetrievalHead(config)
+        head.apply(model._init_weights)
+        model.retrieval_head = head.to(device=backbone.device, dtype=backbone.dtype)
+        return model.train(backbone.training)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a Sugar checkpoint; see `PreTrainedModel.from_pretrained` for the options.
+
+        Raises:
+            ValueError: If any weight of the backbone or the head is missing, unexpected or of another shape: the
+                library would fill it with random numbers and only log a warning.
+        """
+        return_info = kwargs.pop("output_loading_info", False)
+        if pretrained_model_name_or_path is None:  # a state dict is given
+            model, info = super().from_pretrained(None, *model_args, output_loading_info=True, **kwargs)
+            _require_complete(info, "the given state dict")
+            return (model, info) if return_info else model
+        path, adapter, adapter_options = _split_adapter(pretrained_model_name_or_path, kwargs)
+        # the adapter is loaded on its own: together, the report of what the base lacks would be lost
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        _require_complete(info, path)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_kwargs=adapter_options)
+        return (model, info) if return_info else model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        slice_map: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SugarOutput:
+        """Run the backbone once and, if a slice map is given, embed every slice from the same pass.
+
+        Args:
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L) 1 at real tokens.
+            pixel_values: Whatever the backbone's image processor makes.
+            labels: (B, L) ids to predict, -100 where there is nothing to learn.
+            slice_map: (B, L) int64 from [`SugarProcessor`]: 0 = none, k = slice k.
+            **kwargs: Further inputs of the backbone (`image_grid_thw`, `num_items_in_batch`, ...).
+
+        Returns:
+            A [`SugarOutput`].
+        """
+        captured: list[Tensor] = []
+        hook = None
+        if slice_map is not None:
+            hook = self.vlm.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
+        try:
+            output = self.vlm(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                labels=labels,
+                **{**kwargs, "return_dict": True},
+            )
+        finally:
+            if hook is not None:
+                hook.remove()
+        embeds = mask = hidden = None
+        if slice_map is not None:
+            hidden = captured[-1]
+            embeds, mask = self._embed(hidden, slice_map)
+        return SugarOutput(
+            loss=output.get("loss"),
+            logits=output.logits,
+            retrieval_embeds=embeds,
+            retrieval_mask=mask,
+            last_hidden_state=hidden,
+            past_key_values=output.get("past_key_values"),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def get_retrieval_embeddings(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        slice_map: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed every slice without computing logits.
+
+        Args:
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L) 1 at real tokens.
+            pixel_values: Whatever the backbone's image processor makes.
+            slice_map: (B, L) int64 from [`SugarProcessor`].
+            **kwargs: Further inputs of the backbone.
+
+        Returns:
+            Embeddings (B, S, retrieval_dim) float32 unit vectors (zeros where there is no slice), mask (B, S) bool.
+
+        Raises:
+            ValueError: If no slice map is given.
+        """
+        if slice_map is None:
+            raise ValueError("slice_map is missing: pass everything that SugarProcessor returned.")
+        kwargs.pop("labels", None)
+        output = self.vlm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            **{**kwargs, "use_cache": False, "return_dict": True},
+        )
+        return self._embed(output.last_hidden_state, slice_map)
+
+    def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)
+        embeds = self.retrieval_head(pooled)  # (B, S, retrieval_dim)
+        # where, not a product: the head makes a unit vector of an absent slice too, and 0 * inf would be NaN
+        return torch.where(mask.unsqueeze(-1), embeds, torch.zeros_like(embeds)), mask
+
+    def generate(self, *args: Any, slice_map: Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate with the backbone, which knows best how. A `slice_map` is accepted and not needed."""
+        return self.vlm.generate(*args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model; see `PreTrainedModel.save_pretrained`."""
+        if self._auto_class is None:  # a checkpoint from the Hub may name its code, which is not saved with this class
+            for key in ("auto_map", "custom_pipelines"):
+                vars(self.config).pop(key, None)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
+        """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.
+
+        Raises:
+            ValueError: If the processor is missing, without which the model is of no use.
+        """
+        if processor is None:
+            raise ValueError("processor is missing: model.push_to_hub(repo_id, processor=processor).")
+        from .hub import push_to_hub  # which imports this module
+
+        return push_to_hub(self, processor, repo_id, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Forwarded to the backbone: families override it."""
+        return self.vlm.prepare_inputs_for_generation(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The backbone's generation config, so that there is only one."""
+        return self.vlm.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        vlm = self._modules.get("vlm")
+        if vlm is not None:  # the library sets a default before the backbone is built
+            vlm.generation_config = value
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone without its LM head."""
+        return self.vlm.base_model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's token embeddings."""
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the backbone's LM head."""
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's LM head."""
+        self.vlm.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """Return the backbone's language model."""
+        return self.vlm.get_decoder()
+
+
+def _plain(config: Any) -> Any:
+    """Refuse to wrap a model twice."""
+    if isinstance(config, SugarConfig):
+        raise ValueError(
+            f"{config.name_or_path or 'the model'} is a Sugar model already: load it with "
+            "SugarForConditionalGeneration.from_pretrained."
+        )
+    return config
+
+
+def _split_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Tell an adapter's folder from a checkpoint's. Returns (base path, adapter path or None, adapter options)."""
+    options = dict(kwargs.pop("adapter_kwargs", None) or {})
+    adapter = options.pop("_adapter_model_path", None)  # the Auto classes have resolved it
+    if adapter is not None:
+        return path, adapter, options
+    hub_options = {key: kwargs[key] for key in ("token", "revision", "cache_dir", "local_files_only") if key in kwargs}
+    adapter_config = find_adapter_config_file(path, **hub_options)
+    if adapter_config is None:
+        return path, None, options
+    with open(adapter_config, encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"], str(path), options
+
+
+def _require_complete(info: dict[str, Any], source: Any, head_may_lack: bool = False) -> None:
+    """Raise if loading left any weight to chance."""
+    missing = sorted(key for key in info["missing_keys"] if not (head_may_lack and key.startswith(HEAD_PREFIX)))
+    problems = {
+        "missing": missing,
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+    }
+    found = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
+    if not found:
+        return
+    hint = ""
+    if missing and all(key.startswith(HEAD_PREFIX) for key in missing):
+        hint = " To put an untrained retrieval head on a backbone, use SugarForConditionalGeneration.from_backbone."
+    raise ValueError(f"The weights of {source} do not fit the model ({'; '.join(found)}).{hint}")

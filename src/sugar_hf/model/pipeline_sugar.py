@@ -1,0 +1,380 @@
+"""Pipelines `sugar-retrieval` and `sugar-generation`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import Pipeline
+
+from .modeling_sugar import SugarForConditionalGeneration
+from .processing_sugar import SugarProcessor
+from .samples_sugar import is_chat, parse_sample
+
+DEFAULT_BATCH_SIZE = 8
+DEFAULT_NEW_TOKENS = 256
+_FORMS = (
+    "Write several inputs as a list of inputs: [['a cat', image], ['a dog']]; one interleaved input as "
+    "{'query': ['a cat', image]} or as chat messages."
+)
+
+
+class RetrievalIndex(Protocol):
+    """What the retrieval pipeline searches: embeddings in, scores and places in `documents` out."""
+
+    documents: Sequence[Any]
+
+    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (q, k) and indices (q, k) for embeddings (q, d); an index of -1 fills up short results."""
+
+
+class CandidateIndex:
+    """Exact search by cosine over candidates in memory.
+
+    Args:
+        documents: N candidates.
+        embeddings: (N, d) float32 unit vectors.
+    """
+
+    def __init__(self, documents: Sequence[Any], embeddings: np.ndarray) -> None:
+        self.documents = documents
+        self.embeddings = embeddings
+
+    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (q, k) and indices (q, k), best first, for embeddings (q, d)."""
+        scores = embeddings @ self.embeddings.T  # (q, N)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return np.take_along_axis(scores, order, axis=1), order
+
+
+class _Item:
+    """Carries a sample through the pipeline's batching, which knows how to batch tensors only."""
+
+    def __init__(self, sample: Any, name: str) -> None:
+        self.sample = sample
+        self.name = name
+
+
+def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
+    """Tell one input from several.
+
+    One: a str, an image, a Path, a part, one chat, or `{"query": sample}`. Several: a list of those and of
+    interleaved samples (lists). A flat list of texts, or of images, is several inputs; a flat list of both could be
+    one interleaved input as well, and is refused.
+
+    Returns:
+        The samples, and whether there was one.
+
+    Raises:
+        ValueError: If the list is empty or could be read in both ways.
+    """
+    if isinstance(inputs, dict):
+        return [inputs.get("query", inputs)], True
+    if isinstance(inputs, str | Image.Image | Path) or is_chat(inputs):
+        return [inputs], True
+    if not isinstance(inputs, Sequence) or not len(inputs):
+        raise ValueError(f"cannot read {inputs!r:.80} as an input or a list of inputs. {_FORMS}")
+    if not any(isinstance(item, list | tuple) or (isinstance(item, dict) and "query" in item) for item in inputs):
+        parts = [parse_sample(item, f"input {i}")[0].parts[0] for i, item in enumerate(inputs)]
+        if len({part.is_image for part in parts}) > 1:
+            raise ValueError(f"a flat list of texts and images is one interleaved input or several. {_FORMS}")
+    return [item["query"] if isinstance(item, dict) and "query" in item else item for item in inputs], False
+
+
+class _SugarPipeline(Pipeline):
+    """What both pipelines share: the processor runs in the forward step, on the whole batch, whatever is in it."""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    model: SugarForConditionalGeneration
+    processor: SugarProcessor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model.config.model_type != "sugar":
+            raise ValueError(
+                f"{self.task or type(self).__name__} needs a Sugar model, got {self.model.config.model_type}. "
+                "Wrap it with SugarForConditionalGeneration.from_backbone and train it."
+            )
+        if self.processor is None:
+            raise ValueError("processor is missing: pass processor=SugarProcessor.from_pretrained(...).")
+
+    def preprocess(self, inputs: _Item) -> dict[str, _Item]:
+        """Leave the sample as it is."""
+        return {"item": inputs}
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save model and processor, to be loaded with the Auto classes and `pipeline`."""
+        from .hub import export_for_hub  # which imports this module
+
+        if self.model._auto_class is not None:  # loaded from the Hub with its code: the code goes along
+            export_for_hub(self.model, self.processor, save_directory)
+            return
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options."""
+        from .hub import push_to_hub  # which imports this module
+
+        return push_to_hub(self.model, self.processor, repo_id, **kwargs)
+
+    def _run(self, samples: list[Any], names: list[str], batch_size: int | None, **kwargs: Any) -> list[Any]:
+        items = [_Item(sample, name) for sample, name in zip(samples, names, strict=True)]
+        return super().__call__(items, batch_size=batch_size or self._batch_size or DEFAULT_BATCH_SIZE, **kwargs)
+
+    def _process(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        items = model_inputs["item"]
+        items = items if isinstance(items, list) else [items]
+        features = self.processor(
+            [item.sample for item in items], names=[item.name for item in items], padding_side="left", **options
+        )
+        return features.to(self.device, dtype=self.model.dtype)
+
+
+class SugarRetrievalPipeline(_SugarPipeline):
+    """Embed interleaved queries and find the nearest candidates.
+
+    ```python
+    retrieve = pipeline("sugar-retrieval", model="sugar")
+    retrieve("a red cat", candidates=[Path("a.jpg"), Path("b.jpg")], top_k=1)
+    # [{"index": 1, "score": 0.83, "candidate": PosixPath("b.jpg")}]
+    ```
+
+    The embedding of a query or candidate is that at its last slice.
+    """
+
+    def __call__(
+        self,
+        queries: Any,
+        candidates: Sequence[Any] | RetrievalIndex | None = None,
+        *,
+        top_k: int = 5,
+        return_positions: bool = False,
+        return_embeddings: bool = False,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> Any:
+        """Retrieve.
+
+        Args:
+            queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
+                queries, each of any form, interleaved ones as lists.
+            candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
+                with `search` and `documents`. A list is embedded at each call: for more than one call, embed it once
+                with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
+            top_k: How many results.
+            return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
+            return_embeddings: Give `{"results": ..., "embedding": array (d,)}` for each query, the array (slices, d)
+                with `return_positions`; `results` only if there are candidates.
+            batch_size: Samples in one forward pass, for queries and candidates; 8 if neither given here nor to
+                `pipeline`.
+            num_workers: Workers of the data loader.
+
+        Returns:
+            For one query its results, a list of `{"index", "score", "candidate"}`, best first; for a list of queries
+            a list of that.
+
+        Raises:
+            ValueError: If an input cannot be read, or there is nothing to search and no embedding wanted.
+        """
+        samples, is_single = split_inputs(queries)
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: ask for at least one result.")
+        if candidates is None and not return_embeddings:
+            raise ValueError("nothing to search: pass candidates=, or return_embeddings=True.")
+        index: RetrievalIndex | None = None
+        if isinstance(candidates, str | dict):
+            raise ValueError(f"candidates must be a list or an index, got a {type(candidates).__name__}.")
+        if isinstance(candidates, Sequence):
+            documents = list(candidates)
+            index = CandidateIndex(documents, self.encode(documents, batch_size=batch_size, name="candidate"))
+        elif candidates is not None:
+            index = candidates
+        results = self._run(
+            samples,
+            [f"query {i}" for i in range(len(samples))],
+            batch_size,
+            num_workers=num_workers,
+            index=index,
+            top_k=top_k,
+            return_positions=return_positions,
+            return_embeddings=return_embeddings,
+        )
+        return results[0] if is_single else results
+
+    def encode(self, samples: Sequence[Any], *, batch_size: int | None = None, name: str = "sample") -> np.ndarray:
+        """Embed samples, each at its last slice. Similar lengths share a batch; a bar appears if it takes long.
+
+        Args:
+            samples: A list of samples of any form.
+            batch_size: Samples in one forward pass.
+            name: What to call them in error messages and in the bar.
+
+        Returns:
+            (len(samples), d) float32 unit vectors.
+
+        Raises:
+            ValueError: If there are none, or one cannot be read.
+        """
+        if not len(samples):
+            raise ValueError(f"there is no {name} to embed.")
+        names = [f"{name} {i}" for i in range(len(samples))]
+        sizes = [_size(sample, where) for sample, where in zip(samples, names, strict=True)]
+        order = sorted(range(len(samples)), key=sizes.__getitem__, reverse=True)  # memory runs out at once or never
+        step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        embeddings: dict[int, np.ndarray] = {}
+        with tqdm(total=len(order), desc=f"Embedding {name}s", delay=2) as bar:
+            for start in range(0, len(order), step):
+                places = order[start : start + step]
+                output = self.forward({"item": [_Item(samples[i], names[i]) for i in places]})
+                for i, embeds, length in zip(places, output["embeds"], output["lengths"], strict=True):
+                    embeddings[i] = embeds[int(length) - 1].numpy()
+                bar.update(len(places))
+        return np.stack([embeddings[i] for i in range(len(order))])
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        return {}, {}, kwargs
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        embeds, mask = self.model.get_retrieval_embeddings(**self._process(model_inputs))
+        return {"embeds": embeds, "lengths": mask.sum(dim=1)}  # (B, S, d), (B,)
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        index: RetrievalIndex | None = None,
+        top_k: int = 5,
+        return_positions: bool = False,
+        return_embeddings: bool = False,
+    ) -> Any:
+        """Search with the embeddings of one query."""
+        embeds = model_outputs["embeds"][0, : int(model_outputs["lengths"][0])].numpy()  # (S, d)
+        embeds = embeds if return_positions else embeds[-1:]
+        results = None
+        if index is not None:
+            found = zip(*index.search(embeds, top_k), strict=True)
+            results = [
+                [
+                    {"index": int(place), "score": float(score), "candidate": index.documents[int(place)]}
+                    for score, place in zip(scores, places, strict=True)
+                    if place >= 0
+                ]
+                for scores, places in found
+            ]
+            results = results if return_positions else results[0]
+        if not return_embeddings:
+            return results
+        answer = {"embedding": embeds if return_positions else embeds[0]}
+        return answer if results is None else {"results": results, **answer}
+
+
+class SugarGenerationPipeline(_SugarPipeline):
+    """Answer chats and prompts with images in any place.
+
+    ```python
+    generate = pipeline("sugar-generation", model="sugar")
+    generate("What is this?", images=image)  # [{"generated_text": "A cat."}]
+    generate({"query": ["Compare", image, "with", other]})
+    ```
+    """
+
+    def __call__(
+        self,
+        inputs: Any,
+        images: Any = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Generate.
+
+        Args:
+            inputs: One prompt (str, `{"query": interleaved list}`) or chat that ends with the user's turn, or a list
+                of those, interleaved prompts as lists. Prompts become the user's turn of a chat if the model has a
+                chat template.
+            images: An image or a list of images to put before a prompt that is a str.
+            batch_size: Prompts in one call of `generate`; 8 if neither given here nor to `pipeline`.
+            num_workers: Workers of the data loader.
+            **generate_kwargs: Passed to `generate`; `max_new_tokens` is 256 if neither given nor set in the model's
+                generation config.
+
+        Returns:
+            For one input a list of `{"generated_text": str}`, one for each returned sequence; for a list of inputs a
+            list of that.
+
+        Raises:
+            ValueError: If an input cannot be read.
+        """
+        if images is not None:
+            if not isinstance(inputs, str):
+                raise ValueError(f"images= goes with a prompt that is a str. {_FORMS}")
+            inputs = {"query": [*(images if isinstance(images, list | tuple) else [images]), inputs]}
+        samples, is_single = split_inputs(inputs)
+        names = [f"input {i}" for i in range(len(samples))]
+        chats = [self._as_chat(*row) for row in zip(samples, names, strict=True)]
+        results = self._run(chats, names, batch_size, num_workers=num_workers, **generate_kwargs)
+        return results[0] if is_single else results
+
+    def _as_chat(self, sample: Any, where: str) -> Any:
+        if is_chat(sample):
+            if sample[-1]["role"] == "assistant":
+                raise ValueError(f"{where}: the chat ends with the assistant's turn. End it with the user's.")
+            return sample
+        if self.processor.chat_template is None:
+            return sample
+        return [{"role": "user", "content": list(sample) if isinstance(sample, list | tuple) else [sample]}]
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        return {}, kwargs, {}
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
+        features = self._process(model_inputs, add_generation_prompt=self.processor.chat_template is not None)
+        config = self.model.generation_config
+        if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & generate_kwargs.keys():
+            generate_kwargs["max_new_tokens"] = DEFAULT_NEW_TOKENS
+        if config.pad_token_id is None:
+            tokenizer = self.processor.tokenizer
+            padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            generate_kwargs.setdefault("pad_token_id", padding)
+        batch, length = features["input_ids"].shape
+        sequences = self.model.generate(**features, **generate_kwargs)[:, length:]
+        return {"sequences": sequences.reshape(batch, -1, sequences.shape[1])}  # (B, returned sequences, L)
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+        """Decode the answers to one input."""
+        texts = self.processor.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
+        return [{"generated_text": text.strip()} for text in texts]
+
+
+PIPELINES = {"sugar-retrieval": SugarRetrievalPipeline, "sugar-generation": SugarGenerationPipeline}
+
+
+class DefaultModel(dict):
+    """The `default` of a registered pipeline, looked up when it is needed.
+
+    `./sugar`, where training leaves its result, else the checkpoint that ships with the package.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(model=None)
+
+    def __getitem__(self, key: str) -> tuple[str, str]:
+        shipped = Path(__file__).resolve().parents[1] / "picturebook" / "checkpoints" / "mini-sugar"
+        for folder in (Path("sugar"), shipped):
+            if (folder / "config.json").is_file():
+                return str(folder.resolve()), "main"
+        raise ValueError(f"no model: there is neither ./sugar nor {shipped}. Pass model=, or train one first.")
+
+
+def _size(sample: Any, where: str) -> tuple[int, int]:
+    """Order samples by length without loading an image: first by their number of images, then of characters."""
+    parts = [part for message in parse_sample(sample, where) for part in message.parts]
+    return sum(part.is_image for part in parts), sum(len(part.text or "") for part in parts)

@@ -1,0 +1,299 @@
+"""Interleaved samples to model inputs and slice map, for any backbone."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoConfig, BatchFeature, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from .rendering_sugar import Rendered, image_placeholder, render
+from .samples_sugar import Message, first_slices, is_chat, parse_sample
+from .tokenizing_sugar import Tokenizing, Tokens
+
+IGNORED_LABEL = -100
+PROCESSOR_FILE = "processor_config.json"
+_BACKBONE_KEY = "backbone_processor_class"
+
+
+class SugarProcessor(ProcessorMixin):
+    """Turn interleaved samples into model inputs and a map from tokens to slices.
+
+    A **sample** is a str, a PIL image, a `pathlib.Path` of an image, a list mixing these, or HF chat messages (a list
+    of `{"role", "content"}`, the content a str or a list of `{"type": "text", "text"}` and
+    `{"type": "image", "image"|"path"|"url"|"base64"}`). A str is always text, never the name of a file.
+
+    A **slice** is one image or one text (or one sentence, with `split_sentences`). Texts of system messages are
+    instructions and make no slice. Whatever stands in a text is text: a literal `<image>` is no placeholder.
+
+    Samples without roles are written as their texts and images in order, each stripped, with one newline between
+    them, no chat template, and the tokenizer's own bos. Chats go through the model's chat template; where it would
+    move the images of a message, the message is written as one text with the images in place. Whitespace around a
+    text is dropped but for that between it and an image, and two texts in a row have a newline between them.
+
+    Args:
+        backbone_processor: The processor of the vision-language model.
+    """
+
+    def __init__(self, backbone_processor: ProcessorMixin) -> None:
+        if isinstance(backbone_processor, SugarProcessor):
+            backbone_processor = backbone_processor.backbone_processor
+        self.backbone_processor = backbone_processor
+        super().__init__(chat_template=backbone_processor.chat_template)
+
+    def __call__(
+        self,
+        samples: Any = None,
+        *,
+        padding: bool | str = True,
+        split_sentences: bool = False,
+        max_length: int | None = None,
+        truncation: bool | str = False,
+        add_generation_prompt: bool = False,
+        return_labels: bool = False,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+        names: Sequence[str] | None = None,
+        **backbone_inputs: Any,
+    ) -> BatchFeature:
+        """Process a batch of B samples into inputs of L tokens.
+
+        Args:
+            samples: A list of samples, of any modalities. A lone str, image or Path is a batch of one.
+            padding: `True` or `"longest"`, `"max_length"`, or `False` (samples of equal length only).
+            split_sentences: Make one slice of each sentence instead of each text.
+            max_length: The most tokens a sample may have, image tokens included.
+            truncation: What to do with longer samples: `False` raises; `"slice"` drops whole slices from the end and
+                warns.
+            add_generation_prompt: End chats with the start of the assistant's turn.
+            return_labels: Also return labels: the assistant's texts and the end-of-turn token after each, or all texts
+                of a sample without roles; -100 elsewhere. If the template ends no turn, a final eos is added.
+            padding_side: `"left"` or `"right"`; the tokenizer's own when `None`. Embeddings do not depend on it.
+            pad_to_multiple_of: Pad to a multiple of this.
+            images_kwargs: Options of the backbone's image processor.
+            names: What to call the samples in error messages; "sample 0", ... when `None`.
+            **backbone_inputs: Without samples, everything (`text`, `images`, ...) goes to the backbone's processor.
+
+        Returns:
+            `input_ids`, `attention_mask`, what the backbone wants for the images, and `slice_map` (B, L) int64: 0 =
+            none; k = slice k of the sample, on every image token of an image and on the last token of a text.
+            With `return_labels` also `labels` (B, L) int64.
+
+        Raises:
+            ValueError: If a sample is empty, malformed or too long; the message names it.
+        """
+        if samples is None:
+            options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
+            return self.backbone_processor(padding=padding, **options, **backbone_inputs)
+        if backbone_inputs:
+            raise TypeError(f"SugarProcessor has no options {', '.join(backbone_inputs)} for samples.")
+        if truncation not in (False, "slice"):
+            raise ValueError(f"truncation={truncation!r}: give False or 'slice'.")
+        if padding not in (True, False, "longest", "max_length") or (padding == "max_length" and max_length is None):
+            raise ValueError(f"padding={padding!r}: give True, False, 'longest', or 'max_length' with max_length=.")
+        batch = _as_batch(samples)
+        names = [f"sample {i}" for i in range(len(batch))] if names is None else names
+        parsed = [parse_sample(*row, split_sentences) for row in zip(batch, names, strict=True)]
+        placeholder = image_placeholder(self.backbone_processor)
+        while True:
+            rendered = [
+                render(
+                    self.backbone_processor,
+                    messages,
+                    name,
+                    placeholder,
+                    add_generation_prompt=add_generation_prompt,
+                    return_labels=return_labels,
+                )
+                for messages, name in zip(parsed, names, strict=True)
+            ]
+            tokenizing = Tokenizing(
+                self.backbone_processor,
+                rendered,
+                length=max_length if padding == "max_length" else 0,
+                multiple=pad_to_multiple_of or 1,
+                side=padding_side or self.tokenizer.padding_side,
+            )
+            features = tokenizing.run(images_kwargs)
+            rows = tokenizing.rows
+            too_long = [] if max_length is None else [i for i, row in enumerate(rows) if len(row.ids) > max_length]
+            if not too_long:
+                break
+            for i in too_long:
+                parsed[i] = _shortened(parsed[i], rendered[i], rows[i], max_length, truncation)
+        if padding is False and len({len(row.ids) for row in rows}) > 1:
+            raise ValueError("padding=False, but the samples differ in length. Pass padding=True or one sample.")
+        features.pop("labels", None)  # some backbones make their own, for another format
+        features["slice_map"] = tokenizing.pad([row.slices for row in rows], 0)
+        if return_labels:
+            labels = [np.where(row.targets, row.ids, IGNORED_LABEL) for row in rows]
+            features["labels"] = tokenizing.pad(labels, IGNORED_LABEL)
+        return BatchFeature(features, tensor_type="pt")
+
+    def slices(self, sample: Any, split_sentences: bool = False) -> list[str | Image.Image]:
+        """Return the slices of one sample, texts and RGB images; item k-1 is slice k of the slice map."""
+        slices: list[str | Image.Image] = []
+        for message in parse_sample(sample, "sample", split_sentences):
+            for part in message.parts:
+                slices += [part.load()] if part.is_image else [part.text[a:b] for a, b in part.spans]
+        return slices
+
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer."""
+        return self.backbone_processor.tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """The backbone's image processor."""
+        return self.backbone_processor.image_processor
+
+    @property
+    def image_token(self) -> str:
+        """What stands for one image in the backbone processor's input."""
+        return self.backbone_processor.image_token
+
+    @property
+    def chat_template(self) -> Any:
+        """The chat template of the backbone's processor or, failing that, of its tokenizer."""
+        return self.backbone_processor.chat_template or self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, value: Any) -> None:
+        self.backbone_processor.chat_template = value
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
+        return [*self.backbone_processor.model_input_names, "slice_map"]
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Apply the chat template as the backbone's processor does. To embed or train, call the processor instead."""
+        if self.backbone_processor.chat_template is None:
+            kwargs.setdefault("chat_template", self.tokenizer.chat_template)
+        return self.backbone_processor.apply_chat_template(conversation, *args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Forwarded to the tokenizer."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """Forwarded to the tokenizer."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings of the backbone's processor with both class names."""
+        return {
+            **self.backbone_processor.to_dict(),
+            "processor_class": type(self).__name__,
+            _BACKBONE_KEY: type(self.backbone_processor).__name__,
+        }
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Save the backbone's files at the top of the folder (AutoTokenizer works on it) and this class's name.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub: Also upload it; `repo_id` and other options go to `push_to_hub`.
+            **kwargs: See above.
+
+        Returns:
+            The path of the settings file.
+        """
+        folder = Path(save_directory)
+        self.backbone_processor.save_pretrained(folder)
+        settings = self.to_dict()
+        if self._auto_class is not None:  # loaded from the Hub with its code: the code goes along
+            custom_object_save(self, folder, config=settings)
+        file = folder / PROCESSOR_FILE
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(file)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SugarProcessor":
+        """Load the processor of a Sugar checkpoint, or wrap that of a plain vision-language model.
+
+        Video processors are left out: Sugar reads texts and images, and they would need torchvision.
+
+        Args:
+            pretrained_model_name_or_path: Hub name or folder.
+            **kwargs: Passed to the backbone processor's `from_pretrained` (`revision`, `token`, ...).
+
+        Raises:
+            ValueError: If the backbone's processor is not part of the installed transformers.
+        """
+        kwargs.pop("_from_auto", None)
+        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        name = settings.get(_BACKBONE_KEY) or settings.get("processor_class")
+        if name is not None:
+            backbone_class = cls.get_possibly_dynamic_module(name)
+        else:  # an older checkpoint: its processor follows from its configuration
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            if type(config) not in PROCESSOR_MAPPING:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: a {config.model_type} has no processor for texts and images."
+                )
+            backbone_class = PROCESSOR_MAPPING[type(config)]
+        return cls(without_video(backbone_class).from_pretrained(pretrained_model_name_or_path, **kwargs))
+
+
+def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """Derive a processor class that neither loads nor saves a video processor."""
+
+    class ImageTextProcessor(processor_class):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
+
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+    ImageTextProcessor.__name__ = ImageTextProcessor.__qualname__ = processor_class.__name__
+    return ImageTextProcessor
+
+
+def _as_batch(samples: Any) -> Sequence[Any]:
+    if isinstance(samples, str | Image.Image | Path):
+        return [samples]
+    if is_chat(samples):
+        raise ValueError("samples is one chat. Pass a list of samples: processor([messages]).")
+    if not isinstance(samples, list | tuple) or not samples:
+        raise ValueError(f"samples must be a list of at least one sample, got {samples!r:.80}")
+    return samples
+
+
+def _shortened(
+    messages: list[Message], rendered: Rendered, row: Tokens, max_length: int, truncation: bool | str
+) -> list[Message]:
+    """Drop slices from the end until the sample can fit.
+
+    Raises:
+        ValueError: If that is not asked for, or not even the first slice fits.
+    """
+    length, count = len(row.ids), rendered.slice_count
+    excess = f"{length - max_length} more than max_length={max_length}"
+    said = f"{rendered.where} has {length} tokens in {count} slices, {excess}"
+    if not truncation:
+        raise ValueError(
+            f"{said}. Shorten it, raise max_length, or pass truncation='slice' to drop slices from its end."
+        )
+    last = [int(np.flatnonzero(row.slices == number)[-1]) for number in range(1, count + 1)]
+    tail = length - 1 - last[-1]  # what follows the last slice stays
+    kept = sum(position + 1 + tail <= max_length for position in last[:-1])
+    if not kept:
+        raise ValueError(
+            f"{said}, and its first slice alone does not fit. Raise max_length, or pass split_sentences=True."
+        )
+    warnings.warn(f"{said}: dropped its last {count - kept} slices.", stacklevel=3)
+    return first_slices(messages, kept)

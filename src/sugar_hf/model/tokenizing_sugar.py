@@ -1,0 +1,299 @@
+"""From rendered samples to tokens that know which slice they belong to."""
+
+import copy
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchEncoding, ProcessorMixin
+
+from .rendering_sugar import MARK, Rendered, control_tokens
+
+
+@dataclass
+class Tokens:
+    """The tokens of one sample. L tokens.
+
+    Args:
+        ids: (L,) int64 token ids.
+        slices: (L,) int64 slice map: 0 = none, k = slice k.
+        targets: (L,) bool, true where the model learns to write the token.
+        starts: (L,) int64 first character of each token; `ends` is past its last. Equal for added tokens.
+        ends: See `starts`.
+    """
+
+    ids: np.ndarray
+    slices: np.ndarray
+    targets: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass
+class _Written:
+    """A sample's final string, images expanded and texts put in, with character spans of what it is made of."""
+
+    text: str
+    images: list[tuple[int, int]]
+    texts: list[tuple[int, int]]  # span i is that of the i-th piece
+    shifts: list[tuple[int, int]]  # (position in the backbone's string, characters added up to there)
+
+    def position(self, char: int) -> int:
+        """Translate a position of the backbone's string."""
+        return char + max((shift for shift in self.shifts if shift[0] <= char), default=(0, 0))[1]
+
+
+class Tokenizing:
+    """Stands in for the backbone's tokenizer during one call of the backbone's processor.
+
+    The backbone's processor expands the image placeholders in strings that hold marks; here the marks give way to the
+    texts, which are tokenised so that nothing in them becomes a control token. What the processor derives from the
+    ids (token type ids, ...) is thereby right too.
+
+    Args:
+        backbone: The backbone's processor.
+        samples: From `render`.
+        length: Pad to this length at least.
+        multiple: Pad to a multiple of this.
+        side: `"left"` or `"right"`.
+    """
+
+    def __init__(
+        self, backbone: ProcessorMixin, samples: list[Rendered], length: int, multiple: int, side: str
+    ) -> None:
+        self._backbone = backbone
+        self._tokenizer = backbone.tokenizer
+        self._samples = samples
+        self._length, self._multiple, self._side = length, multiple, side
+        controls = control_tokens(backbone)
+        self._control_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in controls}
+        longest_first = sorted(controls, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._newline = self._call(["\n"])[0][0]
+        self._current: list[int] = []  # the samples of the call that runs
+        self._records: list[list[dict[str, Any]]] = []  # what its placeholders expanded to
+        self.rows: list[Tokens] = [None] * len(samples)
+
+    def run(self, images_kwargs: dict[str, Any] | None) -> dict[str, np.ndarray | torch.Tensor]:
+        """Call the backbone's processor on the samples.
+
+        Samples without images are a call of their own: some processors write a text differently if others in its
+        batch have images.
+
+        Returns:
+            `input_ids`, `attention_mask` and token type ids, padded (B, L), and what the processor makes of the
+            images. The token rows are left in `rows`.
+        """
+        features: dict[str, Any] = {}
+        types: dict[str, dict[int, np.ndarray]] = {}
+        for with_images in (True, False):
+            self._current = [i for i, sample in enumerate(self._samples) if bool(sample.images) is with_images]
+            if not self._current:
+                continue
+            part = dict(self._call_backbone(images_kwargs))
+            masks = part["attention_mask"].bool()
+            for key, value in part.items():
+                if key.endswith("token_type_ids"):
+                    found = zip(self._current, value, masks, strict=True)
+                    types.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in found})
+                elif key not in ("input_ids", "attention_mask"):
+                    features[key] = value
+        rows = [row.ids for row in self.rows]
+        features["input_ids"] = self.pad(rows, self._pad_id())
+        features["attention_mask"] = self.pad([np.ones_like(row) for row in rows], 0)
+        for key, found in types.items():
+            features[key] = self.pad([found.get(i, np.zeros_like(row)) for i, row in enumerate(rows)], 0)
+        return features
+
+    def _call_backbone(self, images_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        processor = copy.copy(self._backbone)
+        expand = processor.get_text_with_replacements
+        self._records = []
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            text, self._records = expand(*args, **kwargs)
+            return text, self._records
+
+        processor.get_text_with_replacements = recorded
+        processor.validate_inputs = lambda *args, **kwargs: None  # done, and not every sample needs an image
+        processor.tokenizer = self
+        samples = [self._samples[i] for i in self._current]
+        return processor(
+            images=[list(sample.images) for sample in samples] if samples[0].images else None,
+            text=[sample.template for sample in samples],
+            return_tensors="pt",
+            **({} if images_kwargs is None else {"images_kwargs": images_kwargs}),
+        )
+
+    def _pad_id(self) -> int:
+        """Return an id that is not the image's; it is masked."""
+        ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return next(token for token in ids if token is not None)
+
+    def pad(self, rows: list[np.ndarray], value: int) -> np.ndarray:
+        """Pad rows (L_i,) to one array (B, L)."""
+        length = max(self._length, *(len(row) for row in rows))
+        length += -length % self._multiple
+        padded = np.full((len(rows), length), value, dtype=np.int64)
+        for target, row in zip(padded, rows, strict=True):
+            target[slice(length - len(row), None) if self._side == "left" else slice(len(row))] = row
+        return padded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], **kwargs: Any) -> BatchEncoding:
+        samples = [self._samples[i] for i in self._current]
+        records = self._records or [[] for _ in text]
+        written = [_write(*row) for row in zip(text, records, samples, strict=True)]
+        rows = [self._tokenise(*row) for row in zip(written, samples, strict=True)]
+        for i, row in zip(self._current, rows, strict=True):
+            self.rows[i] = row
+        ids = [row.ids for row in rows]
+        data = {
+            "input_ids": self.pad(ids, self._pad_id()).tolist(),
+            "attention_mask": self.pad([np.ones_like(row) for row in ids], 0).tolist(),
+        }
+        if kwargs.get("return_token_type_ids"):
+            data["token_type_ids"] = self.pad([np.zeros_like(row) for row in ids], 0).tolist()
+        return _Encoding(data, written, rows)
+
+    def _tokenise(self, written: _Written, sample: Rendered) -> Tokens:
+        pieces = list(zip(sample.pieces.values(), written.texts, strict=True))
+        literals = [
+            (start + match.start(), start + match.end())
+            for piece, (start, _) in pieces
+            for match in self._control.finditer(piece.text)
+        ]
+        cuts = {start + cut for piece, (start, _) in pieces for cut in piece.cuts}
+        bounds = sorted({0, len(written.text), *cuts, *(bound for literal in literals for bound in literal)})
+        runs = list(pairwise(bounds))
+        tokens = self._encode(written.text, runs, set(literals))
+        if sample.add_special_tokens:
+            tokens = self._with_special_tokens(tokens)
+        ids, starts, ends = (np.array(column, dtype=np.int64) for column in zip(*tokens, strict=True))
+
+        slices = np.zeros_like(ids)
+        for (start, end), number in zip(written.images, sample.image_slices, strict=True):
+            inside = (starts >= start) & (ends <= end) & (ends > starts)
+            slices[inside & (ids == self._image_token(ids[inside]))] = number
+        targets = np.zeros(len(ids), dtype=bool)
+        for piece, (offset, end) in pieces:
+            for number, first, last in piece.slices:
+                found = np.flatnonzero((starts < offset + last) & (ends > offset + first))
+                if not len(found) or slices[found[-1]]:
+                    raise ValueError(f"{sample.where}: {piece.text[first:last]!r:.60} has no token of its own.")
+                slices[found[-1]] = number
+            if piece.is_target:
+                targets |= (starts < end) & (ends > offset)
+            if piece.ends_turn:
+                targets |= self._end_of_turn(written.text, ids, starts, ends, end)
+        return Tokens(ids, slices, targets, starts, ends)
+
+    def _image_token(self, ids: np.ndarray) -> int:
+        """Find the token that stands for an image feature: the most frequent control token of an expanded image.
+
+        Not the one that the processor names: in some families that one opens the image, or is listed among others.
+        """
+        named = self._tokenizer.convert_tokens_to_ids(self._backbone.image_token)
+        counts = Counter(token for token in ids.tolist() if token in self._control_ids)
+        return max(counts, key=lambda token: (counts[token], token == named))
+
+    def _end_of_turn(
+        self, text: str, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, position: int
+    ) -> np.ndarray:
+        """Mark the control token after an assistant's text, and whitespace between them. (L,) bool."""
+        marked = np.zeros(len(ids), dtype=bool)
+        for i in np.flatnonzero(starts >= position):
+            marked[i] = True
+            if ids[i] in self._control_ids:
+                return marked
+            if not text[starts[i] : ends[i]].isspace():
+                break
+        return np.zeros(len(ids), dtype=bool)
+
+    def _encode(
+        self, text: str, runs: list[tuple[int, int]], literals: set[tuple[int, int]]
+    ) -> list[tuple[int, int, int]]:
+        """Tokenise runs of a text one by one, literals as plain text. Returns (id, start, end) for each token."""
+        normal = [run for run in runs if run not in literals]
+        tokens = dict(zip(normal, self._encode_runs(text, normal), strict=True))
+        for run in literals:
+            tokens[run] = self._encode_runs(text, [run], split_special_tokens=True)[0]
+            if any(token in self._control_ids for token, _, _ in tokens[run]):  # an added token that is not special
+                characters = [(i, i + 1) for i in range(*run)]
+                tokens[run] = [token for row in self._encode_runs(text, characters) for token in row]
+        return [token for run in runs for token in tokens[run]]
+
+    def _encode_runs(self, text: str, runs: list[tuple[int, int]], **options: Any) -> list[list[tuple[int, int, int]]]:
+        # SentencePiece puts a space before the start of a string; after a newline it does not
+        strings = [text[start:end] if start == 0 else "\n" + text[start:end] for start, end in runs]
+        rows = []
+        for (start, end), (ids, offsets) in zip(runs, self._call(strings, **options), strict=True):
+            shift = start
+            if start:
+                if ids[: len(self._newline)] == self._newline:
+                    ids, offsets, shift = ids[len(self._newline) :], offsets[len(self._newline) :], start - 1
+                else:
+                    ids, offsets = self._call([text[start:end]], **options)[0]
+            rows.append([(token, a + shift, b + shift) for token, (a, b) in zip(ids, offsets, strict=True)])
+        return rows
+
+    def _call(self, strings: list[str], **options: Any) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        if not strings:
+            return []
+        if not self._tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self._tokenizer).__name__} does not report the characters of a token. Use a fast tokenizer."
+            )
+        encoded = self._tokenizer(
+            strings, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
+        )
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
+    def _with_special_tokens(self, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Put around the tokens what the tokenizer puts around a text (bos, if anything)."""
+        bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer("a")["input_ids"]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        before, after = whole[:start], whole[start + len(bare) :]
+        end = tokens[-1][2]
+        return [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
+
+
+class _Encoding(BatchEncoding):
+    """Tokens in the form that processors expect, with positions of the backbone's strings."""
+
+    def __init__(self, data: dict[str, Any], written: list[_Written], rows: list[Tokens]) -> None:
+        super().__init__(data)
+        self._written, self._rows = written, rows
+
+    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int:
+        """Return the token that holds a character, counted without padding."""
+        position = self._written[batch_or_char_index].position(char_index)
+        row = self._rows[batch_or_char_index]
+        return int(np.flatnonzero((row.starts <= position) & (row.ends > position))[0])
+
+
+def _write(template: str, record: list[dict[str, Any]], sample: Rendered) -> _Written:
+    """Put the texts in the place of their marks."""
+    chunks, texts, shifts = [], [], []
+    length = done = 0
+    for match in MARK.finditer(template):
+        chunk, text = template[done : match.start()], sample.pieces[int(match[1])].text
+        texts.append((length + len(chunk), length + len(chunk) + len(text)))
+        chunks += [chunk, text]
+        length += len(chunk) + len(text)
+        done = match.end()
+        shifts.append((done, length - done))
+    chunks.append(template[done:])
+    written = _Written("".join(chunks), [], texts, shifts)
+    for entry in record:
+        if entry["type"] == "image":
+            start, end = entry["new_span"]
+            written.images.append((written.position(start), written.position(end - 1) + 1))
+    return written

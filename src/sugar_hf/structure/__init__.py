@@ -1,0 +1,27 @@
+"""Structure of interleaved samples as frozen teachers see it, and the loss that teaches it to the model."""
+
+from .alignment import calibrated_cosine, gak_matrix, log_gak, soft_alignment
+from .cache import block_means, check_cache
+from .config import StructureLossConfig
+from .features import TEACHER_COLUMNS, SliceFeatures, features_from_columns, triple_distance
+from .labels import label_matrix, label_statistics
+from .loss import structure_loss
+from .teachers import TripleTeacher
+
+__all__ = [
+    "TEACHER_COLUMNS",
+    "SliceFeatures",
+    "StructureLossConfig",
+    "TripleTeacher",
+    "block_means",
+    "calibrated_cosine",
+    "check_cache",
+    "features_from_columns",
+    "gak_matrix",
+    "label_matrix",
+    "label_statistics",
+    "log_gak",
+    "soft_alignment",
+    "structure_loss",
+    "triple_distance",
+]

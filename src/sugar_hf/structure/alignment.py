@@ -1,0 +1,287 @@
+"""The global alignment kernel and what is read from it: log K, the posterior alignment, the calibrated cosine.
+
+Source: Sugar (arXiv 2411.00304), equations 2 and 3, appendices C and D.2; Cuturi, "Fast global alignment kernels",
+ICML 2011. ``sigma`` is the plain bandwidth of the local Gaussian (``phi / (2 sigma²)``), as in tslearn.
+
+No function here carries a gradient: alignment scores are labels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .wavefront import (
+    ALPHA,
+    log_kernel_at,
+    log_table,
+    precise,
+    tilted_kernel_,
+    tilted_table_,
+    underflow_floor,
+    working_dtypes,
+)
+
+NEWTON_STEPS = 5  # four reach 1e-12 at lengths up to 256
+
+
+def _lengths(lengths: Tensor | None, name: str, batch: torch.Size, longest: int, device: torch.device) -> Tensor:
+    """Lengths as an int64 tensor of the batch's shape, flattened."""
+    if lengths is None:
+        return torch.full((math.prod(batch),), longest, dtype=torch.int64, device=device)
+    lengths = torch.as_tensor(lengths, device=device).to(torch.int64)
+    if lengths.numel() and (int(lengths.min()) < 1 or int(lengths.max()) > longest):
+        raise ValueError(
+            f"{name} must lie between 1 and {longest}, the padded length of `distances`; "
+            f"got values from {int(lengths.min())} to {int(lengths.max())}."
+        )
+    return lengths.expand(batch).reshape(-1)
+
+
+def _scaled_pairs(distances: Tensor, sigma: float | Tensor) -> Tensor:
+    """``phi / (2 sigma²)`` in the wavefront layout (m, 1, n, pairs), a fresh tensor of at least float32."""
+    dtype = torch.promote_types(distances.dtype, torch.float32)
+    sigma = torch.as_tensor(sigma, dtype=dtype, device=distances.device)
+    if bool((sigma <= 0).any()):
+        raise ValueError(f"sigma must be positive; got {float(sigma.min())}.")
+    m, n = distances.shape[-2:]
+    scaled = distances.to(dtype) / (2 * sigma.square())[..., None, None]
+    # Squared distances are never negative; rounding can make them so.
+    return scaled.reshape(-1, m, n).permute(1, 2, 0).unsqueeze(1).clamp(min=0).contiguous()
+
+
+def _checked_shape(distances: Tensor) -> tuple[torch.Size, int, int]:
+    if distances.dim() < 2 or 0 in distances.shape[-2:]:
+        raise ValueError(
+            f"distances must have shape (..., m, n) with a slice on each side at least; got {tuple(distances.shape)}."
+        )
+    return distances.shape[:-2], distances.shape[-2], distances.shape[-1]
+
+
+@torch.no_grad()
+def log_gak(
+    distances: Tensor,
+    sigma: float | Tensor,
+    lengths_x: Tensor | None = None,
+    lengths_y: Tensor | None = None,
+) -> Tensor:
+    """Log of the global alignment kernel of every pair (eq. 2 and 3), not normalised.
+
+    ``M_ij = (M_i,j-1 + M_i-1,j-1 + M_i-1,j) kappa_ij``, ``K = M_mn``, with the local kernel
+    ``kappa = s / (2 - s)``, ``s = exp(-phi / (2 sigma²))``.
+
+    Args:
+        distances: squared distances phi, padded where lengths are given.
+        sigma: bandwidth, one for all or one per pair.
+        lengths_x: real rows of each pair; all of them when None.
+        lengths_y: real columns of each pair; all of them when None.
+
+    Shape:
+        distances (..., m, n), sigma () or (...,), lengths (...,) or broadcastable to it; returns (...,), float32 or
+        the wider type of ``distances``.
+
+    Raises:
+        ValueError: for an empty side, a sigma that is not positive, or a length outside of 1 to m (or n).
+
+    Example:
+        >>> log_gak(torch.zeros(2, 2), sigma=1.0).exp()  # identical pairs: K counts the three alignments
+        tensor(3.0000)
+    """
+    batch, m, n = _checked_shape(distances)
+    last_x = _lengths(lengths_x, "lengths_x", batch, m, distances.device) - 1
+    last_y = _lengths(lengths_y, "lengths_y", batch, n, distances.device) - 1
+    pairs = torch.arange(last_x.numel(), device=distances.device)
+    index = (last_x, torch.zeros_like(pairs), last_y, pairs)
+    log_k = log_kernel_at(lambda: _scaled_pairs(distances, sigma), index)
+    return log_k.reshape(batch).to(torch.promote_types(distances.dtype, torch.float32))
+
+
+@torch.no_grad()
+def soft_alignment(
+    distances: Tensor,
+    sigma: float | Tensor,
+    lengths_x: Tensor | None = None,
+    lengths_y: Tensor | None = None,
+) -> Tensor:
+    """Expected number of visits of the alignment to every cell, ``E = d log K / d log kappa``.
+
+    The forward table times the table of the reversed sequences. Both corners are 1, and each real row and column sums
+    to 1 or more; padding is 0.
+
+    Args and errors: as for :func:`log_gak`.
+
+    Shape:
+        distances (..., m, n); returns (..., m, n).
+    """
+    batch, m, n = _checked_shape(distances)
+    length_x = _lengths(lengths_x, "lengths_x", batch, m, distances.device)
+    length_y = _lengths(lengths_y, "lengths_y", batch, n, distances.device)
+    rows = torch.arange(m, device=distances.device)[:, None, None]  # (m, 1, 1)
+    columns = torch.arange(n, device=distances.device)[None, :, None]  # (1, n, 1)
+    pairs = torch.arange(length_x.numel(), device=distances.device)
+    corner = (length_x - 1, length_y - 1, pairs)
+    # Reverses each pair within its own lengths; padding stays in the cells that no real cell reads.
+    flipped = ((length_x - 1 - rows).clamp(min=0), (length_y - 1 - columns).clamp(min=0), pairs)
+    real = (rows < length_x) & (columns < length_y)  # (m, n, pairs)
+
+    scaled = _scaled_pairs(distances, sigma)[:, 0]  # (m, n, pairs)
+    visits = None
+    for dtype in working_dtypes(scaled):
+        wide = scaled.to(dtype)
+        backward = tilted_table_(tilted_kernel_(wide[flipped].unsqueeze(1)))[:, 0]
+        forward = tilted_table_(tilted_kernel_(wide.clone().unsqueeze(1)))
+        floor = underflow_floor(forward)
+        forward = forward[:, 0]
+        total = forward[corner]
+        if total.numel() == 0 or bool(total.min() >= floor):
+            leaving = torch.zeros_like(backward)  # weight of all ways on from a cell, itself excluded
+            leaving[0, 0] = ALPHA
+            leaving[1:] += backward[:-1]
+            leaving[:, 1:] += backward[:, :-1]
+            leaving[1:, 1:] += ALPHA * backward[:-1, :-1]
+            visits = forward * leaving[flipped] / (ALPHA * total)
+            break
+    if visits is None:
+        wide = precise(scaled)
+        backward = log_table(wide[flipped].unsqueeze(1))[:, 0]
+        forward = log_table(wide.unsqueeze(1))[:, 0]
+        leaving = torch.full_like(backward, -math.inf)
+        leaving[0, 0] = 0
+        leaving[1:] = torch.logaddexp(leaving[1:], backward[:-1])
+        leaving[:, 1:] = torch.logaddexp(leaving[:, 1:], backward[:, :-1])
+        leaving[1:, 1:] = torch.logaddexp(leaving[1:, 1:], backward[:-1, :-1])
+        visits = torch.exp(forward + leaving[flipped] - forward[corner])
+    return visits.where(real, 0).permute(2, 0, 1).reshape(*batch, m, n).to(scaled.dtype)
+
+
+@torch.no_grad()
+def calibrated_cosine(log_k: Tensor, length_x: int | Tensor, length_y: int | Tensor, sigma: float | Tensor) -> Tensor:
+    """The constant cosine that would give the same kernel at these lengths.
+
+    Solves ``sum_l N_l kappa^l = K`` by Newton steps on log kappa, where ``N_l`` counts the alignments that visit ``l``
+    cells, ``l = max(m, n), ..., m + n - 1``, then undoes the local kernel of a unit-vector pair:
+    ``c = 1 + sigma² log(2 kappa / (1 + kappa))``. This is no part of the paper. It removes what the lengths alone do
+    to K: the result is exactly the cosine for single slices, and exactly ``1 - phi / 2`` for constant distances phi
+    at any lengths.
+
+    Args:
+        log_k: log of the kernel that is not normalised.
+        length_x: m, number of slices.
+        length_y: n, number of slices.
+        sigma: the bandwidth K was computed with.
+
+    Shape:
+        log_k (...,); the others broadcast with it; returns (...,).
+
+    Example:
+        >>> phi = torch.full((3, 5), 0.8)
+        >>> calibrated_cosine(log_gak(phi, sigma=0.3), 3, 5, sigma=0.3)
+        tensor(0.6000)
+    """
+    dtype = torch.promote_types(log_k.dtype, torch.float32)
+    target = precise(log_k)
+    m = torch.as_tensor(length_x, device=log_k.device).to(torch.int64)
+    n = torch.as_tensor(length_y, device=log_k.device).to(torch.int64)
+    m, n = torch.broadcast_tensors(m, n)
+    if m.numel() and int(torch.minimum(m, n).min()) < 1:
+        raise ValueError("length_x and length_y must be 1 or more.")
+    # Alignments with d diagonal steps visit l = m + n - 1 - d cells: N_l = (l-1)! / ((n-1-d)! (m-1-d)! d!).
+    most = int(torch.minimum(m, n).max()) if m.numel() else 1
+    diagonals = torch.arange(most, device=log_k.device)
+    log_factorial = torch.lgamma(
+        torch.arange(1, (int((m + n).max()) if m.numel() else 2) + 1, device=log_k.device, dtype=target.dtype)
+    )
+    m, n = m[..., None], n[..., None]
+    visited = m + n - 1 - diagonals  # (..., most)
+    log_count = (
+        log_factorial[visited - 1]
+        - log_factorial[(n - 1 - diagonals).clamp(min=0)]
+        - log_factorial[(m - 1 - diagonals).clamp(min=0)]
+        - log_factorial[diagonals]
+    )
+    log_count = log_count.where(diagonals < torch.minimum(m, n), -math.inf)
+    visited = visited.to(target.dtype)
+
+    # log sum_l N_l exp(l t) is convex and rises in t, so Newton from above, t = 0, comes down to the root.
+    log_kappa = torch.zeros(torch.broadcast_shapes(target.shape, m.shape[:-1]), dtype=target.dtype, device=m.device)
+    for _ in range(NEWTON_STEPS):
+        terms = log_count + visited * log_kappa[..., None]
+        largest = terms.amax(-1, keepdim=True)
+        weights = torch.exp(terms - largest)
+        total = weights.sum(-1)
+        slope = (weights * visited).sum(-1) / total
+        log_kappa = log_kappa - (total.log() + largest[..., 0] - target) / slope
+    sigma = torch.as_tensor(sigma, dtype=target.dtype, device=target.device)
+    cosine = 1 + sigma.square() * (math.log(2) + log_kappa - torch.log1p(log_kappa.exp()))
+    return cosine.clamp(max=1).to(dtype)
+
+
+@torch.no_grad()
+def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, max_cells: int | None = None) -> Tensor:
+    """Normalised global alignment kernels of all pairs of sequences, with Euclidean distances and one bandwidth.
+
+    ``Kn(x, y) = K(x, y) / sqrt(K(x, x) K(y, y))``: what ``tslearn.metrics.cdist_gak`` computes, for all pairs at once.
+
+    Args:
+        sequences: the vectors, padded.
+        sigma: bandwidth of all pairs.
+        lengths: real vectors of each sequence; all of them when None.
+        max_cells: alignment cells held at once; the default suits CPU caches.
+
+    Shape:
+        sequences (n, T, d), lengths (n,); returns (n, n), symmetric, 1 on the diagonal.
+    """
+    if sequences.dim() != 3 or 0 in sequences.shape:
+        raise ValueError(f"sequences must have shape (n, T, d), none of them 0; got {tuple(sequences.shape)}.")
+    if sigma <= 0:
+        raise ValueError(f"sigma must be positive; got {sigma}.")
+    count, length, _ = sequences.shape
+    device = sequences.device
+    last = _lengths(lengths, "lengths", sequences.shape[:1], length, device) - 1
+    points = sequences.to(torch.promote_types(sequences.dtype, torch.float32)).transpose(0, 1) / sigma
+    half_square = points.square().sum(-1, keepdim=True) / 2
+    ones = torch.ones_like(half_square)
+    # |a - b|² / (2 sigma²) of all vectors by one matrix product.
+    left = torch.cat([-points, half_square, ones], -1)  # (T, n, d + 2)
+    right = torch.cat([points, ones, half_square], -1)
+    log_k = torch.empty(count, count, dtype=points.dtype, device=device)
+    for start, stop in row_chunks(count, count, length * length, max_cells or default_cells(sequences, length), True):
+        rows = left[:, start:stop].flatten(0, 1)
+        columns = right[:, start:].flatten(0, 1)
+        shape = (length, stop - start, length, count - start)
+        index = (
+            last[start:stop, None],
+            torch.arange(stop - start, device=device)[:, None],
+            last[None, start:],
+            torch.arange(count - start, device=device)[None],
+        )
+
+        def scaled(rows: Tensor = rows, columns: Tensor = columns, shape: tuple[int, ...] = shape) -> Tensor:
+            return (rows @ columns.T).clamp_(min=0).view(shape)
+
+        log_k[start:stop, start:] = log_kernel_at(scaled, index)
+    log_k = mirrored(log_k)
+    self_k = log_k.diagonal()
+    return (log_k - (self_k[:, None] + self_k[None]) / 2).exp()
+
+
+def default_cells(tensor: Tensor, length: int) -> int:
+    """Cells of a block of pairs: on a CPU one anti-diagonal of all its pairs should stay in the cache."""
+    return 2**16 * max(length, 4) if tensor.device.type == "cpu" else 2**26
+
+
+def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, symmetric: bool) -> list[tuple[int, int]]:
+    """Split rows into ranges whose pairs with the columns (from the range on, if symmetric) fit into ``max_cells``."""
+    ranges = []
+    start = 0
+    while start < rows:
+        width = columns - start if symmetric else columns
+        stop = min(rows, start + max(1, max_cells // (cells_per_pair * width)))
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix with this upper triangle; what lies below the diagonal is ignored."""
+    return torch.triu(upper) + torch.triu(upper, 1).T

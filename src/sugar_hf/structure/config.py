@@ -1,0 +1,113 @@
+"""Settings of the structure loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LABEL_KERNELS = ("calibrated", "aligned", "gak", "mean")
+OBJECTIVES = ("mse", "infonce", "kl")
+REDUCTIONS = ("mean", "paper")
+TEACHERS = ("triple", "clip")
+BLOCKS = ("image-image", "text-text", "image-text")
+
+
+@dataclass(frozen=True)
+class StructureLossConfig:
+    """What the labels of two prefixes are and how the model's similarities are pulled towards them.
+
+    The defaults depart from the paper: see :meth:`paper` for its own setting.
+
+    Args:
+        label_kernel: label of two prefixes. ``"calibrated"``: the equivalent cosine of their alignment kernel;
+            ``"aligned"``: the mean cosine along the soft alignment; ``"gak"``: the paper's kernel, normalised;
+            ``"mean"``: the mean cosine over all slice pairs (the paper's "w/o GAK").
+        delta: bandwidth. ``gak`` and ``aligned`` use ``sigma² = delta² (m + n) / 2`` (appendix D.2); ``calibrated``
+            uses ``sigma = delta`` at all lengths, so that a label depends on lengths through the content alone.
+            The default makes its ``sigma²`` 0.1.
+        single_slice: ``"cosine"``: the label of two single slices is their plain cosine (the paper's special case);
+            ``"kernel"``: what the label kernel gives. The two differ for ``gak`` only.
+        same_sample: ``"one"``: two prefixes of one sample get label 1 (the paper's override); ``"kernel"``: what the
+            label kernel gives. A prefix with itself has label 1 in any case.
+        teachers: ``"triple"``: DINOv2 for image pairs, BGE for text pairs, CLIP across (eq. 4); ``"clip"``: CLIP for
+            all pairs (the paper's "w/o TK").
+        centring: whether cosines are centred by modality block, ``(s - mu) / (1 - mu)``; takes ``block_means``.
+        block_means: mean cosine of unrelated slices for each of "image-image", "text-text" and "image-text", as
+            :func:`sugar_hf.structure.block_means` measures it on the training set.
+        objective: ``"mse"`` (eq. 5), or for comparison ``"infonce"`` (prefixes of one sample are positives) and
+            ``"kl"`` (rows of the label matrix are soft targets).
+        reduction: of ``mse``. ``"mean"`` over all pairs; ``"paper"``: sum over pairs / n, which grows with the batch.
+        temperature: of ``infonce`` and ``kl``.
+
+    Raises:
+        ValueError: for an unknown choice or a number out of range, naming the field.
+    """
+
+    label_kernel: str = "calibrated"
+    delta: float = math.sqrt(0.1)
+    single_slice: str = "cosine"
+    same_sample: str = "kernel"
+    teachers: str = "triple"
+    centring: bool = False
+    block_means: dict[str, float] | None = None
+    objective: str = "mse"
+    reduction: str = "mean"
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        choices = {
+            "label_kernel": LABEL_KERNELS,
+            "single_slice": ("cosine", "kernel"),
+            "same_sample": ("one", "kernel"),
+            "teachers": TEACHERS,
+            "objective": OBJECTIVES,
+            "reduction": REDUCTIONS,
+        }
+        values = dataclasses.asdict(self)
+        for field, allowed in choices.items():
+            if values[field] not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}; got {values[field]!r}.")
+        for field in ("delta", "temperature"):
+            if not (math.isfinite(values[field]) and values[field] > 0):
+                raise ValueError(f"{field} must be a positive number; got {values[field]!r}.")
+        if self.block_means is not None:
+            check_block_means(self.block_means)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> StructureLossConfig:
+        """The paper's own setting: GAK labels, both special cases, loss summed over pairs and divided by n.
+
+        The paper does not give delta; 0.7 was the least bad in our studies. ``changes`` override single fields.
+        """
+        setting: dict[str, Any] = {
+            "label_kernel": "gak",
+            "delta": 0.7,
+            "single_slice": "cosine",
+            "same_sample": "one",
+            "reduction": "paper",
+        }
+        return cls(**{**setting, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StructureLossConfig:
+        """The reverse of :meth:`to_dict`; a key that is no field is an error."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"Unknown StructureLossConfig field(s): {', '.join(unknown)}.")
+        return cls(**values)
+
+
+def check_block_means(block_means: Mapping[str, float]) -> None:
+    """Raise a ValueError unless there is one mean cosine below 1 for every modality block."""
+    if set(block_means) != set(BLOCKS):
+        raise ValueError(f"block_means must have exactly the keys {', '.join(BLOCKS)}; got {sorted(block_means)}.")
+    for block, mean in block_means.items():
+        if not -1 <= mean < 1:
+            raise ValueError(f"block_means[{block!r}] must be a mean cosine, -1 <= mean < 1; got {mean!r}.")

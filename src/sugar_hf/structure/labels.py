@@ -1,0 +1,223 @@
+"""The label matrix of the structure loss (method of eq. 2 to 5): similarity of prefixes by the frozen teachers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .alignment import (
+    calibrated_cosine,
+    default_cells,
+    log_gak,
+    mirrored,
+    row_chunks,
+    soft_alignment,
+)
+from .config import StructureLossConfig
+from .features import SliceFeatures, cosine_factors
+from .wavefront import log_kernel_at, precise
+
+
+@dataclass
+class _Ends:
+    """Prefix ends sorted by sample."""
+
+    order: Tensor  # (n,) positions in the caller's order
+    samples: Tensor  # (documents,) sample indices in use
+    sample: Tensor  # (n,)
+    document: Tensor  # (n,) position in ``samples``
+    last: Tensor  # (n,) index of the last slice, from 0
+    offsets: list[int]  # (documents + 1,) first end of each document
+
+
+def _sorted_ends(ends: Tensor, features: SliceFeatures, name: str) -> _Ends:
+    ends = torch.as_tensor(ends, device=features.lengths.device)
+    if ends.dim() != 2 or ends.shape[1] != 2 or ends.is_floating_point():
+        raise ValueError(
+            f"{name} must be integers of shape (n, 2), rows [sample, slice]; got {tuple(ends.shape)} {ends.dtype}."
+        )
+    if len(ends) == 0:
+        raise ValueError(f"{name} is empty: a label matrix needs at least one prefix end.")
+    sample, last = ends.long().unbind(1)
+    in_batch = (sample >= 0) & (sample < len(features))
+    wrong = ~in_batch | (last < 0) | (last >= features.lengths[sample.clamp(0, len(features) - 1)])
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}] is slice {int(last[row])} of sample {int(sample[row])}, which does not exist: the batch "
+            f"has {len(features)} samples with {features.lengths.tolist()} slices (both count from 0)."
+        )
+    order = torch.argsort(sample, stable=True)
+    samples, document, counts = torch.unique_consecutive(sample[order], return_inverse=True, return_counts=True)
+    offsets = [0, *counts.cumsum(0).tolist()]
+    return _Ends(order, samples, sample[order], document, last[order], offsets)
+
+
+@torch.no_grad()
+def label_matrix(
+    features: SliceFeatures,
+    ends: Tensor,
+    config: StructureLossConfig | None = None,
+    *,
+    row_ends: Tensor | None = None,
+    max_cells: int | None = None,
+) -> Tensor:
+    """Labels M^l of all pairs of prefixes of a batch (section "label matrix" of the method; eq. 2 to 4).
+
+    A prefix is a sample up to and with one of its slices. Its labels do not depend on what comes after, nor on
+    padding. All pairs of a block of samples are computed at once; blocks bound the memory, and without ``row_ends``
+    only the pairs on and above the diagonal are computed.
+
+    Args:
+        features: teacher vectors of the samples.
+        ends: prefix ends, rows [sample index in the batch, index of the last slice], both from 0; in any order.
+        config: label kernel and its options; the defaults when None.
+        row_ends: prefix ends of the rows, where they are not the same as those of the columns.
+        max_cells: alignment cells held at once; the default suits the device.
+
+    Shape:
+        ends (n, 2) int64, row_ends (r, 2) int64; returns (n, n) or (r, n), float32 or the wider type of the features.
+        Carries no gradient.
+
+    Raises:
+        ValueError: for an end that does not exist, or for centring without block means.
+    """
+    config = config or StructureLossConfig()
+    if config.centring and config.block_means is None:
+        raise ValueError(
+            "centring=True needs block_means: measure them on the training set with "
+            "sugar_hf.structure.block_means(dataset) and put them into the StructureLossConfig."
+        )
+    columns = _sorted_ends(ends, features, "ends")
+    symmetric = row_ends is None
+    rows = columns if row_ends is None else _sorted_ends(row_ends, features, "row_ends")
+
+    slices = int(torch.maximum(rows.last.max(), columns.last.max())) + 1
+    left, right = cosine_factors(features, config.teachers, config.block_means if config.centring else None)
+    left, right = left[:, :slices], right[:, :slices]
+    row_vectors = left[rows.samples].transpose(0, 1)  # (S, documents, D)
+    column_vectors = right[columns.samples].transpose(0, 1)
+
+    row_norms = column_norms = None
+    if config.label_kernel == "gak":
+        column_norms = _self_kernels(left, right, columns, config.delta)
+        row_norms = column_norms if symmetric else _self_kernels(left, right, rows, config.delta)
+
+    most_ends = max(stop - start for start, stop in zip(rows.offsets, rows.offsets[1:], strict=False))
+    per_pair = slices * slices * most_ends * math.ceil(len(columns.last) / len(columns.samples))
+    budget = max_cells or default_cells(left, slices)
+    labels = left.new_empty(len(rows.last), len(columns.last))
+    for start, stop in row_chunks(len(rows.samples), len(columns.samples), per_pair, budget, symmetric):
+        first = start if symmetric else 0
+        block_rows = slice(rows.offsets[start], rows.offsets[stop])
+        block_columns = slice(columns.offsets[first], columns.offsets[-1])
+        here, there = row_vectors[:, start:stop], column_vectors[:, first:]
+        cosine = (here.flatten(0, 1) @ there.flatten(0, 1).T).clamp_(-1, 1)
+        cosine = cosine.view(slices, stop - start, slices, -1)
+        index = (
+            rows.last[block_rows, None],
+            rows.document[block_rows, None] - start,
+            columns.last[None, block_columns],
+            columns.document[None, block_columns] - first,
+        )
+        block = _kernel_labels(cosine, index, config)
+        if row_norms is not None and column_norms is not None:
+            norm = (row_norms[block_rows, None] + column_norms[None, block_columns]) / 2
+            block = torch.exp(block - norm).clamp(max=1)
+            if config.single_slice == "cosine":
+                single = (index[0] == 0) & (index[2] == 0)
+                block = torch.where(single, cosine[index].to(block.dtype), block)
+        same = rows.sample[block_rows, None] == columns.sample[None, block_columns]
+        if config.same_sample == "kernel":
+            same &= index[0] == index[2]  # a prefix with itself
+        labels[block_rows, block_columns] = block.masked_fill(same, 1).to(labels.dtype)
+    if symmetric:
+        labels = mirrored(labels)
+    return labels[torch.argsort(rows.order)][:, torch.argsort(columns.order)]
+
+
+def _kernel_labels(
+    cosine: Tensor, index: tuple[Tensor, Tensor, Tensor, Tensor], config: StructureLossConfig
+) -> Tensor:
+    """Labels of one block; for ``gak`` the log of the kernel before it is normalised.
+
+    Args:
+        cosine: (S, documents, S, documents) cosines of all slices of the block's samples.
+        index: (last slice, document, last slice, document) of the prefix pairs, broadcasting to (rows, columns).
+
+    Returns:
+        (rows, columns).
+    """
+    last_x, document_x, last_y, document_y = index
+    length_x, length_y = last_x + 1, last_y + 1
+    if config.label_kernel == "mean":
+        totals = precise(cosine).cumsum(0).cumsum(2)
+        return totals[index] / (length_x * length_y)
+    if config.label_kernel == "calibrated":
+        # One bandwidth for all: a table of two whole samples holds the kernels of all pairs of their prefixes.
+        log_k = log_kernel_at(lambda: precise(1 - cosine).div_(config.delta**2), index)
+        return calibrated_cosine(log_k, length_x, length_y, config.delta)
+
+    # The bandwidth depends on both lengths: each pair of prefixes has its own table.
+    cosine = precise(cosine[:, document_x[:, 0]][:, :, :, document_y[0]])  # (S, rows, S, columns)
+    variance = config.delta**2 * (length_x + length_y).to(cosine.dtype) / 2  # sigma², (rows, columns)
+    if config.label_kernel == "gak":
+        row = torch.arange(len(last_x), device=cosine.device)[:, None]
+        column = torch.arange(last_y.shape[1], device=cosine.device)[None]
+        return log_kernel_at(lambda: (1 - cosine).div_(variance[None, :, None]), (last_x, row, last_y, column))
+    cosine = cosine.permute(1, 3, 0, 2)  # (rows, columns, S, S)
+    visits = soft_alignment(2 - 2 * cosine, variance.sqrt(), length_x, length_y)
+    return (visits * cosine).sum((-1, -2)) / visits.sum((-1, -2))
+
+
+def _self_kernels(left: Tensor, right: Tensor, ends: _Ends, delta: float) -> Tensor:
+    """log K of each prefix with itself, at its own bandwidth: (n,)."""
+    parts = []
+    slices = left.shape[1]
+    for chunk in torch.arange(len(ends.last), device=left.device).split(max(1, 2**24 // slices**2)):
+        sample, length = ends.sample[chunk], ends.last[chunk] + 1
+        cosine = precise((left[sample] @ right[sample].mT).clamp_(-1, 1))  # (chunk, S, S)
+        parts.append(log_gak(2 - 2 * cosine, delta * length.to(cosine.dtype).sqrt(), length, length))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def label_statistics(labels: Tensor, embeddings: Tensor | None = None) -> dict[str, float]:
+    """What to watch of a label matrix while training. All but the eigenvalue leave out the diagonal.
+
+    Args:
+        labels: symmetric label matrix M^l.
+        embeddings: the model's embeddings of the same prefixes.
+
+    Shape:
+        labels (n, n) with n >= 2; embeddings (n, d).
+
+    Returns:
+        ``mean``, ``share_below_0.01`` and ``smallest_eigenvalue`` (the mixed-modality kernel need not be positive
+        semidefinite) and, with embeddings, ``spearman``: the rank correlation of the model's cosines with the labels
+        (NaN where either is constant).
+    """
+    if labels.dim() != 2 or labels.shape[0] != labels.shape[1] or len(labels) < 2:
+        raise ValueError(f"label_statistics needs a square matrix of two or more ends; got {tuple(labels.shape)}.")
+    labels = precise(labels)
+    count = len(labels)
+    upper = tuple(torch.triu_indices(count, count, offset=1, device=labels.device))
+    pairs = labels[upper]
+    statistics = {
+        "mean": float(pairs.mean()),
+        "share_below_0.01": float((pairs < 0.01).to(labels.dtype).mean()),
+        "smallest_eigenvalue": float(torch.linalg.eigvalsh(labels.cpu())[0]),
+    }
+    if embeddings is not None:
+        unit = normalize(embeddings.to(labels.dtype), dim=-1)
+        cosines = (unit @ unit.T)[upper]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant input: the NaN says it
+            statistics["spearman"] = float(spearmanr(cosines.cpu().numpy(), pairs.cpu().numpy()).statistic)
+    return statistics

@@ -1,0 +1,101 @@
+"""Objectives that pull the model's similarities towards the labels. They know no model and no teacher."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, normalize
+
+from .config import StructureLossConfig
+
+
+def structure_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    config: StructureLossConfig | None = None,
+    *,
+    sample_ids: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Loss L_d of the cosines M^r of the embeddings against the labels M^l.
+
+    - ``mse`` (eq. 5): ``sum_ij (M^r_ij - M^l_ij)²``, divided by n² (``reduction="mean"``) or, as in the paper, by n.
+    - ``infonce``: for each end, the other ends of its sample are positives (Khosla et al. 2020, eq. 2), all others in
+      the batch negatives; the labels are not read. Rows without a positive are left out. Where no row has one, as in
+      a batch of samples with one slice each, there is nothing to contrast: the loss is 0, with a warning.
+    - ``kl``: Kullback-Leibler divergence from the softmax of a row of M^l to that of M^r, without the diagonal.
+
+    Args:
+        embeddings: of all n prefix ends; need not be normalised.
+        labels: label matrix, or the part of it for ``rows``.
+        config: objective, reduction and temperature; the defaults when None.
+        sample_ids: the sample of each end; needed by ``infonce``.
+        rows: indices of the ends whose rows of the matrix the loss is made of; all when None. The mean over equal
+            parts of the rows equals the loss of the whole.
+
+    Shape:
+        embeddings (n, d), labels (n, n) or (r, n), sample_ids (n,), rows (r,); returns () in float32 or wider.
+
+    Raises:
+        ValueError: for shapes that do not fit, or ``infonce`` without ``sample_ids``.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> structure_loss(embeddings, torch.tensor([[1.0, 0.5], [0.5, 1.0]]))  # (0.25 + 0.25) / 4
+        tensor(0.1250)
+    """
+    config = config or StructureLossConfig()
+    if embeddings.dim() != 2 or len(embeddings) == 0:
+        raise ValueError(f"embeddings must have shape (n, d) with n >= 1; got {tuple(embeddings.shape)}.")
+    count = len(embeddings)
+    if rows is None:
+        rows = torch.arange(count, device=embeddings.device)
+    if labels.shape != (len(rows), count):
+        raise ValueError(
+            f"labels must have shape ({len(rows)}, {count}), a row for each of the {len(rows)} rows and a column for "
+            f"each of the {count} embeddings; got {tuple(labels.shape)}."
+        )
+    # Half precision would lose what tells close pairs apart; inside autocast too.
+    with torch.autocast(embeddings.device.type, enabled=False):
+        unit = normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
+        similarity = unit[rows] @ unit.T  # M^r (r, n)
+        labels = labels.detach().to(similarity.dtype)
+        if config.objective == "mse":
+            squared = (similarity - labels).square()
+            return squared.mean() if config.reduction == "mean" else squared.sum() / len(rows)
+        itself = rows[:, None] == torch.arange(count, device=rows.device)
+        logits = (similarity / config.temperature).masked_fill(itself, -math.inf)
+        if config.objective == "kl":
+            return _soft_target_loss(logits, labels / config.temperature, itself)
+        if sample_ids is None:
+            raise ValueError("objective='infonce' needs sample_ids, the sample that each embedding comes from.")
+        if sample_ids.shape != (count,):
+            raise ValueError(f"sample_ids must have shape ({count},); got {tuple(sample_ids.shape)}.")
+        return _contrastive_loss(logits, (sample_ids[rows, None] == sample_ids) & ~itself)
+
+
+def _contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Mean over rows and their positives of the negative log of the softmax."""
+    usable = positive.any(1)
+    if not bool(usable.any()):
+        warnings.warn(
+            "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
+            "positions per sample, from samples with at least two slices.",
+            stacklevel=3,
+        )
+        return logits.masked_fill(logits.isinf(), 0).sum() * 0
+    positive = positive[usable]
+    log_share = log_softmax(logits[usable], dim=1).where(positive, 0)
+    return -(log_share.sum(1) / positive.sum(1)).mean()
+
+
+def _soft_target_loss(logits: Tensor, label_logits: Tensor, itself: Tensor) -> Tensor:
+    """Mean over rows of the divergence from the labels' softmax to the model's."""
+    if logits.shape[1] < 2:
+        return logits.masked_fill(itself, 0).sum() * 0  # a single end has nothing to be compared with
+    target = log_softmax(label_logits.masked_fill(itself, -math.inf), dim=1).masked_fill(itself, 0)
+    log_share = log_softmax(logits, dim=1).masked_fill(itself, 0)
+    return (target.exp().masked_fill(itself, 0) * (target - log_share)).sum(1).mean()

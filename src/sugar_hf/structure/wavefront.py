@@ -1,0 +1,134 @@
+"""Dynamic programs of the global alignment kernel, run along anti-diagonals for many pairs at once.
+
+Tables have the layout ``(m, rows, n, columns)``: cell ``(i, j)`` of the alignment of row sequence ``r`` with column
+sequence ``c`` lies at ``[i, r, j, c]``. All pairs of one cell are contiguous, so each anti-diagonal is one strided
+view and each step of the recursion is three vectorised operations. One matrix product of stacked sequences gives the
+distances in this very layout.
+
+Cell ``[i, r, j, c]`` holds the kernel of the prefixes of lengths ``i + 1`` and ``j + 1``. It depends on nothing that
+comes later in the sequences, so padding needs no mask: read the table at the last real slice.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+# 2 * ALPHA + ALPHA**2 = 1: with every step weighted by ALPHA (a diagonal one by its square) no cell can exceed 1.
+ALPHA = math.sqrt(2) - 1
+LOG_ALPHA = math.log(ALPHA)
+LOG2_E = 1 / math.log(2)
+
+CellIndex = tuple[Tensor, Tensor, Tensor, Tensor]  # (slice of x, row, slice of y, column), broadcast together
+
+
+def working_dtypes(tensor: Tensor) -> list[torch.dtype]:
+    """The precisions in which the tilted recursion is tried, cheapest first."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if dtype == torch.float64 or tensor.device.type == "mps":  # MPS has no float64
+        return [dtype]
+    return [dtype, torch.float64]
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in the widest float its device has."""
+    return tensor.to(working_dtypes(tensor)[-1])
+
+
+def underflow_floor(table: Tensor) -> float:
+    """Smallest value of the tilted kernel that is still exact to rounding.
+
+    Paths that pass through an underflowed cell weigh at most ``tiny`` each time, since tilted path weights never grow
+    on the way to the corner. So their total is below ``tiny * cells``, which is below rounding for larger results.
+    """
+    info = torch.finfo(table.dtype)
+    return info.tiny * table.shape[0] * table.shape[2] / info.eps
+
+
+def _antidiagonal(table: Tensor, diagonal: int, first: int, stop: int) -> Tensor:
+    """View of the cells ``(i, diagonal - i)`` for ``first <= i < stop``: (stop - first, rows, columns)."""
+    step_i, step_row, step_j, step_column = table.stride()
+    return table.as_strided(
+        (stop - first, table.shape[1], table.shape[3]),
+        (step_i - step_j, step_row, step_column),
+        table.storage_offset() + first * step_i + (diagonal - first) * step_j,
+    )
+
+
+def _inner_antidiagonals(m: int, n: int) -> Iterator[tuple[int, int, int]]:
+    """The anti-diagonals off the first row and column, as (diagonal, first i, stop i)."""
+    for diagonal in range(2, m + n - 1):
+        yield diagonal, max(1, diagonal - n + 1), min(m, diagonal)
+
+
+def tilted_kernel_(scaled: Tensor) -> Tensor:
+    """ALPHA times the local kernel ``1 / (2 exp(x) - 1)`` of scaled distances ``x = phi / (2 sigma²)``, in place."""
+    # exp2 is several times faster than exp on CPUs.
+    return scaled.mul_(LOG2_E).exp2_().mul_(2 / ALPHA).sub_(1 / ALPHA).reciprocal_()
+
+
+def tilted_table_(kernel: Tensor) -> Tensor:
+    """Run the tilted recursion in place over ALPHA times the local kernel.
+
+    ``M_ij = k_ij (M_i-1,j + M_i,j-1 + ALPHA M_i-1,j-1)`` with ``M_11 = ALPHA k_11``, so that
+    ``log K = log M_mn - (m + n) log ALPHA``.
+
+    Args:
+        kernel: (m, rows, n, columns), overwritten by the table.
+    """
+    m, _, n, _ = kernel.shape
+    kernel[0, :, 0].mul_(ALPHA)
+    for i in range(1, m):
+        kernel[i, :, 0].mul_(kernel[i - 1, :, 0])
+    for j in range(1, n):
+        kernel[0, :, j].mul_(kernel[0, :, j - 1])
+    for diagonal, first, stop in _inner_antidiagonals(m, n):
+        arriving = _antidiagonal(kernel, diagonal - 1, first - 1, stop - 1) + _antidiagonal(
+            kernel, diagonal - 1, first, stop
+        )
+        arriving.add_(_antidiagonal(kernel, diagonal - 2, first - 1, stop - 1), alpha=ALPHA)
+        _antidiagonal(kernel, diagonal, first, stop).mul_(arriving)
+    return kernel
+
+
+def log_table(scaled: Tensor) -> Tensor:
+    """Log of the untilted table ``M_ij = k_ij (M_i-1,j + M_i,j-1 + M_i-1,j-1)``, for values no float can hold.
+
+    Args:
+        scaled: (m, rows, n, columns) scaled distances ``phi / (2 sigma²)``; kept.
+    """
+    m, _, n, _ = scaled.shape
+    table = -scaled - torch.log(2 - torch.exp(-scaled))  # log of the local kernel
+    table[:, :, 0] = table[:, :, 0].cumsum(0)
+    table[0] = table[0].cumsum(1)
+    for diagonal, first, stop in _inner_antidiagonals(m, n):
+        arriving = torch.logaddexp(
+            _antidiagonal(table, diagonal - 1, first - 1, stop - 1), _antidiagonal(table, diagonal - 1, first, stop)
+        )
+        arriving = torch.logaddexp(arriving, _antidiagonal(table, diagonal - 2, first - 1, stop - 1))
+        _antidiagonal(table, diagonal, first, stop).add_(arriving)
+    return table
+
+
+def log_kernel_at(scaled: Callable[[], Tensor], index: CellIndex) -> Tensor:
+    """log K of the prefix pairs at ``index``, by the cheapest recursion that holds their values.
+
+    The tilted recursion runs first. It cannot overflow; where a wanted value comes out below what is exact it runs
+    again in float64, and if that is too narrow as well, in log space.
+
+    Args:
+        scaled: returns the scaled distances (m, rows, n, columns) as a fresh tensor; called once per attempt.
+        index: the cells to read; the four parts broadcast to the shape of the result.
+
+    Returns:
+        log K, in the precision that was needed.
+    """
+    distances = scaled()
+    for dtype in working_dtypes(distances):
+        table = tilted_table_(tilted_kernel_(distances.to(dtype)))
+        values = table[index]
+        if values.numel() == 0 or bool(values.min() >= underflow_floor(table)):
+            return values.log_().sub_((index[0] + index[2] + 2).to(dtype), alpha=LOG_ALPHA)
+        distances = scaled()
+    return log_table(precise(distances))[index]

@@ -1,0 +1,33 @@
+"""Fine-tuning with the language-model loss and the structure loss together."""
+
+from typing import TYPE_CHECKING, Any
+
+from .arguments import StructureArguments, SugarTrainingArguments
+from .collator import SugarCollator
+from .ends import draw_slice_ends
+from .lora import sugar_lora_config
+from .trainer import StructureLossMixin, SugarTrainer
+
+if TYPE_CHECKING:
+    from .sft import SugarSFTConfig, SugarSFTTrainer
+
+__all__ = [
+    "StructureArguments",
+    "StructureLossMixin",
+    "SugarCollator",
+    "SugarSFTConfig",
+    "SugarSFTTrainer",
+    "SugarTrainer",
+    "SugarTrainingArguments",
+    "draw_slice_ends",
+    "sugar_lora_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # TRL is an optional dependency and slow to import.
+    if name in ("SugarSFTConfig", "SugarSFTTrainer"):
+        from . import sft
+
+        return getattr(sft, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
