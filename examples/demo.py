@@ -104,7 +104,7 @@ def main() -> None:
 
     print("1. The mini VLM, which only generates, gets a fresh retrieval head")
     backbone = picturebook.checkpoint("mini-vlm")
-    processor = SugarProcessor.from_backbone(backbone)
+    processor = SugarProcessor.from_pretrained(backbone)
     model = SugarForConditionalGeneration.from_backbone(backbone, retrieval_dim=128)
 
     print("2. The picturebook, with the teachers' embeddings of every slice computed once")

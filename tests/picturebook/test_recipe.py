@@ -1,7 +1,9 @@
 """The recipe of the mini checkpoints runs end to end, resumes, and feeds the models what their processors would."""
 
 import random
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,6 +17,7 @@ from transformers import (
 )
 
 from sugar_hf import picturebook
+from sugar_hf.picturebook import scenes
 from sugar_hf.picturebook.recipe import loop, report, teachers, vlm
 from sugar_hf.picturebook.recipe.tokenizer import build_tokenizer
 from sugar_hf.picturebook.scenes import random_scene, render, render_array
@@ -61,7 +64,7 @@ def test_pixels_are_the_processors(trained):
 def test_collated_chat_is_what_the_processor_makes(trained):
     processor = LlavaProcessor.from_pretrained(trained[1] / "mini-vlm")
     scene = random_scene(random.Random(2), "train")
-    pieces = [("USER: ", False), render_array(scene), ("\nwhat is there? ASSISTANT:", False), (" a dog</s>", True)]
+    pieces = [("USER: ", False), vlm.Picture(render_array(scene)), ("\nwhat is there? ASSISTANT:", False), (" a dog</s>", True)]
     batch = vlm.collator(processor)([pieces])
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is there?"}]},
@@ -72,6 +75,26 @@ def test_collated_chat_is_what_the_processor_makes(trained):
     assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
     learnt = batch["labels"][batch["labels"] >= 0]
     assert processor.tokenizer.decode(learnt) == " a dog</s>"
+
+
+def test_cells_learn_the_name_of_what_they_show(trained):
+    processor = LlavaProcessor.from_pretrained(trained[1] / "mini-vlm")
+    names = ["dog", None, "key", None, None, "ant", None, None, "owl"]
+    batch = vlm.collator(processor)([[("USER: ", False), vlm.Picture(np.zeros((96, 96, 3), np.uint8), names)]])
+    (image,) = (batch["input_ids"][0] == processor.image_token_id).nonzero()[:1, 0].tolist()
+    # a causal model's output at i is compared with the label at i + 1; position `image` is CLS
+    learnt = {int(i) - 1 - image - 1: int(batch["labels"][0, i]) for i in (batch["labels"][0] >= 0).nonzero()[:, 0]}
+    expected = {place: processor.tokenizer(f" {names[place]}", add_special_tokens=False)["input_ids"][0] for place in (0, 2, 5)}
+    assert learnt == expected
+
+
+def test_boards_keep_to_the_training_split():
+    rng = random.Random(3)
+    for _ in range(50):
+        (picture,) = [piece for piece in vlm.draw_board(rng) if isinstance(piece, vlm.Picture)]
+        found = [name for name in picture.names if name]
+        assert len(found) == 9
+        assert {scenes.split_of(*pair) for pair in combinations(found, 2)} == {"train"}
 
 
 def test_samples_are_the_same_after_a_resume_and_kinds_take_turns():

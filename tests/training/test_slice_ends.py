@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sugar_hf.training import draw_slice_ends
 from sugar_hf.training.ends import sample_key
 
@@ -22,7 +23,7 @@ def test_draws_k_different_ends_in_order():
         drawn = ends[ends[:, 0] == sample, 1].tolist()
         assert len(set(drawn)) == 4
         assert drawn == sorted(drawn)
-        assert 0 <= drawn[0] and drawn[-1] < 9
+        assert set(drawn) <= set(range(9))
 
 
 def test_every_end_is_drawn_equally_often():
@@ -42,7 +43,7 @@ def test_draw_depends_on_sample_step_and_seed_alone():
 
 
 def test_sample_key_is_stable_and_fits_into_int64():
-    assert sample_key("story-1") == 7417543143037187914
+    assert sample_key("story-1") == 5473560827148335131
     assert all(0 <= key < 2**63 for key in KEYS)
     assert len(set(KEYS)) == 40
 

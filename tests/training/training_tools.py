@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from builders import build_tiny_llava, picture
 from datasets import Dataset
+
 from sugar_hf.data import DOCUMENT_ROLE, FEATURES, image_part, text_part, to_sample
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments
 
-WORDS = "cat dog mat ball apple house sun mountain bird lake".split()
+WORDS = ["cat", "dog", "mat", "ball", "apple", "house", "sun", "mountain", "bird", "lake"]
 
 
 def png(seed: int) -> dict:
@@ -77,10 +78,11 @@ def teacher_columns(row: dict, processor: SugarProcessor, dim: int = 8) -> dict:
     contents = [s.encode() if isinstance(s, str) else np.asarray(s).tobytes() for s in slices]
     images = [not isinstance(s, str) for s in slices]
     zeros = np.zeros(dim)
+    parts = list(zip(contents, images, strict=True))
     return {
         "teacher_clip": np.stack([unit(c, 0) for c in contents]).astype(np.float16),
-        "teacher_dino": np.stack([unit(c, 1) if i else zeros for c, i in zip(contents, images)]).astype(np.float16),
-        "teacher_text": np.stack([zeros if i else unit(c, 2) for c, i in zip(contents, images)]).astype(np.float16),
+        "teacher_dino": np.stack([unit(c, 1) if i else zeros for c, i in parts]).astype(np.float16),
+        "teacher_text": np.stack([zeros if i else unit(c, 2) for c, i in parts]).astype(np.float16),
         "teacher_is_image": images,
         "teacher_fingerprint": "by-hand",
     }

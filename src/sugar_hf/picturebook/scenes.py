@@ -60,6 +60,9 @@ class Scene:
     background: str
     look: int = 0
 
+    def at(self, place: int) -> Item | None:
+        return next((item for item in self.items if item.place == place), None)
+
     def find(self, concept: str) -> Item | None:
         return next((item for item in self.items if item.concept == concept), None)
 

@@ -267,7 +267,7 @@ def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, m
 
 def default_cells(tensor: Tensor, length: int) -> int:
     """Cells of a block of pairs: on a CPU one anti-diagonal of all its pairs should stay in the cache."""
-    return 2**16 * max(length, 4) if tensor.device.type == "cpu" else 2**26
+    return max(2**20, 2**16 * length) if tensor.device.type == "cpu" else 2**26
 
 
 def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, symmetric: bool) -> list[tuple[int, int]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from transformers import TrainingArguments
 
 from sugar_hf.structure import StructureLossConfig
 
 DEFAULTS = StructureLossConfig()
+JSON_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "block_means"]
 
 
 @dataclass
@@ -19,10 +19,11 @@ class StructureArguments:
     The loss is L = L_g + alpha * L_d (eq. 1), with L_g the language-model loss and L_d the structure loss.
 
     Args:
-        alpha (`float`, *optional*, defaults to 10.0):
-            Weight of the structure loss. The paper does not give it. It belongs to the `reduction`: with n slice ends
-            in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. With 0 the structure loss is not
-            computed at all. Objectives other than `"mse"` are of order log n and want an alpha of order 0.1.
+        alpha (`float`, *optional*, defaults to 30.0):
+            Weight of the structure loss; the paper does not give it. It belongs to the `reduction`: with n slice ends
+            in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. The objectives `"infonce"` and
+            `"kl"` are of order log n and want a far smaller alpha, of order 0.3. With 0 the structure loss is not
+            computed at all.
         alpha_warmup_ratio (`float`, *optional*, defaults to 0.0):
             Share of the training steps over which alpha grows linearly from 0 to its value.
         positions_per_sample (`int`, *optional*, defaults to 4):
@@ -34,7 +35,7 @@ class StructureArguments:
         label_kernel (`str`, *optional*):
             Label of two prefixes: `"calibrated"`, `"aligned"`, `"gak"` or `"mean"`.
         delta (`float`, *optional*):
-            Bandwidth of the alignment kernel (eq. 3); None takes that of the label kernel.
+            Bandwidth of the alignment kernel (eq. 3); see [`StructureLossConfig`].
         single_slice (`str`, *optional*):
             Label of one slice against one slice: their plain `"cosine"`, or the `"kernel"`.
         same_sample (`str`, *optional*):
@@ -71,7 +72,7 @@ class StructureArguments:
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
     """
 
-    alpha: float = field(default=10.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
+    alpha: float = field(default=30.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
     alpha_warmup_ratio: float = field(
         default=0.0, metadata={"help": "Share of the training steps over which alpha grows linearly from 0."}
     )
@@ -87,10 +88,7 @@ class StructureArguments:
         default=DEFAULTS.label_kernel,
         metadata={"help": "Label of two prefixes.", "choices": ["calibrated", "aligned", "gak", "mean"]},
     )
-    delta: float | None = field(
-        default=DEFAULTS.delta,
-        metadata={"help": "Bandwidth of the alignment kernel. None takes that of the label kernel."},
-    )
+    delta: float = field(default=DEFAULTS.delta, metadata={"help": "Bandwidth of the alignment kernel."})
     single_slice: str = field(
         default=DEFAULTS.single_slice,
         metadata={"help": "Label of one slice against one slice.", "choices": ["cosine", "kernel"]},
@@ -134,9 +132,7 @@ class StructureArguments:
         default="global",
         metadata={"help": "Pairs range over the whole batch or one process's.", "choices": ["global", "rank"]},
     )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Longest sequence in tokens. None for no limit."}
-    )
+    max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
     truncation: str = field(
         default="error",
         metadata={"help": "A longer sample is an error, or loses its last slices.", "choices": ["error", "slice"]},
@@ -149,7 +145,13 @@ class StructureArguments:
     )
 
     def structure_loss_config(self) -> StructureLossConfig:
-        """The structure loss that these arguments describe."""
+        """The structure loss that these arguments describe.
+
+        Raises:
+            ValueError: A field has a value that it cannot have.
+        """
+        if isinstance(self.block_means, str):
+            raise ValueError(f"block_means={self.block_means!r}: give a JSON object with a number for each block.")
         return StructureLossConfig(
             objective=self.objective,
             label_kernel=self.label_kernel,
@@ -202,10 +204,12 @@ class StructureArguments:
 class SugarTrainingArguments(StructureArguments, TrainingArguments):
     __doc__ = StructureArguments.__doc__
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "block_means"]
+    _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_structure_arguments()
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing.")
+            raise ValueError(
+                "label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing."
+            )

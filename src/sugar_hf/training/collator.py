@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from sugar_hf.data import BadSampleError, to_sample
@@ -47,7 +47,9 @@ class SugarCollator:
         padding: bool | str = True,
     ):
         self.processor = processor
-        self.teachers = teachers
+        self.teachers = copy.copy(teachers)
+        if self.teachers is not None:
+            self.teachers.show_progress = False  # a bar for every batch would bury the trainer's own
         self.max_length = max_length
         self.truncation = truncation
         self.split_sentences = split_sentences
@@ -105,7 +107,7 @@ class SugarCollator:
             self._check_fingerprints(rows)
             return rows
         if self.teachers is not None:
-            return self._embed(samples)
+            return self._embed(self.teachers, samples)
         if any(cached):
             raise BadSampleError(
                 "the row has no teacher vectors, though others of its batch do",
@@ -115,13 +117,13 @@ class SugarCollator:
             )
         return None
 
-    def _embed(self, samples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        if get_worker_info() is not None and self.teachers.device.type != "cpu":
+    def _embed(self, teachers: TripleTeacher, samples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        if get_worker_info() is not None and teachers.clip.device.type != "cpu":
             raise RuntimeError(
-                f"The teachers are on {self.teachers.device}, which worker processes cannot use. Set "
+                f"The teachers are on {teachers.clip.device}, which worker processes cannot use. Set "
                 "dataloader_num_workers=0, or store the teacher vectors with TripleTeacher.cache before training."
             )
-        return self.teachers.embed([self.processor.slices(sample, self.split_sentences) for sample in samples])
+        return teachers.embed([self.processor.slices(sample, self.split_sentences) for sample in samples])
 
     def _check_fingerprints(self, rows: Sequence[Mapping[str, Any]]) -> None:
         wanted = rows[0]["teacher_fingerprint"] if self.teachers is None else self.teachers.fingerprint
@@ -134,9 +136,7 @@ class SugarCollator:
                     sample=row["id"],
                 )
 
-    def _cut(
-        self, column: Mapping[str, Any], count: int, row: Mapping[str, Any], sample: Any
-    ) -> dict[str, Any]:
+    def _cut(self, column: Mapping[str, Any], count: int, row: Mapping[str, Any], sample: Any) -> dict[str, Any]:
         """The teacher vectors of the first `count` slices, those that truncation has left."""
         stored = len(column["teacher_is_image"])
         if stored != count:

@@ -54,7 +54,7 @@ def draw_slice_ends(
     rows = []
     for sample, (length, key) in enumerate(zip(lengths, keys, strict=True)):
         if positions_per_sample is None or length <= positions_per_sample:
-            drawn = range(length)
+            drawn = list(range(length))
         else:
             generator = np.random.default_rng((seed, step, key))
             drawn = sorted(generator.choice(length, size=positions_per_sample, replace=False).tolist())

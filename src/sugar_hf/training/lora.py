@@ -51,12 +51,13 @@ def sugar_lora_config(
             f"The language model {type(decoder).__name__} has no linear layers named {', '.join(missing)}. "
             f"Choose target_modules from: {', '.join(sorted(linear))}."
         )
+    saved_whole = kwargs.pop("modules_to_save", None) or []
     layers = "|".join(re.escape(name) for name in sorted(wanted))
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         target_modules=rf"{re.escape(decoder_name)}\.(.*\.)?({layers})",
-        modules_to_save=[RETRIEVAL_HEAD, *kwargs.pop("modules_to_save", None) or ()],
+        modules_to_save=[RETRIEVAL_HEAD, *saved_whole],
         **kwargs,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +17,13 @@ try:
 except ImportError as error:
     raise ImportError("SugarSFTTrainer and SugarSFTConfig need TRL: pip install 'sugar-hf[trl]'") from error
 
+JSON_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "block_means"]
+TAGS = [*SFTTrainer._tag_names, "sugar"]
+PAPER = {
+    "title": "Unified Generative and Discriminative Training for Multi-modal Large Language Models",
+    "id": "2411.00304",
+}
+
 
 @dataclass
 class SugarSFTConfig(StructureArguments, SFTConfig):
@@ -28,16 +35,20 @@ class SugarSFTConfig(StructureArguments, SFTConfig):
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "block_means"]
+    _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_structure_arguments()
         for name, only in (("loss_type", "nll"), ("packing", False), ("padding_free", False)):
             if getattr(self, name) != only:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported with the structure loss: use {only!r}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not supported with the structure loss: use {only!r}."
+                )
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing.")
+            raise ValueError(
+                "label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing."
+            )
 
 
 class SugarSFTTrainer(StructureLossMixin, SFTTrainer):
@@ -49,11 +60,8 @@ class SugarSFTTrainer(StructureLossMixin, SFTTrainer):
     """
 
     _name = "Sugar"
-    _tag_names: ClassVar[list[str]] = ["trl", "sft", "sugar"]
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Unified Generative and Discriminative Training for Multi-modal Large Language Models",
-        "id": "2411.00304",
-    }
+    _tag_names = TAGS
+    _paper = PAPER
 
     def __init__(self, model: Any = None, args: SugarSFTConfig | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, SugarSFTConfig() if args is None else args, *rest, **kwargs)
@@ -66,9 +74,8 @@ class SugarSFTTrainer(StructureLossMixin, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, SugarOutput]:
         """The loss of [`StructureLossMixin`], with TRL's `mean_token_accuracy` in the log."""
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        outputs: Any
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         labels = inputs["labels"][:, 1:]
         counted = labels != -100
         right = (outputs.logits[:, :-1].argmax(dim=-1) == labels) & counted

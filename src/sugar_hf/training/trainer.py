@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor
@@ -66,15 +67,13 @@ class StructureLossMixin(Trainer):
     """
 
     args: SugarTrainingArguments
-    # `compute_loss` normalises both losses over the accumulated batch.
-    loss_is_scaled_for_ga = True
+    model: Any
     current_gradient_accumulation_steps = 1
-    _tag_names: ClassVar[list[str]] = ["sugar"]
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | str | None = None,
-        args: StructureArguments | None = None,
+        model: Any = None,
+        args: Any = None,
         data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -83,7 +82,8 @@ class StructureLossMixin(Trainer):
         teachers: TripleTeacher | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(args, StructureArguments):
+        knows_structure = isinstance(args, StructureArguments)
+        if not knows_structure:
             raise TypeError(
                 f"args is a {type(args).__name__}, which knows nothing of the structure loss. "
                 "Give SugarTrainingArguments to SugarTrainer, and SugarSFTConfig to SugarSFTTrainer."
@@ -106,19 +106,20 @@ class StructureLossMixin(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.loss_is_scaled_for_ga = True  # `compute_loss` normalises both losses over the accumulated batch
         if args.head_warmup_steps and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
         if args.alpha:
             self._check_teacher_columns(train_dataset, eval_dataset)
         self.structure_config = self._structure_config()
         self._apply_image_pooling(self.model)
-        self.model.add_model_tags(self._tag_names)
+        self.model.add_model_tags(["sugar"])
 
     # ---- Setting up ----
 
     @staticmethod
     def _default_collator(
-        processor: SugarProcessor | None, teachers: TripleTeacher | None, args: StructureArguments
+        processor: SugarProcessor | None, teachers: TripleTeacher | None, args: SugarTrainingArguments
     ) -> SugarCollator:
         if not isinstance(processor, SugarProcessor):
             raise TypeError(
@@ -145,11 +146,11 @@ class StructureLossMixin(Trainer):
             if missing := [column for column in TEACHER_COLUMNS if column not in dataset.column_names]:
                 if teachers is None:
                     raise ValueError(
-                        f"{name} has no teacher vectors (columns {', '.join(missing)}), which the structure loss takes "
-                        "its labels from. Store them with TripleTeacher.cache, give teachers=TripleTeacher..., or set "
+                        f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made "
+                        "from. Store them with TripleTeacher.cache, give teachers=TripleTeacher..., or set "
                         "alpha=0 to train the language-model loss alone."
                     )
-            elif teachers is not None:
+            else:
                 check_cache(dataset, teachers)
 
     def _structure_config(self) -> StructureLossConfig:
@@ -161,11 +162,11 @@ class StructureLossMixin(Trainer):
                     "centring=True needs the mean cosine of each modality block. Give them as block_means, or cache "
                     "the teacher vectors of train_dataset with TripleTeacher.cache, so that they can be computed."
                 )
-            args.block_means = block_means(dataset)
+            args.block_means = block_means(dataset, args.teachers)
             logger.info(f"Block means of the teachers: {args.block_means}")
         return args.structure_loss_config()
 
-    def _apply_image_pooling(self, model: nn.Module) -> None:
+    def _apply_image_pooling(self, model: Any) -> None:
         if self.args.image_pooling is not None:
             model.config.image_pooling = self.args.image_pooling
 
@@ -177,8 +178,7 @@ class StructureLossMixin(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # With `remove_unused_columns=True` what counts is what the collator reads, not what the model takes.
-        if self._signature_columns is None:
-            self._signature_columns = list(ROW_COLUMNS)
+        self._signature_columns: Any = list(ROW_COLUMNS)
 
     # ---- Optimisation ----
 
@@ -187,7 +187,11 @@ class StructureLossMixin(Trainer):
         if self.optimizer is not None or self.args.head_learning_rate is None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
-        head = {id(parameter) for name, parameter in (model or self.model).named_parameters() if _in_head(name)}
+        head = {
+            id(parameter)
+            for name, parameter in (self.model if model is None else model).named_parameters()
+            if _in_head(name)
+        }
         for group in list(optimizer.param_groups):
             parameters = [parameter for parameter in group["params"] if id(parameter) in head]
             if parameters:
@@ -267,7 +271,7 @@ class StructureLossMixin(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _structure_loss(
-        self, outputs: SugarOutput, features: SliceFeatures, keys: Tensor, training: bool
+        self, outputs: Any, features: SliceFeatures, keys: Tensor, training: bool
     ) -> tuple[Tensor, dict[str, float]]:
         """L_d of the slice ends drawn in this step, and the label statistics if they are due."""
         step = self.state.global_step if training else 0  # evaluations are compared with each other
@@ -280,10 +284,11 @@ class StructureLossMixin(Trainer):
         labels = label_matrix(features, ends, self.structure_config)  # (n, n)
         loss = structure_loss(embeddings, labels, self.structure_config, sample_ids=ends[:, 0])
         every = self.args.label_statistics_steps
-        if not every or step % every:
+        if not every or step % every or len(labels) < 2:
             return loss, {}
         statistics = label_statistics(labels, embeddings.detach())
-        return loss, {f"label_{name}": value for name, value in statistics.items()}
+        # a batch whose labels are all equal has no rank correlation
+        return loss, {f"label_{name}": value for name, value in statistics.items() if not math.isnan(value)}
 
     def gather_structure(
         self, embeddings: Tensor, features: SliceFeatures, ends: Tensor
@@ -310,13 +315,22 @@ class StructureLossMixin(Trainer):
             logs.update(self._mean_over_processes(self._train_means.pop()))
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """The base trainer's loop, with both losses and the label statistics among the metrics."""
         self._eval_means = WindowMeans()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
         means = self._mean_over_processes(self._eval_means.pop())
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output
+        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def prediction_step(
         self,
@@ -358,7 +372,7 @@ def _in_head(name: str) -> bool:
     return RETRIEVAL_HEAD in name.split(".")
 
 
-def _check_devices(args: StructureArguments) -> None:
+def _check_devices(args: SugarTrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, where each replica sees a part of the "

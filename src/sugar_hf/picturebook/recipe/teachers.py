@@ -147,7 +147,7 @@ def train_bert(work: Path, out: Path, steps: int, batch_size: int = 256) -> None
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(0)
-    model = BertModel(config, add_pooling_layer=False)
+    model = BertModel(config)
 
     def collate(wordings: list[tuple[str, str]]) -> dict[str, Any]:
         first, second = zip(*wordings, strict=True)

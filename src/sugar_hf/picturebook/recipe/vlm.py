@@ -2,6 +2,7 @@
 stories. It knows nothing of retrieval. Only training scenes are used."""
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,84 @@ from transformers import (
     LlavaProcessor,
 )
 
-from ..scenes import Scene, caption, questions, random_scene, render_array
+from ..glyphs import CONCEPTS
+from ..scenes import (
+    BACKGROUNDS,
+    PLACES,
+    SIZES,
+    Item,
+    Scene,
+    caption,
+    questions,
+    random_scene,
+    render_array,
+    split_of,
+)
 from ..stories import draw_process, draw_story
 from .loop import image_processor, pixel_values, save_half, train
 from .tokenizer import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
-IMAGE_TOKENS = 10  # CLS, from which names are learnt soonest, and one for each cell of the 3x3 grid
+CELLS = 9
+IMAGE_TOKENS = 1 + CELLS  # CLS and one for each cell of the 3x3 grid
 IGNORED = -100
-FIRST_WORDS = 0.15  # share of the steps
+FIRST_WORDS = 0.22  # share of the steps
 DESCRIBE = {
     "full": ("describe the picture in detail.", "tell me all that you see."),
     "brief": ("what is in the picture?", "describe the picture briefly."),
 }
-# pieces: text that is learnt (str, True), text that is not (str, False), and pictures
-Piece = tuple[str, bool] | np.ndarray
 
 
-def chat(scene: Scene, turns: list[tuple[str, str]]) -> list[Piece]:
+@dataclass
+class Picture:
+    """A picture in a sample. `names`, if given, are what its nine cells' tokens learn to predict, None for nothing."""
+
+    pixels: np.ndarray
+    names: list[str | None] | None = None
+
+
+Piece = tuple[str, bool] | Picture  # a text and whether it is learnt, or a picture
+
+
+def chat(picture: Picture, turns: list[tuple[str, str]]) -> list[Piece]:
     """Turns about one picture, the answers to be learnt."""
-    pieces: list[Piece] = [("USER: ", False), render_array(scene)]
+    pieces: list[Piece] = [("USER: ", False), picture]
     for index, (question, answer) in enumerate(turns):
         opening = "\n" if index == 0 else "USER: "
         pieces += [(f"{opening}{question} ASSISTANT:", False), (f" {answer}</s>", True)]
     return pieces
+
+
+def draw_board(rng: random.Random) -> list[Piece]:
+    """A crowded scene, all of it told in words and, for the first steps' sake, by its image tokens too.
+
+    Without a while of these the answers' attention did not find the pictures' tokens: 64,000 chats about single
+    things taught the backgrounds' colours and not one name.
+    """
+    background = rng.choice(tuple(BACKGROUNDS))
+    concepts: list[str] = []
+    for concept in rng.sample(CONCEPTS, 80):
+        if len(concepts) < 9 and all(split_of(concept, other) == "train" for other in (*concepts, background)):
+            concepts.append(concept)
+    places = sorted(rng.sample(range(9), len(concepts)))
+    items = [Item(c, rng.choice(tuple(SIZES)), place) for c, place in zip(concepts, places, strict=True)]
+    scene = Scene(tuple(items), background, rng.getrandbits(31))
+    if rng.random() < 0.5:
+        things = [f"{rng.choice(PLACES[item.place])} {item.article()} {item.concept}" for item in items]
+        turns = [("what is in each place?", f"{', '.join(things)}.")]
+    else:
+        turns = [draw_turn(item, rng) for item in rng.sample(items, len(items))]
+    names = [found.concept if (found := scene.at(place)) else None for place in range(9)]
+    return chat(Picture(render_array(scene), names), turns)
+
+
+def draw_turn(item: Item, rng: random.Random) -> tuple[str, str]:
+    """One question about one thing of many."""
+    kind = rng.choice(("what", "what", "where", "size"))
+    if kind == "what":
+        return f"what is {rng.choice(PLACES[item.place])}?", item.concept
+    if kind == "where":
+        return f"where is the {item.concept}?", PLACES[item.place][0]
+    return f"is the {item.concept} small or large?", item.size
 
 
 def description(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -46,22 +102,15 @@ def description(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return rng.choice(DESCRIBE[detail]), caption(scene, rng, detail)
 
 
-def draw_first_words(rng: random.Random) -> list[Piece]:
-    """Name the one thing in a picture. Without a while of this, names took very long to be learnt."""
-    scene = random_scene(rng, "train", count=1)
-    _, question, answer = questions(scene, rng)[0]
-    return chat(scene, [rng.choice(((question, answer), description(scene, rng)))])
-
-
 def draw_chat(rng: random.Random) -> list[Piece]:
     """A caption on request, or two to four questions about one picture."""
     scene = random_scene(rng, "train")
     if rng.random() < 0.4:
-        return chat(scene, [description(scene, rng)])
+        return chat(Picture(render_array(scene)), [description(scene, rng)])
     asked = questions(scene, rng)
     # in this order, in which no question gives away a later answer to "what"
     chosen = sorted(rng.sample(range(len(asked)), rng.randint(2, 4)))
-    return chat(scene, [asked[index][1:] for index in chosen])
+    return chat(Picture(render_array(scene)), [asked[index][1:] for index in chosen])
 
 
 def draw_document(rng: random.Random) -> list[Piece]:
@@ -75,7 +124,7 @@ def draw_document(rng: random.Random) -> list[Piece]:
     words_first = rng.random() < 0.5
     pieces: list[Piece] = []
     for words, scene in pairs:
-        both: list[Piece] = [(words, True), render_array(scene)]
+        both: list[Piece] = [(words, True), Picture(render_array(scene))]
         for piece in both if words_first else reversed(both):
             pieces += [("\n", False)] if pieces else []
             pieces.append(piece)
@@ -130,6 +179,9 @@ def collator(processor: LlavaProcessor) -> Any:
     tokenizer = processor.tokenizer
     image = [tokenizer.convert_tokens_to_ids(IMAGE)] * IMAGE_TOKENS
 
+    # a cell's token predicts the first token of the name in an answer
+    named = {concept: tokenizer(f" {concept}", add_special_tokens=False)["input_ids"][0] for concept in CONCEPTS}
+
     def collate(samples: list[list[Piece]]) -> dict[str, torch.Tensor]:
         texts = [piece[0] for sample in samples for piece in sample if isinstance(piece, tuple)]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -142,9 +194,12 @@ def collator(processor: LlavaProcessor) -> Any:
                     ids += tokens
                     labels += tokens if piece[1] else [IGNORED] * len(tokens)
                 else:
-                    pictures.append(piece)
+                    pictures.append(piece.pixels)
                     ids += image
-                    labels += [IGNORED] * IMAGE_TOKENS
+                    cells = [named.get(name, IGNORED) for name in piece.names or [None] * CELLS]
+                    # the label at i belongs to the token before it: CLS and the first cell have none, the last cell's
+                    # would stand on the text that follows and is left out
+                    labels += [IGNORED, IGNORED, *cells[:-1]]
             rows.append((ids, labels))
         length = max(len(ids) for ids, _ in rows)
         batch = {
@@ -162,8 +217,8 @@ def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
     processor = build_processor()
     model = build_model(processor, CLIPModel.from_pretrained(out / "mini-clip"))
     first = int(FIRST_WORDS * steps)
-    later = [draw_chat, draw_chat, draw_chat, draw_document]
-    kinds = [draw_first_words] * first + [later[step % len(later)] for step in range(steps - first)]
+    later = [draw_chat, draw_chat, draw_chat, draw_chat, draw_document]
+    kinds = [draw_board] * first + [later[step % len(later)] for step in range(steps - first)]
     collate, folder = collator(processor), work / "mini-vlm"
     train(model, kinds, collate, folder, steps=steps, batch_size=batch_size, learning_rate=1e-3)
     save_half(model, out / "mini-vlm")

@@ -1,0 +1,212 @@
+"""The exported folder works without this package, and everything in it is uploaded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from builders import picture
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from sugar_hf.model import SugarForConditionalGeneration, export_for_hub
+from sugar_hf.model.hub import CODE_FILES
+
+FILES = {
+    *CODE_FILES,
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+SAMPLE = ["A cat.", picture(1), "A dog."]
+
+# Runs where `import sugar_hf` fails.
+STRANGER = """
+import sys
+sys.modules["sugar_hf"] = None
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+folder, image, out = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor([["A cat.", Image.open(image), "A dog."]])
+for auto_class in (AutoModel, AutoModelForImageTextToText):
+    model = auto_class.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        embeds = model(**inputs).retrieval_embeds
+retrieve = pipeline("sugar-retrieval", model=folder, trust_remote_code=True, device="cpu")
+found = retrieve({"query": ["A cat.", Image.open(image)]}, ["A dog.", Image.open(image)], top_k=2)
+generate = pipeline("sugar-generation", model=folder, trust_remote_code=True, device="cpu")
+answer = generate("What?", images=Image.open(image), do_sample=False)
+retrieve.save_pretrained(out + "/again")  # and what it saves works as well
+again = pipeline("sugar-generation", model=out + "/again", trust_remote_code=True, device="cpu")
+assert again("What?", images=Image.open(image), do_sample=False) == answer
+assert "sugar_hf" not in type(model).__module__
+torch.save({"embeds": embeds, "scores": [result["score"] for result in found], "answer": answer}, out + "/out.pt")
+"""
+
+CARD = """---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: image-text-to-text
+tags:
+- sugar
+- multimodal-retrieval
+- image-text-to-text
+- arxiv:2411.00304
+---
+
+# tiny
+
+A test.
+
+One model generates and retrieves over interleaved images and texts: a vision-language model (type `llava`) with a
+retrieval head on the hidden states of every slice (an image or a text), trained as in
+[Unified Generative and Discriminative Training for Multi-modal Large Language Models](https://arxiv.org/abs/2411.00304)
+(Sugar, NeurIPS 2024).
+
+## Use
+
+```python
+from transformers import pipeline
+
+retrieve = pipeline("sugar-retrieval", model="me/tiny", trust_remote_code=True)
+retrieve({"query": ["A cat on a mat.", image]}, candidates=["a dog", other_image], top_k=1)
+
+generate = pipeline("sugar-generation", model="me/tiny", trust_remote_code=True)
+generate("What is in the picture?", images=image)
+```
+
+`AutoModel.from_pretrained("me/tiny", trust_remote_code=True)` gives the model, `AutoProcessor` its processor. After
+`import sugar_hf` these two use the code of the package and need no `trust_remote_code`.
+
+Embeddings have 16 dimensions; the tokens of an image are pooled by `mean`.
+
+## Results
+
+| Metric | Value |
+|---|---|
+| R@1 | 0.1235 |
+| pool | 200 |
+"""
+
+
+@pytest.fixture
+def exported(llava, tmp_path):
+    model, processor = llava
+    return export_for_hub(model, processor, tmp_path / "tiny")
+
+
+@torch.no_grad()
+def test_works_without_the_package(exported, llava, tmp_path):
+    model, processor = llava
+    picture(1).save(tmp_path / "image.png")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, "-c", STRANGER, str(exported), str(tmp_path / "image.png"), str(tmp_path)],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        stdin=subprocess.DEVNULL,  # any prompt to trust the code would fail
+    )
+    found = torch.load(tmp_path / "out.pt")
+    assert torch.allclose(found["embeds"], model(**processor([SAMPLE])).retrieval_embeds, atol=1e-6)
+    retrieve = pipeline("sugar-retrieval", model=model, processor=processor, device="cpu")
+    expected = retrieve({"query": SAMPLE[:2]}, ["A dog.", picture(1)], top_k=2)
+    assert found["scores"] == pytest.approx([result["score"] for result in expected], abs=1e-5)
+    generate = pipeline("sugar-generation", model=model, processor=processor, device="cpu")
+    assert found["answer"] == generate("What?", images=picture(1), do_sample=False)
+
+
+def test_exported_files(exported):
+    assert {path.name for path in exported.iterdir()} == FILES
+    config = json.loads((exported / "config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "modeling_sugar.SugarForConditionalGeneration"
+    assert config["custom_pipelines"].keys() == {"sugar-retrieval", "sugar-generation"}
+
+
+def test_code_is_flat_and_imports_its_neighbours_only():
+    source = Path(sys.modules["sugar_hf.model.hub"].__file__).parent
+    assert {path.name for path in source.glob("*.py")} == {*CODE_FILES, "__init__.py"}
+    for file in CODE_FILES:
+        for line in (source / file).read_text().splitlines():
+            assert not line.lstrip().startswith(("import sugar_hf", "from sugar_hf", "from . import", "from ..")), file
+
+
+def test_with_the_package_its_own_classes_are_used_and_save_a_clean_folder(exported, tmp_path):
+    model = AutoModel.from_pretrained(exported)
+    processor = AutoProcessor.from_pretrained(exported)
+    assert type(model) is SugarForConditionalGeneration
+    model.save_pretrained(tmp_path / "sugar")
+    processor.save_pretrained(tmp_path / "sugar")
+    assert not {"auto_map", "custom_pipelines"} & json.loads((tmp_path / "sugar" / "config.json").read_text()).keys()
+    assert not any(path.suffix == ".py" for path in (tmp_path / "sugar").iterdir())
+    assert pipeline("sugar-retrieval", model=str(tmp_path / "sugar"), device="cpu")("a", ["b"])
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """Replaces the Hub: records what each commit holds."""
+    found = []
+
+    def create_repo(self, repo_id, private=None, exist_ok=False, **options):
+        assert exist_ok
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, revision, create_pr):
+        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in Path(folder_path).rglob("*")}
+        found.append({"repo_id": repo_id, "files": files, "message": commit_message, "revision": revision})
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return found
+
+
+def test_push_uploads_everything(llava, uploads):
+    model, processor = llava
+    url = model.push_to_hub(
+        "me/tiny",
+        processor,
+        metrics={"R@1": 0.12345, "pool": 200},
+        description="A test.",
+        card_data={"license": "apache-2.0"},
+        revision="draft",
+    )
+    assert url == "https://huggingface.co/me/tiny/commit/1"
+    (commit,) = uploads
+    assert commit["repo_id"] == "me/tiny"
+    assert commit["revision"] == "draft"
+    assert commit["files"].keys() == FILES
+    assert commit["files"]["README.md"].decode() == CARD
+
+
+def test_pipelines_push_everything_too(llava, uploads):
+    model, processor = llava
+    pipeline("sugar-retrieval", model=model, processor=processor, device="cpu").push_to_hub("me/tiny")
+    assert uploads[0]["files"].keys() == FILES
+    assert "## Results" not in uploads[0]["files"]["README.md"].decode()
+
+
+def test_push_needs_the_processor(llava):
+    with pytest.raises(ValueError, match="processor is missing"):
+        llava[0].push_to_hub("me/tiny")
+
+
+def test_adapters_must_be_merged_first(fresh_llava, tmp_path):
+    model, processor = fresh_llava
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        export_for_hub(adapted, processor, tmp_path)

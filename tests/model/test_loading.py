@@ -1,0 +1,178 @@
+"""Loading is strict, and a round trip changes no bit."""
+
+import json
+
+import pytest
+import torch
+from builders import picture
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, register
+
+SAMPLE = ["A cat.", picture(1), "A dog."]
+
+
+@pytest.fixture
+def folder(llava, tmp_path):
+    model, processor = llava
+    model.save_pretrained(tmp_path / "sugar")
+    processor.save_pretrained(tmp_path / "sugar")
+    return tmp_path / "sugar"
+
+
+def edit_weights(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_round_trip_is_bit_equal(sugar, tmp_path):
+    model, processor = sugar
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    inputs = processor([SAMPLE], return_labels=True)
+    loaded_processor = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded_processor, SugarProcessor)
+    loaded_inputs = loaded_processor([SAMPLE], return_labels=True)
+    assert inputs.keys() == loaded_inputs.keys()
+    assert all(torch.equal(inputs[key], loaded_inputs[key]) for key in inputs)
+    for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert isinstance(loaded, SugarForConditionalGeneration)
+        state = loaded.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert torch.equal(loaded(**inputs).retrieval_embeds, model(**inputs).retrieval_embeds)
+    assert loaded.generation_config.max_new_tokens == model.generation_config.max_new_tokens
+
+
+def test_saving_twice_gives_the_same_files(folder, tmp_path):
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
+    for name in ("model.safetensors", "processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_tokenizer_loads_on_its_own(folder, llava):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("A cat.")["input_ids"] == llava[1].tokenizer("A cat.")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "hint"),
+    [
+        ("retrieval_head.up_proj.bias", "SugarForConditionalGeneration.from_backbone"),
+        (".norm.weight", "1 missing: vlm.model.language_model"),
+        (".post_layernorm.weight", "1 missing: vlm.model.vision_tower"),
+    ],
+)
+def test_missing_weight_is_named(folder, suffix, hint):
+    def drop(weights):  # names on disk differ from those in the model
+        (found,) = [name for name in weights if name.endswith(suffix)]
+        del weights[found]
+
+    edit_weights(folder, drop)
+    with pytest.raises(ValueError, match=rf"1 missing: \S*{suffix}") as error:
+        AutoModel.from_pretrained(folder)
+    assert hint in str(error.value)
+
+
+def test_unexpected_weight_is_named(folder):
+    edit_weights(folder, lambda weights: weights.update({"retrieval_head.extra.weight": torch.ones(2)}))
+    with pytest.raises(ValueError, match=r"1 unexpected: retrieval_head\.extra\.weight"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_weight_of_another_shape_is_named(folder):
+    edit_weights(folder, lambda weights: weights.update({"retrieval_head.down_proj.bias": torch.ones(3)}))
+    with pytest.raises(ValueError, match=r"1 of another shape: retrieval_head\.down_proj\.bias"):
+        AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+def test_loading_info_is_passed_on(folder):
+    model, info = SugarForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(model, SugarForConditionalGeneration)
+    assert not info["missing_keys"]
+
+
+def test_state_dict_is_checked_too(llava):
+    model, _ = llava
+    state = model.state_dict()
+    loaded = SugarForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=state)
+    assert torch.equal(loaded.retrieval_head.up_proj.weight, model.retrieval_head.up_proj.weight)
+    del state["retrieval_head.up_proj.bias"]
+    with pytest.raises(ValueError, match=r"the given state dict .*up_proj\.bias"):
+        SugarForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=state)
+
+
+def test_plain_backbone_is_not_loaded_as_sugar(llava, tmp_path):
+    llava[0].vlm.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="from_backbone"):
+        SugarForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_from_backbone_folder_has_the_backbones_weights(sugar, tmp_path):
+    model, processor = sugar
+    model.vlm.save_pretrained(tmp_path)
+    processor.backbone_processor.save_pretrained(tmp_path)
+    loaded = SugarForConditionalGeneration.from_backbone(tmp_path, retrieval_dim=8, retrieval_hidden_size=12)
+    state = loaded.vlm.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.vlm.state_dict().items())
+    assert loaded.retrieval_head.up_proj.weight.shape == (12, 32)
+    assert loaded.retrieval_head.up_proj.weight.std() > 0.01
+    inputs = SugarProcessor.from_pretrained(tmp_path)([SAMPLE])
+    assert loaded(**inputs).retrieval_embeds.shape == (1, 3, 8)
+
+
+def test_from_backbone_refuses_a_broken_backbone(llava, tmp_path):
+    llava[0].vlm.save_pretrained(tmp_path)
+
+    def drop(weights):
+        del weights[next(name for name in weights if name.endswith("norm.weight"))]
+
+    edit_weights(tmp_path, drop)
+    with pytest.raises(ValueError, match=r"1 missing: vlm\..*norm\.weight"):
+        SugarForConditionalGeneration.from_backbone(tmp_path)
+
+
+def test_from_backbone_refuses_sugar_and_useless_options(llava, folder):
+    model, _ = llava
+    for backbone in (model, folder):
+        with pytest.raises(ValueError, match="is a Sugar model already"):
+            SugarForConditionalGeneration.from_backbone(backbone)
+    with pytest.raises(ValueError, match="dtype"):
+        SugarForConditionalGeneration.from_backbone(model.vlm, dtype="bfloat16")
+
+
+def test_dtype_is_respected(folder):
+    model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_config_round_trip_and_checks(llava, folder):
+    config = AutoConfig.from_pretrained(folder)
+    assert isinstance(config, SugarConfig)
+    assert config.vlm_config.to_dict() == llava[0].config.vlm_config.to_dict()
+    assert config.retrieval_dim == 16
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match="no `vlm_config`"):
+        SugarConfig()
+    with pytest.raises(ValueError, match="mean, last"):
+        SugarConfig(vlm_config=config.vlm_config, image_pooling="max")
+    with pytest.raises(ValueError, match="retrieval_dim=0"):
+        SugarConfig(vlm_config=config.vlm_config, retrieval_dim=0)
+
+
+def test_registering_again_changes_nothing():
+    before = {task: PIPELINE_REGISTRY.check_task(task)[1] for task in ("sugar-retrieval", "sugar-generation")}
+    register()
+    assert all(PIPELINE_REGISTRY.check_task(task)[1] is entry for task, entry in before.items())
