@@ -79,7 +79,9 @@ def build_evaluators(pool: int) -> list[Any]:
     return [*evaluators, AnswerEvaluator(conversations, answers, kinds)]
 
 
-def measure(evaluators: list[Any], model: SugarForConditionalGeneration, processor: SugarProcessor) -> dict[str, float]:
+def measure(
+    evaluators: list[Any], model: SugarForConditionalGeneration, processor: SugarProcessor
+) -> dict[str, float]:
     model.eval()
     return {name: value for evaluator in evaluators for name, value in evaluator(model, processor).items()}
 

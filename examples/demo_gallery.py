@@ -102,7 +102,9 @@ def dialog_section(task: RetrievalEvaluator, retrieve: Any, generate: Any) -> Se
     for query in task.queries[EXAMPLES : 2 * EXAMPLES]:
         results = retrieve({"query": query}, candidates=task.candidates, top_k=1)
         image = results[0]["candidate"][0]
-        asked = [ask(image, question, generate) for question in ("what is in the picture?", "how many things are there?")]
+        asked = [
+            ask(image, question, generate) for question in ("what is in the picture?", "how many things are there?")
+        ]
         cards.append(Card([Block("given", query), *retrieved(results), *asked]))
     return Section("Retrieval, then a dialog about what was found", cards=cards)
 
@@ -112,7 +114,10 @@ def photo_section(photos: Sequence[Path], task: RetrievalEvaluator, retrieve: An
     cards = []
     for photo, image in zip(photos, images, strict=True):
         results = retrieve(image, candidates=task.candidates, top_k=1)
-        asked = [ask(image, question, generate) for question in ("what is in the picture?", "which colour is the background?")]
+        asked = [
+            ask(image, question, generate)
+            for question in ("what is in the picture?", "which colour is the background?")
+        ]
         cards.append(Card([Block("given", [photo.name, image]), *retrieved(results), *asked]))
     note = "The mini model has seen nothing but drawn glyphs: do not expect it to know your photographs."
     return Section("Your own pictures", note, cards=cards)
@@ -158,5 +163,7 @@ def label(part: Any) -> str:
 
 def put_picture(axis: Any, picture: Image.Image, place: tuple[float, float], offset: tuple[int, int]) -> None:
     thumbnail = OffsetImage(np.asarray(picture), zoom=0.4)
-    box = AnnotationBbox(thumbnail, place, xybox=offset, boxcoords="offset points", frameon=False, annotation_clip=False)
+    box = AnnotationBbox(
+        thumbnail, place, xybox=offset, boxcoords="offset points", frameon=False, annotation_clip=False
+    )
     axis.add_artist(box)

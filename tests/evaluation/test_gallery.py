@@ -9,7 +9,13 @@ from sugar_hf.evaluation.gallery import Block, Card, Section, write_gallery
 
 def test_page_holds_escaped_text_and_whole_pictures(tmp_path):
     picture = Image.new("RGB", (4, 3), (250, 10, 20))
-    card = Card([Block("given", ["<b>a dog</b>", picture]), Block("retrieved", [picture], "first"), Block("generated", ["yes"])])
+    card = Card(
+        [
+            Block("given", ["<b>a dog</b>", picture]),
+            Block("retrieved", [picture], "first"),
+            Block("generated", ["yes"]),
+        ]
+    )
     sections = [Section("Search", table=[["", "R@1"], ["before", "1.0"]], cards=[card])]
     page = write_gallery(tmp_path / "out" / "index.html", "Gallery", sections).read_text(encoding="utf-8")
     assert "&lt;b&gt;a dog&lt;/b&gt;" in page

@@ -64,7 +64,12 @@ def test_pixels_are_the_processors(trained):
 def test_collated_chat_is_what_the_processor_makes(trained):
     processor = LlavaProcessor.from_pretrained(trained[1] / "mini-vlm")
     scene = random_scene(random.Random(2), "train")
-    pieces = [("USER: ", False), vlm.Picture(render_array(scene)), ("\nwhat is there? ASSISTANT:", False), (" a dog</s>", True)]
+    pieces = [
+        ("USER: ", False),
+        vlm.Picture(render_array(scene)),
+        ("\nwhat is there? ASSISTANT:", False),
+        (" a dog</s>", True),
+    ]
     batch = vlm.collator(processor)([pieces])
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is there?"}]},
@@ -84,7 +89,9 @@ def test_cells_learn_the_name_of_what_they_show(trained):
     (image,) = (batch["input_ids"][0] == processor.image_token_id).nonzero()[:1, 0].tolist()
     # a causal model's output at i is compared with the label at i + 1; position `image` is CLS
     learnt = {int(i) - 1 - image - 1: int(batch["labels"][0, i]) for i in (batch["labels"][0] >= 0).nonzero()[:, 0]}
-    expected = {place: processor.tokenizer(f" {names[place]}", add_special_tokens=False)["input_ids"][0] for place in (0, 2, 5)}
+    expected = {
+        place: processor.tokenizer(f" {names[place]}", add_special_tokens=False)["input_ids"][0] for place in (0, 2, 5)
+    }
     assert learnt == expected
 
 

@@ -122,7 +122,9 @@ def test_rows_are_in_the_common_schema(kind):
 def test_load_is_deterministic_and_seeds_differ():
     first, again, other = (picturebook.load("train", size=20, seed=seed) for seed in (0, 0, 1))
     assert first.to_list() == again.to_list()
-    assert not {str(row["messages"]) for row in first} & {str(row["messages"]) for row in other if row["kind"] == "story"}
+    assert not {str(row["messages"]) for row in first} & {
+        str(row["messages"]) for row in other if row["kind"] == "story"
+    }
 
 
 def test_load_names_what_there_is():

@@ -52,7 +52,8 @@ PAGE = """<!doctype html>
   <div class="{{ block.kind }}">
     {% if block.label %}<div class="label">{{ block.label }}</div>{% endif %}
     <div class="parts">{% for part in block.parts %}
-      {% if part is string %}<span>{{ part }}</span>{% else %}<img alt="picture" src="{{ part | data_uri }}">{% endif %}
+      {% if part is string %}<span>{{ part }}</span>
+      {% else %}<img alt="picture" src="{{ part | data_uri }}">{% endif %}
     {% endfor %}</div>
   </div>
   {% endfor %}

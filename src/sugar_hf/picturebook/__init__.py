@@ -1,9 +1,9 @@
 """The picturebook: a small world of drawn stories, so that everything runs with no download.
 
-    >>> from sugar_hf import picturebook
-    >>> stories = picturebook.load("test", kind="story", size=2)
-    >>> stories[0]["messages"][0]["content"][0]["type"]
-    'text'
+>>> from sugar_hf import picturebook
+>>> stories = picturebook.load("test", kind="story", size=2)
+>>> stories[0]["messages"][0]["content"][0]["type"]
+'text'
 """
 
 from .glyphs import CONCEPTS, sprite

@@ -15,41 +15,46 @@ SPRITE_SHEET = ASSETS / "sprites.png"
 SPRITE_PIXELS = 64
 SHEET_COLUMNS = 20
 
-ANIMALS = (
-    "ant badger bat beaver beetle bird bison blowfish boar butterfly cat chicken chipmunk cow crab cricket crocodile "
-    "deer dodo dog dolphin dragon duck eagle elephant fish flamingo fly goat gorilla hedgehog hippopotamus honeybee "
-    "horse kangaroo koala leopard lizard llama lobster mammoth monkey mosquito mouse octopus orangutan otter owl ox "
-    "parrot peacock penguin pig poodle rabbit raccoon rat rhinoceros rooster sauropod scorpion seal shark sheep shrimp "
-    "skunk sloth snail snake spider squid swan tiger turkey turtle whale worm"
-).split()
-FOOD = (
-    "aubergine avocado bacon bagel banana blueberries bread broccoli burrito butter candy carrot cherries chestnut "
-    "coconut cookie croissant cucumber cupcake custard doughnut dumpling egg falafel fondue garlic grapes hamburger "
-    "kiwifruit lemon lollipop mango melon mushroom olive onion oyster pancakes peach peanuts pear pie pineapple popcorn "
-    "potato pretzel sandwich shortcake spaghetti strawberry sushi taco tamale tangerine tomato waffle watermelon teapot"
-).split()
-NATURE = (
-    "blossom bouquet cactus cloud comet coral cyclone desert feather fire herb hibiscus lotus mountain rainbow rock rose "
-    "seedling shamrock snowflake snowman sunflower sunrise tulip volcano wood"
-).split()
-TRAVEL = (
-    "airplane ambulance anchor automobile bicycle bus canoe church factory ferry fountain helicopter hospital "
-    "hotel hut minibus monorail rocket sailboat satellite scooter ship skateboard sled speedboat stadium taxi "
-    "tent tractor train tram trolleybus wheel parachute"
-).split()
-THINGS = (
-    "abacus accordion amphora axe balloon banjo baseball basket bathtub battery bed bell bikini bomb bone books boomerang "
-    "brain brick briefcase broom bucket calendar camera candle chair clipboard coat coffin coin compass crown door dress "
-    "envelope eyeglasses gear ghost gloves goggles guitar hammer handbag headphone jar jeans joystick key kimono kite "
-    "knot label ladder lipstick lock luggage magnet memo microphone microscope mirror necktie newspaper notebook "
-    "package paperclip pencil pill plunger postbox printer purse pushpin radio razor receipt ribbon ring robot saxophone "
-    "scales scarf screwdriver scroll shield shorts skull socks spoon stethoscope syringe telescope television "
-    "thermometer ticket toilet toolbox tooth toothbrush trophy trumpet umbrella violin volleyball wrench"
-).split()
+GROUPS = {
+    "animals": """
+        ant badger bat beaver beetle bird bison blowfish boar butterfly cat chicken chipmunk cow crab cricket
+        crocodile deer dodo dog dolphin dragon duck eagle elephant fish flamingo fly goat gorilla hedgehog
+        hippopotamus honeybee horse kangaroo koala leopard lizard llama lobster mammoth monkey mosquito mouse
+        octopus orangutan otter owl ox parrot peacock penguin pig poodle rabbit raccoon rat rhinoceros rooster
+        sauropod scorpion seal shark sheep shrimp skunk sloth snail snake spider squid swan tiger turkey turtle
+        whale worm
+    """,
+    "food": """
+        aubergine avocado bacon bagel banana blueberries bread broccoli burrito butter candy carrot cherries
+        chestnut coconut cookie croissant cucumber cupcake custard doughnut dumpling egg falafel fondue garlic
+        grapes hamburger kiwifruit lemon lollipop mango melon mushroom olive onion oyster pancakes peach peanuts
+        pear pie pineapple popcorn potato pretzel sandwich shortcake spaghetti strawberry sushi taco tamale
+        tangerine tomato waffle watermelon teapot
+    """,
+    "nature": """
+        blossom bouquet cactus cloud comet coral cyclone desert feather fire herb hibiscus lotus mountain
+        rainbow rock rose seedling shamrock snowflake snowman sunflower sunrise tulip volcano wood
+    """,
+    "travel": """
+        airplane ambulance anchor automobile bicycle bus canoe church factory ferry fountain helicopter hospital
+        hotel hut minibus monorail rocket sailboat satellite scooter ship skateboard sled speedboat stadium taxi
+        tent tractor train tram trolleybus wheel parachute
+    """,
+    "things": """
+        abacus accordion amphora axe balloon banjo baseball basket bathtub battery bed bell bikini bomb bone
+        books boomerang brain brick briefcase broom bucket calendar camera candle chair clipboard coat coffin
+        coin compass crown door dress envelope eyeglasses gear ghost gloves goggles guitar hammer handbag
+        headphone jar jeans joystick key kimono kite knot label ladder lipstick lock luggage magnet memo
+        microphone microscope mirror necktie newspaper notebook package paperclip pencil pill plunger postbox
+        printer purse pushpin radio razor receipt ribbon ring robot saxophone scales scarf screwdriver scroll
+        shield shorts skull socks spoon stethoscope syringe telescope television thermometer ticket toilet
+        toolbox tooth toothbrush trophy trumpet umbrella violin volleyball wrench
+    """,
+}
 
-UNICODE_NAMES = {"robot": "ROBOT FACE"}  # the one word above that is not a whole Unicode name
+UNICODE_NAMES = {"robot": "ROBOT FACE"}  # the one word above that is no whole Unicode name
 
-CONCEPTS: tuple[str, ...] = tuple(sorted({*ANIMALS, *FOOD, *NATURE, *TRAVEL, *THINGS}))
+CONCEPTS: tuple[str, ...] = tuple(sorted(name for names in GROUPS.values() for name in names.split()))
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +71,9 @@ def sprite_sheet() -> np.ndarray:
 def sprites(pixels: int) -> np.ndarray:
     """All sprites resized, float32 RGBA in [0, 255] (alpha in [0, 1]), of shape (concepts, pixels, pixels, 4)."""
     size = (pixels, pixels)
-    resized = np.stack([np.asarray(Image.fromarray(tile).resize(size, Image.LANCZOS)) for tile in sprite_sheet()])
+    resized = np.stack(
+        [np.asarray(Image.fromarray(tile).resize(size, Image.Resampling.LANCZOS)) for tile in sprite_sheet()]
+    )
     resized = resized.astype(np.float32)
     resized[..., 3] /= 255.0
     return resized

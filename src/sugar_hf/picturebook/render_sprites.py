@@ -27,7 +27,7 @@ def draw_glyph(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
     side = max(glyph.size)
     square = Image.new("RGBA", (side, side))
     square.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
-    return square.resize((SPRITE_PIXELS, SPRITE_PIXELS), Image.LANCZOS)
+    return square.resize((SPRITE_PIXELS, SPRITE_PIXELS), Image.Resampling.LANCZOS)
 
 
 def main() -> None:

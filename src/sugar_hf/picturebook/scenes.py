@@ -3,7 +3,7 @@
 import random
 import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -67,7 +67,7 @@ class Scene:
         return next((item for item in self.items if item.concept == concept), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def split_of(first: str, second: str) -> str:
     """The split that a pair (of concepts, or of a concept and a background) belongs to, fixed for all time."""
     bucket = zlib.crc32("+".join(sorted((first, second))).encode()) % HELD_OUT_SHARE
@@ -181,7 +181,11 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
         ("what", f"what is {place}?", item.concept),
         ("how many", "how many things are there?", ("one", "two", "three")[len(scene.items) - 1]),
         ("where", f"where is the {item.concept}?", PLACES[item.place][0]),
-        ("background", rng.choice(("which colour is the background?", "what is the background colour?")), scene.background),
+        (
+            "background",
+            rng.choice(("which colour is the background?", "what is the background colour?")),
+            scene.background,
+        ),
         ("size", f"is the {item.concept} small or large?", item.size),
         ("yes/no", f"is there {asked.article()} {asked.concept}?", "yes" if present else "no"),
     ]

@@ -41,7 +41,12 @@ def next_frame(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
     if event == "move":
         place = free_place(scene, rng)
         verb = rng.choice(("moves", "goes", "jumps"))
-        to = rng.choice(PLACES[place]).replace("at the", "to the").replace("in the", "to the").replace("on the", "to the")
+        to = (
+            rng.choice(PLACES[place])
+            .replace("at the", "to the")
+            .replace("in the", "to the")
+            .replace("on the", "to the")
+        )
         # "to the top to the middle" would be the outcome for the two long names of the middle column
         to = to.replace(" to the middle", " in the middle") if to.count("to the") > 1 else to
         return replace(scene, items=swap(scene, item, replace(item, place=place))), f"the {item.concept} {verb} {to}."

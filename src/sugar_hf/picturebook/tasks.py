@@ -34,7 +34,8 @@ def retrieval_tasks(split: str = "test", size: int = 200, seed: int = 0) -> list
     """
     pairs = [to_sample(row) for row in load(split, kind="caption", size=size, seed=seed, words_first=True)]
     stories = [
-        to_sample(row) for row in load(split, kind="story", size=size, seed=seed, words_first=True, frames=STORY_FRAMES)
+        to_sample(row)
+        for row in load(split, kind="story", size=size, seed=seed, words_first=True, frames=STORY_FRAMES)
     ]
     words, pictures = [[pair[0]] for pair in pairs], [[pair[1]] for pair in pairs]
     last_pictures = [story[-1:] for story in stories]

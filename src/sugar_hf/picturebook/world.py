@@ -78,7 +78,9 @@ def draw_row(kind: str, split: str, rng: random.Random, words_first: bool, frame
     return {"messages": messages, "images": images, "kind": kind, "question_kinds": asked}
 
 
-def rows(split: str, kinds: list[str], size: int, seed: int, words_first: bool | None, frames: int | None) -> Iterator[Row]:
+def rows(
+    split: str, kinds: list[str], size: int, seed: int, words_first: bool | None, frames: int | None
+) -> Iterator[Row]:
     for index in range(size):
         kind = kinds[index % len(kinds)]
         # not hash(): the same rows on every machine

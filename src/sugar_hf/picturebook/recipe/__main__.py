@@ -1,7 +1,7 @@
 """Train the mini checkpoints from nothing, or go on where a run was stopped.
 
-    python -m sugar_hf.picturebook.recipe --work runs/mini                  # all four, in order
-    python -m sugar_hf.picturebook.recipe --work runs/mini --only bert dino
+python -m sugar_hf.picturebook.recipe --work runs/mini                  # all four, in order
+python -m sugar_hf.picturebook.recipe --work runs/mini --only bert dino
 """
 
 import argparse

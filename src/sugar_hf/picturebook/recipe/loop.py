@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import CLIPImageProcessor, Trainer, TrainingArguments
+from transformers import CLIPImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..scenes import SCENE_PIXELS
@@ -90,7 +90,7 @@ def train(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
 
 
-def save_half(model: nn.Module, folder: Path) -> None:
+def save_half(model: PreTrainedModel, folder: Path) -> None:
     """Save the weights in float16, half the size, and leave float32 in the config: loading computes in float32."""
     model.eval().half().save_pretrained(folder)
     model.float()

@@ -1,7 +1,7 @@
 """Measure the mini checkpoints on held-out test scenes, beside chance.
 
-    python -m sugar_hf.picturebook.recipe.report
-    python -m sugar_hf.picturebook.recipe.report --size 200 --checkpoints FOLDER
+python -m sugar_hf.picturebook.recipe.report
+python -m sugar_hf.picturebook.recipe.report --size 200 --checkpoints FOLDER
 """
 
 import argparse
@@ -26,7 +26,14 @@ from .loop import pixel_values
 from .teachers import tokenize
 from .vlm import DESCRIBE
 
-CHANCE = {"what": 1 / 300, "how many": 1 / 3, "where": 1 / 9, "background": 1 / len(BACKGROUNDS), "size": 0.5, "yes/no": 0.5}
+CHANCE = {
+    "what": 1 / 300,
+    "how many": 1 / 3,
+    "where": 1 / 9,
+    "background": 1 / len(BACKGROUNDS),
+    "size": 0.5,
+    "yes/no": 0.5,
+}
 BATCH = 100
 
 
@@ -65,7 +72,8 @@ def report_vlm(folder: Path, scenes: list[Scene]) -> None:
     sized = sum(f"{item.size} {item.concept}" in words for item, words in things) / len(things)
     coloured = sum(scene.background in words for scene, words in zip(scenes, captions, strict=True)) / len(scenes)
     print(f"mini-vlm: captions name {100 * named:.1f} % of the things ({100 * 2 / 300:.1f}),", end=" ")
-    print(f"with the right size {100 * sized:.1f} %, the background {100 * coloured:.1f} % ({100 / len(BACKGROUNDS):.1f})")
+    chance = 100 / len(BACKGROUNDS)
+    print(f"with the right size {100 * sized:.1f} %, the background {100 * coloured:.1f} % ({chance:.1f})")
     print(f"  for example: {captions[0]}")
 
 
@@ -81,7 +89,10 @@ def report_teachers(folder: Path, scenes: list[Scene]) -> None:
     words, other_words = ([caption(scene, rng) for scene in scenes] for _ in range(2))
     pictures = pixel_values([render_array(scene) for scene in scenes])
     looks = [Scene(scene.items, scene.background, scene.look + 1) for scene in scenes]
-    clip, tokenizer = CLIPModel.from_pretrained(folder / "mini-clip"), AutoTokenizer.from_pretrained(folder / "mini-clip")
+    clip, tokenizer = (
+        CLIPModel.from_pretrained(folder / "mini-clip"),
+        AutoTokenizer.from_pretrained(folder / "mini-clip"),
+    )
     image = clip.get_image_features(pixel_values=pictures).pooler_output
     text = clip.get_text_features(**tokenize(tokenizer, words)).pooler_output
     print(f"of {len(scenes)} held-out scenes (chance {100 / len(scenes):.1f} %)")
@@ -92,7 +103,10 @@ def report_teachers(folder: Path, scenes: list[Scene]) -> None:
         for values in (pictures, pixel_values([render_array(scene) for scene in looks]))
     )
     print(f"  mini-dino, picture to another drawing of the scene: {recall(first, second)}")
-    bert, tokenizer = BertModel.from_pretrained(folder / "mini-bert"), AutoTokenizer.from_pretrained(folder / "mini-bert")
+    bert, tokenizer = (
+        BertModel.from_pretrained(folder / "mini-bert"),
+        AutoTokenizer.from_pretrained(folder / "mini-bert"),
+    )
     first, second = (bert(**tokenize(tokenizer, texts)).last_hidden_state[:, 0] for texts in (words, other_words))
     print(f"  mini-bert, caption to another wording: {recall(first, second)}")
 

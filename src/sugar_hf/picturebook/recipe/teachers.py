@@ -154,6 +154,8 @@ def train_bert(work: Path, out: Path, steps: int, batch_size: int = 256) -> None
         return {"first": tokenize(tokenizer, list(first)), "second": tokenize(tokenizer, list(second))}
 
     trained = PairEncoder(model)
-    train(trained, [draw_wordings], collate, work / "mini-bert", steps=steps, batch_size=batch_size, learning_rate=1e-3)
+    train(
+        trained, [draw_wordings], collate, work / "mini-bert", steps=steps, batch_size=batch_size, learning_rate=1e-3
+    )
     save_half(model, out / "mini-bert")
     tokenizer.save_pretrained(out / "mini-bert")

@@ -1,4 +1,4 @@
-"""The tokenizer that all mini models share: byte-level BPE over the picturebook's sentences, so any text can be read."""
+"""The tokenizer of all mini models: byte-level BPE over the picturebook's sentences, so that any text can be read."""
 
 import random
 from functools import lru_cache
@@ -56,7 +56,7 @@ def train_bpe() -> str:
 
 
 def build_tokenizer(add_eos: bool) -> PreTrainedTokenizerFast:
-    """The tokenizer in the form of its model. `add_eos` puts `</s>` at the end, as CLIP's and BERT's encoders want it."""
+    """The tokenizer in its model's form. `add_eos` puts `</s>` at the end, as CLIP's and BERT's encoders want it."""
     tokenizer = Tokenizer.from_str(train_bpe())
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}" if add_eos else f"{BOS} $A",

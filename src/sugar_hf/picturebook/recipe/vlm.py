@@ -169,8 +169,7 @@ def build_model(processor: LlavaProcessor, clip: CLIPModel) -> LlavaForCondition
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
-    tower = {name: weight for name, weight in clip.vision_model.state_dict().items()}
-    model.model.vision_tower.load_state_dict(tower)
+    model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
     model.generation_config = GenerationConfig(max_new_tokens=64, do_sample=False, **special)
     return model
 
@@ -196,7 +195,7 @@ def collator(processor: LlavaProcessor) -> Any:
                 else:
                     pictures.append(piece.pixels)
                     ids += image
-                    cells = [named.get(name, IGNORED) for name in piece.names or [None] * CELLS]
+                    cells = [named[name] if name else IGNORED for name in piece.names or [None] * CELLS]
                     # the label at i belongs to the token before it: CLS and the first cell have none, the last cell's
                     # would stand on the text that follows and is left out
                     labels += [IGNORED, IGNORED, *cells[:-1]]
