@@ -24,12 +24,14 @@ PAGE = """<!doctype html>
   table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; text-align: right; }
   th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
   tbody tr:nth-child(even) { background: #f5f5f5; }
-  .card { border: 1px solid #ddd; border-radius: 10px; padding: .8rem 1rem; margin: 1rem 0; }
+  .card { border: 1px solid #ddd; border-radius: 10px; padding: .6rem 1rem; margin: 1rem 0;
+          display: flex; flex-wrap: wrap; gap: .6rem; }
+  .given { flex: 0 0 100%; }
   .parts { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .3rem 0; }
   .parts span { padding: .2rem .5rem; border-radius: 6px; background: #f1f1f1; max-width: 22rem; }
   .parts img { height: 96px; border-radius: 6px; border: 1px solid #ccc; }
-  .retrieved { background: #ffd9e6; border-radius: 8px; padding: .4rem .6rem; margin: .4rem 0; }
-  .generated { background: #d8e8ff; border-radius: 8px; padding: .4rem .6rem; margin: .4rem 0; }
+  .retrieved { background: #ffd9e6; border-radius: 8px; padding: .4rem .6rem; }
+  .generated { background: #d8e8ff; border-radius: 8px; padding: .4rem .6rem; }
   .retrieved .parts span, .generated .parts span { background: #ffffffb0; }
   .label { font-size: .85rem; color: #555; } .plot { max-width: 100%; }
   .key span { padding: .1rem .6rem; border-radius: 6px; margin-right: .6rem; }
