@@ -205,6 +205,7 @@ def test_push_needs_the_processor(llava):
         llava[0].push_to_hub("me/tiny")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks
 def test_adapters_must_be_merged_first(fresh_llava, tmp_path):
     model, processor = fresh_llava
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))

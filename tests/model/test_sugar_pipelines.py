@@ -119,6 +119,14 @@ def test_encode_keeps_the_order(retrieve, llava, batch_size):
         np.testing.assert_allclose(embedding, last_embedding(llava, sample), atol=1e-5)
 
 
+def test_options_given_to_pipeline_are_defaults(llava):
+    model, processor = llava
+    pipe = pipeline("sugar-retrieval", model=model, processor=processor, device="cpu", top_k=2, return_embeddings=True)
+    assert len(pipe("A cat.", POOL)["results"]) == 2
+    assert pipe("A cat.").keys() == {"embedding"}
+    assert len(pipe("A cat.", POOL, top_k=1, return_embeddings=False)) == 1
+
+
 def test_any_index_with_search_and_documents_will_do(retrieve):
     class Index:
         documents = ("x", "y")

@@ -25,7 +25,7 @@ class SugarConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, Any]] = {"vlm_config": AutoConfig}
     has_no_defaults_at_init: ClassVar[bool] = True
 
-    vlm_config: dict | PreTrainedConfig | None = None
+    vlm_config: Any = None  # a PreTrainedConfig once the object is made
     retrieval_dim: int = 256
     retrieval_hidden_size: int | None = None
     image_pooling: str = "mean"

@@ -304,8 +304,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model; see `PreTrainedModel.save_pretrained`."""
         if self._auto_class is None:  # a checkpoint from the Hub may name its code, which is not saved with this class
-            for key in ("auto_map", "custom_pipelines"):
-                vars(self.config).pop(key, None)
+            for key in {"auto_map", "custom_pipelines"} & vars(self.config).keys():
+                delattr(self.config, key)
         super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:

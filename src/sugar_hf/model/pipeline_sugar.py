@@ -155,13 +155,13 @@ class SugarRetrievalPipeline(_SugarPipeline):
         queries: Any,
         candidates: Sequence[Any] | RetrievalIndex | None = None,
         *,
-        top_k: int = 5,
-        return_positions: bool = False,
-        return_embeddings: bool = False,
+        top_k: int | None = None,
+        return_positions: bool | None = None,
+        return_embeddings: bool | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
     ) -> Any:
-        """Retrieve.
+        """Retrieve. Options that are left out are those given to `pipeline`, or their defaults.
 
         Args:
             queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
@@ -169,7 +169,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
             candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
                 with `search` and `documents`. A list is embedded at each call: for more than one call, embed it once
                 with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
-            top_k: How many results.
+            top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
             return_embeddings: Give `{"results": ..., "embedding": array (d,)}` for each query, the array (slices, d)
                 with `return_positions`; `results` only if there are candidates.
@@ -185,9 +185,11 @@ class SugarRetrievalPipeline(_SugarPipeline):
             ValueError: If an input cannot be read, or there is nothing to search and no embedding wanted.
         """
         samples, is_single = split_inputs(queries)
-        if top_k < 1:
+        options = {"top_k": top_k, "return_positions": return_positions, "return_embeddings": return_embeddings}
+        options = {key: value for key, value in options.items() if value is not None}
+        if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: ask for at least one result.")
-        if candidates is None and not return_embeddings:
+        if candidates is None and not {**self._postprocess_params, **options}.get("return_embeddings"):
             raise ValueError("nothing to search: pass candidates=, or return_embeddings=True.")
         index: RetrievalIndex | None = None
         if isinstance(candidates, str | dict):
@@ -203,9 +205,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
             batch_size,
             num_workers=num_workers,
             index=index,
-            top_k=top_k,
-            return_positions=return_positions,
-            return_embeddings=return_embeddings,
+            **options,
         )
         return results[0] if is_single else results
 
@@ -257,10 +257,10 @@ class SugarRetrievalPipeline(_SugarPipeline):
         """Search with the embeddings of one query."""
         embeds = model_outputs["embeds"][0, : int(model_outputs["lengths"][0])].numpy()  # (S, d)
         embeds = embeds if return_positions else embeds[-1:]
-        results = None
+        lists: list[list[dict[str, Any]]] = []
         if index is not None:
             found = zip(*index.search(embeds, top_k), strict=True)
-            results = [
+            lists = [
                 [
                     {"index": int(place), "score": float(score), "candidate": index.documents[int(place)]}
                     for score, place in zip(scores, places, strict=True)
@@ -268,11 +268,11 @@ class SugarRetrievalPipeline(_SugarPipeline):
                 ]
                 for scores, places in found
             ]
-            results = results if return_positions else results[0]
+        results = lists if return_positions or index is None else lists[0]
         if not return_embeddings:
             return results
         answer = {"embedding": embeds if return_positions else embeds[0]}
-        return answer if results is None else {"results": results, **answer}
+        return answer if index is None else {"results": results, **answer}
 
 
 class SugarGenerationPipeline(_SugarPipeline):
@@ -377,4 +377,4 @@ class DefaultModel(dict):
 def _size(sample: Any, where: str) -> tuple[int, int]:
     """Order samples by length without loading an image: first by their number of images, then of characters."""
     parts = [part for message in parse_sample(sample, where) for part in message.parts]
-    return sum(part.is_image for part in parts), sum(len(part.text or "") for part in parts)
+    return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)

@@ -41,10 +41,9 @@ class SugarProcessor(ProcessorMixin):
     """
 
     def __init__(self, backbone_processor: ProcessorMixin) -> None:
-        if isinstance(backbone_processor, SugarProcessor):
-            backbone_processor = backbone_processor.backbone_processor
-        self.backbone_processor = backbone_processor
-        super().__init__(chat_template=backbone_processor.chat_template)
+        is_wrapped = isinstance(backbone_processor, SugarProcessor)
+        self.backbone_processor: Any = backbone_processor.backbone_processor if is_wrapped else backbone_processor
+        super().__init__(chat_template=self.backbone_processor.chat_template)
 
     def __call__(
         self,
@@ -116,17 +115,17 @@ class SugarProcessor(ProcessorMixin):
             tokenizing = Tokenizing(
                 self.backbone_processor,
                 rendered,
-                length=max_length if padding == "max_length" else 0,
+                length=(max_length or 0) if padding == "max_length" else 0,
                 multiple=pad_to_multiple_of or 1,
                 side=padding_side or self.tokenizer.padding_side,
             )
             features = tokenizing.run(images_kwargs)
             rows = tokenizing.rows
-            too_long = [] if max_length is None else [i for i, row in enumerate(rows) if len(row.ids) > max_length]
+            too_long = [i for i, row in enumerate(rows) if max_length is not None and len(row.ids) > max_length]
             if not too_long:
                 break
             for i in too_long:
-                parsed[i] = _shortened(parsed[i], rendered[i], rows[i], max_length, truncation)
+                parsed[i] = _shortened(parsed[i], rendered[i], rows[i], max_length or 0, truncation)
         if padding is False and len({len(row.ids) for row in rows}) > 1:
             raise ValueError("padding=False, but the samples differ in length. Pass padding=True or one sample.")
         features.pop("labels", None)  # some backbones make their own, for another format

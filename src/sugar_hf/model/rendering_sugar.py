@@ -25,6 +25,7 @@ class TextPiece:
         cuts: Characters of `text` at which a token must end.
         is_target: Whether a model learns to write it.
         ends_turn: Whether the end-of-turn token after it is learnt too.
+        lead: Characters before it that are learnt too: what the template writes after the generation prompt.
     """
 
     text: str
@@ -32,6 +33,7 @@ class TextPiece:
     cuts: tuple[int, ...]
     is_target: bool
     ends_turn: bool
+    lead: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def render(
         if return_labels and messages[-1].role == "assistant":
             template = _with_eos(backbone, template)
     pieces, image_slices, count, number = {}, [], 0, 0
-    for message in messages:
+    for turn, message in enumerate(messages):
         for position, part in enumerate(message.parts):
             if part.is_image:
                 image_slices.append(count + 1)
@@ -147,7 +149,9 @@ def render(
                 slices = tuple((count + 1 + k, start, end) for k, (start, end) in enumerate(spans))
                 is_last = position == len(message.parts) - 1
                 is_target = is_plain or message.role == "assistant"
-                pieces[number] = TextPiece(text, slices, cuts, is_target, is_target and is_last and not is_plain)
+                learns = return_labels and message.role == "assistant"
+                lead = _lead(backbone, messages[:turn], where, placeholder, template, number) if learns else 0
+                pieces[number] = TextPiece(text, slices, cuts, is_target, is_target and is_last and not is_plain, lead)
             count += part.slice_count
             number += 1
     images = tuple(part.load() for part in parts if part.is_image)
@@ -192,6 +196,21 @@ def _render_chat(
         f"{where}: the model's chat template does not keep the texts and images of this chat{reason}. Use other roles "
         f"than {', '.join(str(message.role) for message in messages)}, or set another `processor.chat_template`."
     )
+
+
+def _lead(
+    backbone: ProcessorMixin, before: list[Message], where: str, placeholder: str, template: str, number: int
+) -> int:
+    """Count the whitespace between the generation prompt and the answer, which generation has to write itself.
+
+    A template may write "ASSISTANT: Yes" for the answer, but "ASSISTANT:" to ask for it.
+    """
+    try:
+        prompt = _render_chat(backbone, before, where, placeholder, add_generation_prompt=True)
+    except ValueError:  # some templates do not render every beginning of a chat
+        return 0
+    between = template.removeprefix(prompt).partition(mark(number))[0] if template.startswith(prompt) else ""
+    return len(between) if between.isspace() else 0
 
 
 def _as_parts(messages: list[Message]) -> list[dict[str, Any]]:

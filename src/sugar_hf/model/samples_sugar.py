@@ -23,20 +23,20 @@ class Part:
 
     Args:
         where: The part's place in words, for error messages.
-        text: The text; `None` for an image.
+        text: The text; empty for an image.
         image: A PIL image, or the path or address of one; `None` for a text.
         spans: Character spans of the slices in `text`; empty for an image and for instructions.
     """
 
     where: str
-    text: str | None = None
+    text: str = ""
     image: Any = None
     spans: tuple[Span, ...] = ()
 
     @property
     def is_image(self) -> bool:
         """Whether the part is an image."""
-        return self.text is None
+        return self.image is not None
 
     @property
     def slice_count(self) -> int:
@@ -155,7 +155,8 @@ def _parse_part(item: Any, where: str, split_sentences: bool) -> Part:
     if isinstance(item, str):
         if not item.strip():
             raise ValueError(f"{where}: the text is empty. Remove it or fill it in.")
-        spans = sentence_spans(item) if split_sentences else (_strip(item, 0, len(item)),)
+        start = len(item) - len(item.lstrip())
+        spans = sentence_spans(item) if split_sentences else ((start, len(item.rstrip())),)
         return Part(where, text=item, spans=spans)
     if isinstance(item, Image.Image | Path):
         return Part(where, image=item)

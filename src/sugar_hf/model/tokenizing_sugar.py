@@ -76,7 +76,12 @@ class Tokenizing:
         self._newline = self._call(["\n"])[0][0]
         self._current: list[int] = []  # the samples of the call that runs
         self._records: list[list[dict[str, Any]]] = []  # what its placeholders expanded to
-        self.rows: list[Tokens] = [None] * len(samples)
+        self._done: dict[int, Tokens] = {}
+
+    @property
+    def rows(self) -> list[Tokens]:
+        """The tokens of each sample, once `run` is through."""
+        return [self._done[i] for i in range(len(self._samples))]
 
     def run(self, images_kwargs: dict[str, Any] | None) -> dict[str, np.ndarray | torch.Tensor]:
         """Call the backbone's processor on the samples.
@@ -98,8 +103,8 @@ class Tokenizing:
             masks = part["attention_mask"].bool()
             for key, value in part.items():
                 if key.endswith("token_type_ids"):
-                    found = zip(self._current, value, masks, strict=True)
-                    types.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in found})
+                    of_samples = zip(self._current, value, masks, strict=True)
+                    types.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in of_samples})
                 elif key not in ("input_ids", "attention_mask"):
                     features[key] = value
         rows = [row.ids for row in self.rows]
@@ -152,7 +157,7 @@ class Tokenizing:
         written = [_write(*row) for row in zip(text, records, samples, strict=True)]
         rows = [self._tokenise(*row) for row in zip(written, samples, strict=True)]
         for i, row in zip(self._current, rows, strict=True):
-            self.rows[i] = row
+            self._done[i] = row
         ids = [row.ids for row in rows]
         data = {
             "input_ids": self.pad(ids, self._pad_id()).tolist(),
@@ -170,6 +175,7 @@ class Tokenizing:
             for match in self._control.finditer(piece.text)
         ]
         cuts = {start + cut for piece, (start, _) in pieces for cut in piece.cuts}
+        cuts -= {cut for cut in cuts for start, end in literals if start < cut < end}
         bounds = sorted({0, len(written.text), *cuts, *(bound for literal in literals for bound in literal)})
         runs = list(pairwise(bounds))
         tokens = self._encode(written.text, runs, set(literals))
@@ -189,7 +195,7 @@ class Tokenizing:
                     raise ValueError(f"{sample.where}: {piece.text[first:last]!r:.60} has no token of its own.")
                 slices[found[-1]] = number
             if piece.is_target:
-                targets |= (starts < end) & (ends > offset)
+                targets |= (starts < end) & (ends > offset - piece.lead)
             if piece.ends_turn:
                 targets |= self._end_of_turn(written.text, ids, starts, ends, end)
         return Tokens(ids, slices, targets, starts, ends)
@@ -273,8 +279,8 @@ class _Encoding(BatchEncoding):
         self._written, self._rows = written, rows
 
     def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int:
-        """Return the token that holds a character, counted without padding."""
-        position = self._written[batch_or_char_index].position(char_index)
+        """Return the token that holds a character of a sample, counted without padding."""
+        position = self._written[batch_or_char_index].position(char_index or 0)
         row = self._rows[batch_or_char_index]
         return int(np.flatnonzero((row.starts <= position) & (row.ends > position))[0])
 

@@ -21,14 +21,14 @@ class SugarCollator:
 
     Labels lie on the assistant's text, or on all text of a document without turns; never on image tokens. Teacher
     vectors come from the columns that `TripleTeacher.cache` stored with the data set, or, without these, from
-    `teachers` while training goes on. With neither the batch has none, which suits generation-only training.
+    `teacher` while training goes on. With neither the batch has none, which suits generation-only training.
 
     Which slice ends are trained is not decided here but by the trainer, from the step, the seed and the `sample_keys`
     of the batch (see [`draw_slice_ends`]): a draw by a worker process would not survive a resume.
 
     Args:
         processor: The model's processor.
-        teachers: Computes teacher vectors of rows that have no cached ones.
+        teacher: Computes teacher vectors of rows that have no cached ones.
         max_length: Longest sequence in tokens; None for no limit.
         truncation: `False`: a longer sample is an error. `"slice"`: it loses its last slices, with a warning.
         split_sentences: Whether each sentence of a text segment is a slice of its own. Cached teacher vectors must
@@ -39,7 +39,7 @@ class SugarCollator:
     def __init__(
         self,
         processor: SugarProcessor,
-        teachers: TripleTeacher | None = None,
+        teacher: TripleTeacher | None = None,
         *,
         max_length: int | None = None,
         truncation: bool | str = False,
@@ -47,9 +47,9 @@ class SugarCollator:
         padding: bool | str = True,
     ):
         self.processor = processor
-        self.teachers = copy.copy(teachers)
-        if self.teachers is not None:
-            self.teachers.show_progress = False  # a bar for every batch would bury the trainer's own
+        self.teacher = copy.copy(teacher)
+        if self.teacher is not None:
+            self.teacher.show_progress = False  # a bar for every batch would bury the trainer's own
         self.max_length = max_length
         self.truncation = truncation
         self.split_sentences = split_sentences
@@ -106,27 +106,27 @@ class SugarCollator:
         if all(cached):
             self._check_fingerprints(rows)
             return rows
-        if self.teachers is not None:
-            return self._embed(self.teachers, samples)
+        if self.teacher is not None:
+            return self._embed(self.teacher, samples)
         if any(cached):
             raise BadSampleError(
                 "the row has no teacher vectors, though others of its batch do",
                 field="teacher_clip",
-                mend="Cache the whole data set with TripleTeacher.cache, or give the collator teachers",
+                mend="Cache the whole data set with TripleTeacher.cache, or give the collator a teacher",
                 sample=rows[cached.index(False)]["id"],
             )
         return None
 
-    def _embed(self, teachers: TripleTeacher, samples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        if get_worker_info() is not None and teachers.clip.device.type != "cpu":
+    def _embed(self, teacher: TripleTeacher, samples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        if get_worker_info() is not None and teacher.clip.device.type != "cpu":
             raise RuntimeError(
-                f"The teachers are on {teachers.clip.device}, which worker processes cannot use. Set "
+                f"The teachers are on {teacher.clip.device}, which worker processes cannot use. Set "
                 "dataloader_num_workers=0, or store the teacher vectors with TripleTeacher.cache before training."
             )
-        return teachers.embed([self.processor.slices(sample, self.split_sentences) for sample in samples])
+        return teacher.embed([self.processor.slices(sample, self.split_sentences) for sample in samples])
 
     def _check_fingerprints(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        wanted = rows[0]["teacher_fingerprint"] if self.teachers is None else self.teachers.fingerprint
+        wanted = rows[0]["teacher_fingerprint"] if self.teacher is None else self.teacher.fingerprint
         for row in rows:
             if row["teacher_fingerprint"] != wanted:
                 raise BadSampleError(

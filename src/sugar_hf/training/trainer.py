@@ -53,15 +53,15 @@ class StructureLossMixin(Trainer):
     Args:
         model: A [`SugarForConditionalGeneration`], a PEFT model around one, or the folder or Hub name of one.
         args: [`SugarTrainingArguments`], or `SugarSFTConfig` for `SugarSFTTrainer`.
-        data_collator: By default a [`SugarCollator`] made from `processing_class`, `teachers` and `args`.
+        data_collator: By default a [`SugarCollator`] made from `processing_class`, `teacher` and `args`.
         train_dataset: Rows of the sample schema, with the columns of `TripleTeacher.cache` or without.
         eval_dataset: The same, or a dict of such data sets.
         processing_class: The model's [`SugarProcessor`], which is saved with every checkpoint.
-        teachers: Computes the teacher vectors of rows that have no cached ones.
+        teacher: Computes the teacher vectors of rows that have no cached ones.
         **kwargs: Further arguments of the base trainer.
 
     Raises:
-        TypeError: `args` lack the arguments of the structure loss, or `teachers` come with a collator.
+        TypeError: `args` lack the arguments of the structure loss, or `teacher` comes with a collator.
         ValueError: There is nothing to make labels from, the teacher columns are stale, or the training is spread
             over devices in a way that the structure loss cannot follow.
     """
@@ -79,7 +79,7 @@ class StructureLossMixin(Trainer):
         eval_dataset: Any = None,
         processing_class: SugarProcessor | None = None,
         *,
-        teachers: TripleTeacher | None = None,
+        teacher: TripleTeacher | None = None,
         **kwargs: Any,
     ):
         knows_structure = isinstance(args, StructureArguments)
@@ -92,9 +92,9 @@ class StructureLossMixin(Trainer):
             processing_class = processing_class or SugarProcessor.from_pretrained(model)
             model = SugarForConditionalGeneration.from_pretrained(model)
         if data_collator is None:
-            data_collator = self._default_collator(processing_class, teachers, args)
-        elif teachers is not None:
-            raise TypeError("Both data_collator and teachers are given. Give the teachers to the collator.")
+            data_collator = self._default_collator(processing_class, teacher, args)
+        elif teacher is not None:
+            raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
         _check_devices(args)
         self._train_means, self._eval_means = WindowMeans(), WindowMeans()
         super().__init__(
@@ -119,7 +119,7 @@ class StructureLossMixin(Trainer):
 
     @staticmethod
     def _default_collator(
-        processor: SugarProcessor | None, teachers: TripleTeacher | None, args: SugarTrainingArguments
+        processor: SugarProcessor | None, teacher: TripleTeacher | None, args: SugarTrainingArguments
     ) -> SugarCollator:
         if not isinstance(processor, SugarProcessor):
             raise TypeError(
@@ -128,7 +128,7 @@ class StructureLossMixin(Trainer):
             )
         return SugarCollator(
             processor,
-            teachers,
+            teacher,
             max_length=args.max_length,
             truncation=False if args.truncation == "error" else args.truncation,
             split_sentences=args.split_sentences,
@@ -138,20 +138,20 @@ class StructureLossMixin(Trainer):
         """Finds missing and stale teacher vectors before the first step where the data set can be asked."""
         if not isinstance(self.data_collator, SugarCollator):
             return
-        teachers = self.data_collator.teachers
+        teacher = self.data_collator.teacher
         evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
             if not isinstance(dataset, Dataset):
                 continue
             if missing := [column for column in TEACHER_COLUMNS if column not in dataset.column_names]:
-                if teachers is None:
+                if teacher is None:
                     raise ValueError(
                         f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made "
-                        "from. Store them with TripleTeacher.cache, give teachers=TripleTeacher..., or set "
+                        "from. Store them with TripleTeacher.cache, give teacher=TripleTeacher..., or set "
                         "alpha=0 to train the language-model loss alone."
                     )
             else:
-                check_cache(dataset, teachers)
+                check_cache(dataset, teacher)
 
     def _structure_config(self) -> StructureLossConfig:
         args = self.args
@@ -213,6 +213,28 @@ class StructureLossMixin(Trainer):
         warmup = math.ceil(self.args.alpha_warmup_ratio * self.state.max_steps)
         return self.args.alpha * min(1.0, (self.state.global_step + 1) / warmup if warmup else 1.0)
 
+    # ---- Checkpoints ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._restore_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._restore_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _restore_weights(self, checkpoint: str | None) -> bool:
+        """Loads the weights of a whole model; False for adapters and sharded models, which the base trainer can load.
+
+        The base trainer takes names of weights from the file as they are. `save_pretrained` writes many backbones
+        under other names, and none of their weights would be loaded, with no more than a warning.
+        """
+        whole = isinstance(self.model, SugarForConditionalGeneration)
+        if not whole or checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False
+        self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
+        return True
+
     # ---- Loss ----
 
     def compute_loss(
@@ -246,7 +268,7 @@ class StructureLossMixin(Trainer):
         elif features is None:
             raise ValueError(
                 "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
-                "collator teachers, or set alpha=0 to train the language-model loss alone."
+                "collator a teacher, or set alpha=0 to train the language-model loss alone."
             )
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
@@ -313,6 +335,8 @@ class StructureLossMixin(Trainer):
         """Logs, and adds both losses and the label statistics, averaged over the logging window."""
         if "loss" in logs:
             logs.update(self._mean_over_processes(self._train_means.pop()))
+        elif "train_runtime" in logs:  # the steps after the last log of this run are not those of the next one
+            self._train_means = WindowMeans()
         super().log(logs, start_time)
 
     def evaluation_loop(

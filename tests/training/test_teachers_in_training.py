@@ -1,0 +1,68 @@
+"""Teacher vectors while training: computed for each batch, or stored before."""
+
+import pytest
+import torch
+from tiny_teachers import save_tiny_teachers
+from training_tools import logged, make_dataset, make_sugar, make_trainer
+
+from sugar_hf.data import BadSampleError, to_sample
+from sugar_hf.structure import TripleTeacher
+from sugar_hf.training import SugarCollator
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    checkpoints = save_tiny_teachers(tmp_path_factory.mktemp("teachers"))
+    return TripleTeacher.from_pretrained(**checkpoints, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_sugar()[1]
+
+
+@pytest.fixture(scope="module")
+def cached(teacher, processor):
+    return teacher.cache(make_dataset(processor, cached=False), lambda row: processor.slices(to_sample(row)))
+
+
+def test_online_vectors_equal_cached_ones(teacher, processor, cached):
+    stored = SugarCollator(processor)(list(cached))["structure_features"]
+    online = SugarCollator(processor, teacher)(list(make_dataset(processor, cached=False)))["structure_features"]
+    assert stored.keys() == online.keys()
+    # float16 columns; batches of another size round differently by a unit in the last place
+    torch.testing.assert_close(online, stored, atol=2e-3, rtol=0)
+
+
+def test_online_training_has_the_losses_of_cached_training(tmp_path, teacher, processor, cached):
+    online = make_trainer(tmp_path / "a", train_dataset=make_dataset(processor, cached=False), teacher=teacher)
+    stored = make_trainer(tmp_path / "b", train_dataset=cached)
+    for trainer in (online, stored):
+        trainer.train()
+    for name in ("loss_lm", "loss_structure"):
+        assert logged(online, name) == pytest.approx(logged(stored, name), rel=1e-3)
+
+
+def test_the_users_teachers_keep_their_progress_bar(teacher, processor):
+    teacher.show_progress = True
+    assert not SugarCollator(processor, teacher).teacher.show_progress
+    assert teacher.show_progress
+    teacher.show_progress = False
+
+
+def test_columns_of_other_teachers_are_refused(tmp_path, teacher, processor, cached):
+    other = TripleTeacher.from_pretrained(**save_tiny_teachers(tmp_path, seed=1), show_progress=False)
+    with pytest.raises(BadSampleError, match=r"'document-0'.*cache the whole data set anew|Cache the whole data set"):
+        SugarCollator(processor, other)(list(cached))
+    with pytest.raises(ValueError, match="cached teacher columns are stale"):
+        make_trainer(tmp_path, train_dataset=cached, teacher=other)
+
+
+def test_truncated_sample_keeps_the_vectors_of_its_first_slices(teacher, processor):
+    [row] = make_dataset(processor, cached=False).select([7])
+    whole = SugarCollator(processor, teacher)([row])["structure_features"]
+    with pytest.warns(UserWarning, match="dropped its last"):
+        cut = SugarCollator(processor, teacher, max_length=40, truncation="slice")([row])["structure_features"]
+    kept = int(cut["lengths"])
+    assert 0 < kept < int(whole["lengths"])
+    torch.testing.assert_close(cut["clip"], whole["clip"][:, :kept])

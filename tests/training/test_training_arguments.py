@@ -1,0 +1,49 @@
+"""Arguments of the trainers: defaults, the command line, and what they refuse."""
+
+import pytest
+from training_tools import make_arguments
+from transformers import HfArgumentParser
+
+from sugar_hf.structure import StructureLossConfig
+from sugar_hf.training import SugarTrainingArguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -0.1}, "alpha=-0.1: give 0 or more"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha_warmup_ratio": 1.5}, "alpha_warmup_ratio=1.5"),
+        ({"positions_per_sample": -1}, "positions_per_sample=-1"),
+        ({"head_learning_rate": -1e-3}, "head_learning_rate"),
+        ({"label_kernel": "gack"}, "label_kernel must be one of"),
+        ({"delta": 0.0}, "delta must be a positive number"),
+        ({"block_means": "0.3"}, "block_means='0.3': give a JSON object"),
+        ({"block_means": {"image-image": 0.3}}, "block_means must have exactly the keys"),
+        ({"structure_loss_scope": "local"}, "structure_loss_scope='local'"),
+        ({"image_pooling": "max"}, "image_pooling='max'"),
+        ({"truncation": "slice"}, "without max_length"),
+        ({"alpha": 0.0, "head_warmup_steps": 5}, "alpha=0 gives no gradient"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not supported"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_arguments(tmp_path, **options)
+
+
+def test_the_command_line_reaches_the_structure_loss(tmp_path):
+    means = '{"image-image": 0.1, "text-text": 0.2, "image-text": 0.3}'
+    command = f"--output_dir {tmp_path} --use_cpu --label_kernel gak --delta 0.7 --same_sample one --reduction paper"
+    parser = HfArgumentParser(SugarTrainingArguments)
+    [arguments] = parser.parse_args_into_dataclasses([*command.split(), "--block_means", means])
+    expected = StructureLossConfig.paper(block_means={"image-image": 0.1, "text-text": 0.2, "image-text": 0.3})
+    assert arguments.structure_loss_config() == expected
+
+
+def test_every_argument_has_help_on_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        HfArgumentParser(SugarTrainingArguments).parse_args(["--help"])
+    said = capsys.readouterr().out
+    for name in ("alpha", "positions_per_sample", "head_warmup_steps", "structure_loss_scope", "split_sentences"):
+        assert f"--{name}" in said
