@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tslearn.metrics import cdist_gak, gak
 
 from sugar_hf.structure import calibrated_cosine, gak_matrix, log_gak, soft_alignment
-from sugar_hf.structure.wavefront import log_table
+from sugar_hf.structure.wavefront import TWO_LOG_2, log_table
 
 FLOATS = [torch.float32, torch.float64]
 
@@ -89,7 +89,7 @@ def test_soft_alignment_is_the_derivative_of_log_k(m, n, sigma, dtype):
 def test_lengths_1_to_256_neither_overflow_nor_underflow(length, value, dtype):
     sigma = 0.1**0.5
     distances = torch.full((2, length, length), value, dtype=dtype)
-    exact = log_table(distances[0].double()[:, None, :, None] / (2 * sigma**2))[-1, 0, -1, 0]
+    exact = log_table(distances[0].double()[:, None, :, None] / (TWO_LOG_2 * sigma**2))[-1, 0, -1, 0]
     log_k = log_gak(distances, sigma)
     assert torch.isfinite(log_k).all()
     torch.testing.assert_close(
