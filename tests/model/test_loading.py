@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import picture
+from builders import build_tiny_llava, picture
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -176,3 +176,13 @@ def test_registering_again_changes_nothing():
     before = {task: PIPELINE_REGISTRY.check_task(task)[1] for task in ("sugar-retrieval", "sugar-generation")}
     register()
     assert all(PIPELINE_REGISTRY.check_task(task)[1] is entry for task, entry in before.items())
+
+
+def test_from_backbone_computes_in_the_backbones_own_dtype(tmp_path):
+    """Weights may be stored in half precision while the configuration asks for float32."""
+    backbone, _ = build_tiny_llava()
+    backbone.half().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    assert SugarForConditionalGeneration.from_backbone(tmp_path).dtype == torch.float32
+    assert SugarForConditionalGeneration.from_backbone(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16

@@ -168,7 +168,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for key in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
             if key in kwargs
         }
-        config = SugarConfig(vlm_config=_plain(AutoConfig.from_pretrained(backbone, **config_options)), **fields)
+        vlm_config = _plain(AutoConfig.from_pretrained(backbone, **config_options))
+        # dtype too: without it the weights would keep the dtype of the file, whatever the backbone's config says
+        config = SugarConfig(vlm_config=vlm_config, dtype=vlm_config.dtype, **fields)
         model, info = super().from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
         _require_complete(info, backbone, head_may_lack=True)
         return model

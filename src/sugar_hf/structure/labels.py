@@ -21,7 +21,7 @@ from .alignment import (
 )
 from .config import StructureLossConfig
 from .features import SliceFeatures, cosine_factors
-from .wavefront import log_kernel_at, precise
+from .wavefront import TWO_LOG_2, log_kernel_at, precise
 
 
 @dataclass
@@ -161,18 +161,20 @@ def _kernel_labels(
         return totals[index] / (length_x * length_y)
     if config.label_kernel == "calibrated":
         # One bandwidth for all: a table of two whole samples holds the kernels of all pairs of their prefixes.
-        log_k = log_kernel_at(lambda: precise(1 - cosine).div_(config.delta**2), index)
+        log_k = log_kernel_at(lambda: precise(2 - 2 * cosine).div_(TWO_LOG_2 * config.delta**2), index)
         return calibrated_cosine(log_k, length_x, length_y, config.delta)
 
     # The bandwidth depends on both lengths: each pair of prefixes has its own table.
     cosine = precise(cosine[:, document_x[:, 0]][:, :, :, document_y[0]])  # (S, rows, S, columns)
-    variance = config.delta**2 * (length_x + length_y).to(cosine.dtype) / 2  # sigma², (rows, columns)
+    sigma = config.delta * ((length_x + length_y).to(cosine.dtype) / 2).sqrt()  # (rows, columns)
     if config.label_kernel == "gak":
         row = torch.arange(len(last_x), device=cosine.device)[:, None]
         column = torch.arange(last_y.shape[1], device=cosine.device)[None]
-        return log_kernel_at(lambda: (1 - cosine).div_(variance[None, :, None]), (last_x, row, last_y, column))
+        return log_kernel_at(
+            lambda: (2 - 2 * cosine).div_((TWO_LOG_2 * sigma.square())[None, :, None]), (last_x, row, last_y, column)
+        )
     cosine = cosine.permute(1, 3, 0, 2)  # (rows, columns, S, S)
-    visits = soft_alignment(2 - 2 * cosine, variance.sqrt(), length_x, length_y)
+    visits = soft_alignment(2 - 2 * cosine, sigma, length_x, length_y)
     return (visits * cosine).sum((-1, -2)) / visits.sum((-1, -2))
 
 

@@ -12,7 +12,7 @@ from .teachers import train_bert, train_clip, train_dino
 from .vlm import train_vlm
 
 # name: (training function, steps)
-RECIPES = {"clip": (train_clip, 1200), "vlm": (train_vlm, 2200), "dino": (train_dino, 800), "bert": (train_bert, 500)}
+RECIPES = {"clip": (train_clip, 1200), "vlm": (train_vlm, 3000), "dino": (train_dino, 800), "bert": (train_bert, 500)}
 
 
 def main() -> None:

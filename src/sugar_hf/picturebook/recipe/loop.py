@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import CLIPImageProcessor, PreTrainedModel, Trainer, TrainingArguments
+from transformers import CLIPImageProcessorPil, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..scenes import SCENE_PIXELS
@@ -37,9 +37,9 @@ class Drawn(Dataset):
         return draw(random.Random(f"{self.seed}/{index}"))
 
 
-def image_processor() -> CLIPImageProcessor:
+def image_processor() -> CLIPImageProcessorPil:
     """The processor of the mini models' pictures; `pixel_values` does the same to ready-made arrays, faster."""
-    return CLIPImageProcessor(
+    return CLIPImageProcessorPil(
         size={"shortest_edge": SCENE_PIXELS},
         crop_size={"height": SCENE_PIXELS, "width": SCENE_PIXELS},
         image_mean=[MEAN] * 3,
@@ -86,8 +86,13 @@ def train(
         seed=seed,
     )
     samples = Drawn(kinds, steps, batch_size, seed)
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if checkpoint and isinstance(model, PreTrainedModel):
+        # Trainer reads the file by the module's names, but LLaVA's weights are saved under others: it would warn and
+        # go on from random ones
+        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
     trainer = Trainer(model=model, args=arguments, train_dataset=samples, data_collator=collate)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def save_half(model: PreTrainedModel, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import (
     BertConfig,
     BertModel,
-    BitImageProcessor,
+    BitImageProcessorPil,
     CLIPConfig,
     CLIPModel,
     CLIPProcessor,
@@ -125,7 +125,7 @@ def train_dino(work: Path, out: Path, steps: int, batch_size: int = 256) -> None
     trained = PairEncoder(model)
     train(trained, [draw_views], collate, work / "mini-dino", steps=steps, batch_size=batch_size, learning_rate=1e-3)
     save_half(model, out / "mini-dino")
-    BitImageProcessor(
+    BitImageProcessorPil(
         size={"shortest_edge": SCENE_PIXELS},
         crop_size={"height": SCENE_PIXELS, "width": SCENE_PIXELS},
         image_mean=[MEAN] * 3,

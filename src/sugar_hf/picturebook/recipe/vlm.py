@@ -36,7 +36,7 @@ from .tokenizer import CHAT_TEMPLATE, IMAGE, build_tokenizer
 CELLS = 9
 IMAGE_TOKENS = 1 + CELLS  # CLS and one for each cell of the 3x3 grid
 IGNORED = -100
-FIRST_WORDS = 0.22  # share of the steps
+FIRST_WORDS = 500  # steps
 DESCRIBE = {
     "full": ("describe the picture in detail.", "tell me all that you see."),
     "brief": ("what is in the picture?", "describe the picture briefly."),
@@ -103,13 +103,13 @@ def description(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def draw_chat(rng: random.Random) -> list[Piece]:
-    """A caption on request, or two to four questions about one picture."""
+    """A caption on request, or one to four questions about one picture."""
     scene = random_scene(rng, "train")
     if rng.random() < 0.4:
         return chat(Picture(render_array(scene)), [description(scene, rng)])
     asked = questions(scene, rng)
-    # in this order, in which no question gives away a later answer to "what"
-    chosen = sorted(rng.sample(range(len(asked)), rng.randint(2, 4)))
+    # in this order, in which no question gives away a later answer to "what"; each kind often stands alone
+    chosen = sorted(rng.sample(range(len(asked)), rng.choice((1, 1, 2, 4))))
     return chat(Picture(render_array(scene)), [asked[index][1:] for index in chosen])
 
 
@@ -215,7 +215,7 @@ def collator(processor: LlavaProcessor) -> Any:
 def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
     processor = build_processor()
     model = build_model(processor, CLIPModel.from_pretrained(out / "mini-clip"))
-    first = int(FIRST_WORDS * steps)
+    first = min(FIRST_WORDS, steps // 4)
     later = [draw_chat, draw_chat, draw_chat, draw_chat, draw_document]
     kinds = [draw_board] * first + [later[step % len(later)] for step in range(steps - first)]
     collate, folder = collator(processor), work / "mini-vlm"
