@@ -31,6 +31,7 @@ from sugar_hf import (
 )
 from sugar_hf.data import to_sample
 from sugar_hf.evaluation import AnswerEvaluator, RetrievalEvaluator
+from sugar_hf.picturebook.recipe.loop import save_half
 from sugar_hf.picturebook.tasks import retrieval_tasks
 
 # alpha by objective: each one's loss has a scale of its own
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("sugar"), help="where the model goes")
     parser.add_argument("--report", type=Path, default=Path("demo_output"), help="where the gallery goes")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16, as the package ships them")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
 
@@ -131,6 +133,7 @@ def main() -> None:
         label_kernel=args.label_kernel,
         alpha=alpha,
         logging_steps=25,
+        train_sampling_strategy="sequential",  # keeps what tells and what shows the same scene in one batch
         save_strategy="no",
         report_to="none",
         dataloader_pin_memory=False,
@@ -147,6 +150,8 @@ def main() -> None:
 
     print(f"6. Saved to {args.output} and loaded again with the Auto classes")
     trainer.save_model(str(args.output))
+    if args.half:
+        save_half(model, args.output)
     folder = str(args.output)
     loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     retrieve = pipeline("sugar-retrieval", model=folder)

@@ -53,7 +53,12 @@ def test_excluded_targets_are_missed(tiny):
 def test_answers_are_those_of_the_pipeline(tiny):
     model, processor = tiny
     chats = [
-        [{"role": "user", "content": [{"type": "image", "image": picture(i)}, {"type": "text", "text": "what is it?"}]}]
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": picture(i)}, {"type": "text", "text": "what is it?"}],
+            }
+        ]
         for i in range(3)
     ]
     pipe = SugarGenerationPipeline(model=model, processor=processor, task="sugar-generation")

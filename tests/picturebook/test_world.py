@@ -127,6 +127,22 @@ def test_load_is_deterministic_and_seeds_differ():
     }
 
 
+def test_twins_meet_in_a_batch_and_tell_the_same():
+    rows = picturebook.load("train", size=24)
+    for block in (rows.select(range(12)), rows.select(range(12, 24))):
+        numbers = {
+            kind: [row["id"].split("-")[-1] for row in block if row["kind"] == kind] for kind in ("words", "pictures")
+        }
+        assert len(numbers["words"]) == 2
+        assert numbers["words"] == numbers["pictures"]
+    words = picturebook.load("train", kind="words", size=40)
+    pictures = picturebook.load("train", kind="pictures", size=40)
+    lengths = [(len(a["messages"][0]["content"]), len(b["images"])) for a, b in zip(words, pictures, strict=True)]
+    assert {shown for told, shown in lengths if told == 1} == {1}
+    assert {shown in (1, told) for told, shown in lengths} == {True}
+    assert not any(row["images"] for row in words)
+
+
 def test_load_names_what_there_is():
     with pytest.raises(ValueError, match="choose one of train, validation, test"):
         picturebook.load("dev")

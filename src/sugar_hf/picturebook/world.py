@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from .scenes import SPLITS, Scene, caption, questions, random_scene, render
 from .stories import Story, draw_process, draw_story
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-# kind: its share, in tenths, of a data set of all kinds
-KINDS = {"story": 3, "process": 2, "caption": 2, "question": 2, "describe": 1}
+# kind: how many of it in each block of 12 rows of a data set of all kinds
+KINDS = {"story": 2, "process": 1, "caption": 1, "words": 2, "pictures": 2, "question": 3, "describe": 1}
 SIZES = {"train": 4000, "validation": 500, "test": 1000}
-QUESTION_KINDS = ("what", "how many", "where", "background", "size", "yes/no")
+TWINS = ("words", "pictures")
 WORLD_FEATURES = Features(
     {**FEATURES, "kind": Value("string"), "question_kinds": List(Value("string"))}  # the latter: one for each answer
 )
@@ -60,15 +61,32 @@ def conversation(scene: Scene, turns: list[tuple[str, str]]) -> tuple[list[Row],
     return messages, [encode(scene)]
 
 
-def draw_row(kind: str, split: str, rng: random.Random, words_first: bool, frames: int | None) -> Row:
+def draw_twin(kind: str, split: str, rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """A scene or story told in words alone, or shown in pictures alone; the same one for the same generator."""
+    if rng.random() < 0.5:
+        scene = random_scene(rng, split)
+        story = Story("caption", (scene,), (caption(scene, rng),))
+    else:
+        story = draw_story(rng, split)
+    shown = story.frames if rng.random() < 0.5 else story.frames[-1:]
+    if kind == "words":
+        return [{"role": DOCUMENT_ROLE, "content": [text_part(words) for words in story.sentences]}], []
+    content = [image_part() for _ in shown]
+    return [{"role": DOCUMENT_ROLE, "content": content}], [encode(frame) for frame in shown]
+
+
+def draw_row(kind: str, split: str, rng: random.Random, words_first: bool | None, frames: int | None) -> Row:
     asked: list[str] = []
-    if kind in ("story", "process"):
+    if kind in TWINS:
+        messages, images = draw_twin(kind, split, rng)
+    elif kind in ("story", "process"):
         story = (draw_story if kind == "story" else draw_process)(rng, split, frames)
-        messages, images = document(story, words_first)
+        messages, images = document(story, rng.random() < 0.5 if words_first is None else words_first)
     else:
         scene = random_scene(rng, split)
         if kind == "caption":
-            messages, images = document(Story(kind, (scene,), (caption(scene, rng),)), words_first)
+            told = Story(kind, (scene,), (caption(scene, rng),))
+            messages, images = document(told, rng.random() < 0.5 if words_first is None else words_first)
         elif kind == "describe":
             messages, images = conversation(scene, [("describe the picture in detail.", caption(scene, rng))])
         else:
@@ -81,13 +99,15 @@ def draw_row(kind: str, split: str, rng: random.Random, words_first: bool, frame
 def rows(
     split: str, kinds: list[str], size: int, seed: int, words_first: bool | None, frames: int | None
 ) -> Iterator[Row]:
+    drawn: Counter[str] = Counter()
     for index in range(size):
         kind = kinds[index % len(kinds)]
-        # not hash(): the same rows on every machine
-        rng = random.Random(f"picturebook/{split}/{kind}/{seed}/{index}")
-        order = rng.random() < 0.5 if words_first is None else words_first
-        row = draw_row(kind, split, rng, order, frames)
-        yield {"id": f"{split}-{kind}-{seed}-{index}", "source": "picturebook", **row}
+        number = drawn[kind]
+        drawn[kind] += 1
+        # not hash(): the same rows on every machine. The twins with one number share their generator
+        rng = random.Random(f"picturebook/{split}/{'twins' if kind in TWINS else kind}/{seed}/{number}")
+        row = draw_row(kind, split, rng, words_first, frames)
+        yield {"id": f"{split}-{kind}-{seed}-{number}", "source": "picturebook", **row}
 
 
 def load(
@@ -106,7 +126,10 @@ def load(
 
     Args:
         split: `train`, `validation` or `test`.
-        kind: `story`, `process`, `caption`, `question` or `describe`; all of them, in fixed shares, if None.
+        kind: `story`, `process` and `caption` interleave words and pictures. `words` and `pictures` with the same
+            number in their ids tell and show the same scene or story, or show its last picture. `question` and
+            `describe` are chats about a picture. If None, blocks of 12 rows hold all kinds in fixed shares, each
+            `words` row with its `pictures` row: taken in order, twins meet in a batch.
         size: number of rows; by default 4000, 500 and 1000 for the three splits.
         seed: another seed gives other rows.
         words_first: in documents, whether each sentence comes before its picture; drawn row by row if None.
@@ -123,7 +146,6 @@ def load(
         raise ValueError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"no kind {kind!r}; choose one of {', '.join(KINDS)}, or None for all")
-    # interleaved, so that any slice of the data set holds all kinds
     turns = [name for turn in range(max(KINDS.values())) for name, share in KINDS.items() if turn < share]
     drawn = rows(split, [kind] if kind else turns, SIZES[split] if size is None else size, seed, words_first, frames)
     return Dataset.from_list(list(drawn), features=WORLD_FEATURES)

@@ -17,7 +17,6 @@ from .wavefront import (
     log_kernel_at,
     log_table,
     precise,
-    tilted_kernel_,
     tilted_table_,
     underflow_floor,
     working_dtypes,
@@ -129,8 +128,8 @@ def soft_alignment(
     visits = None
     for dtype in working_dtypes(halvings):
         wide = halvings.to(dtype)
-        backward = tilted_table_(tilted_kernel_(wide[flipped].unsqueeze(1)))[:, 0]
-        forward = tilted_table_(tilted_kernel_(wide.clone().unsqueeze(1)))
+        backward = tilted_table_(wide[flipped].unsqueeze(1))[:, 0]
+        forward = tilted_table_(wide.clone().unsqueeze(1))
         floor = underflow_floor(forward)
         forward = forward[:, 0]
         total = forward[corner]

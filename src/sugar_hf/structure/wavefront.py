@@ -65,35 +65,34 @@ def _inner_antidiagonals(m: int, n: int) -> Iterator[tuple[int, int, int]]:
         yield diagonal, max(1, diagonal - n + 1), min(m, diagonal)
 
 
-def tilted_kernel_(halvings: Tensor) -> Tensor:
-    """ALPHA times the local kernel ``1 / (2 * 2^e - 1)`` of halvings e, in place."""
-    power = halvings.exp2_()
-    # ALPHA / (2 power - 1), the first two steps in one pass
-    return torch.add(power.new_tensor(-1 / ALPHA), power, alpha=2 / ALPHA, out=power).reciprocal_()
+def tilted_table_(halvings: Tensor) -> Tensor:
+    """Run the tilted recursion in place.
 
-
-def tilted_table_(kernel: Tensor) -> Tensor:
-    """Run the tilted recursion in place over ALPHA times the local kernel.
-
-    ``M_ij = k_ij (M_i-1,j + M_i,j-1 + ALPHA M_i-1,j-1)`` with ``M_11 = ALPHA k_11``, so that
-    ``log K = log M_mn - (m + n) log ALPHA``.
+    ``M_ij = ALPHA kappa_ij (M_i-1,j + M_i,j-1 + ALPHA M_i-1,j-1)`` with ``M_11 = ALPHA² kappa_11``, so that
+    ``log K = log M_mn - (m + n) log ALPHA``. The local kernel is ``kappa = 1 / (2 * 2^e - 1)`` of the halvings e.
 
     Args:
-        kernel: (m, rows, n, columns), overwritten by the table.
+        halvings: (m, rows, n, columns), overwritten by the table.
     """
-    m, _, n, _ = kernel.shape
-    kernel[0, :, 0].mul_(ALPHA)
-    for i in range(1, m):
-        kernel[i, :, 0].mul_(kernel[i - 1, :, 0])
-    for j in range(1, n):
-        kernel[0, :, j].mul_(kernel[0, :, j - 1])
+    m, _, n, _ = halvings.shape
+    table = halvings.exp2_()
+    # 1 / (ALPHA kappa), both steps in one pass; dividing by it saves the pass that would invert it.
+    torch.add(table.new_tensor(-1 / ALPHA), table, alpha=2 / ALPHA, out=table)
+    edge = table[:, :, 0].unbind(0)
+    torch.div(edge[0].new_tensor(ALPHA), edge[0], out=edge[0])
+    for before, cell in zip(edge, edge[1:], strict=False):
+        torch.div(before, cell, out=cell)
+    edge = table[0].unbind(1)
+    for before, cell in zip(edge, edge[1:], strict=False):
+        torch.div(before, cell, out=cell)
     for diagonal, first, stop in _inner_antidiagonals(m, n):
-        arriving = _antidiagonal(kernel, diagonal - 1, first - 1, stop - 1) + _antidiagonal(
-            kernel, diagonal - 1, first, stop
+        arriving = _antidiagonal(table, diagonal - 1, first - 1, stop - 1) + _antidiagonal(
+            table, diagonal - 1, first, stop
         )
-        arriving.add_(_antidiagonal(kernel, diagonal - 2, first - 1, stop - 1), alpha=ALPHA)
-        _antidiagonal(kernel, diagonal, first, stop).mul_(arriving)
-    return kernel
+        arriving.add_(_antidiagonal(table, diagonal - 2, first - 1, stop - 1), alpha=ALPHA)
+        cells = _antidiagonal(table, diagonal, first, stop)
+        torch.div(arriving, cells, out=cells)
+    return table
 
 
 def log_table(halvings: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ def log_kernel_at(halvings: Callable[[], Tensor], index: CellIndex) -> Tensor:
     last_x, row, last_y, column = index
     flat = (last_x * rows + row) * (n * columns) + (last_y * columns + column)  # much faster than four indices
     for dtype in working_dtypes(current):
-        table = tilted_table_(tilted_kernel_(current.to(dtype)))
+        table = tilted_table_(current.to(dtype))
         values = table.view(-1)[flat]
         if values.numel() == 0 or bool(values.min() >= underflow_floor(table)):
             return values.log_().sub_((last_x + 1) * LOG_ALPHA).sub_((last_y + 1) * LOG_ALPHA)
