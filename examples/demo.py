@@ -63,6 +63,12 @@ def load_teacher() -> TripleTeacher:
     return TripleTeacher.from_pretrained(**{role: picturebook.checkpoint(name) for role, name in names.items()})
 
 
+def freeze_vision(model: SugarForConditionalGeneration) -> None:
+    """Train the language model and the head only: what the eyes have learnt serves answers and retrieval alike."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("language_model" in name or "retrieval_head" in name)
+
+
 def build_evaluators(pool: int) -> list[Any]:
     """Evaluators of the four retrieval tasks and of the answers, all on held-out combinations."""
     evaluators: list[Any] = [
@@ -70,7 +76,7 @@ def build_evaluators(pool: int) -> list[Any]:
         for task in retrieval_tasks(size=pool)
     ]
     conversations, answers, kinds = [], [], []
-    for row in picturebook.load("test", kind="question", size=200):
+    for row in picturebook.load("test", kind="question", size=400):
         turns = to_sample(row)
         shown = turns[0]["content"][0]
         # each question on its own: an answer may give away the next one
@@ -110,6 +116,7 @@ def main() -> None:
     backbone = picturebook.checkpoint("mini-vlm")
     processor = SugarProcessor.from_pretrained(backbone)
     model = SugarForConditionalGeneration.from_backbone(backbone, retrieval_dim=128)
+    freeze_vision(model)
 
     print("2. The picturebook, with the teachers' embeddings of every slice computed once")
     rows = picturebook.load("train", size=args.train_size)

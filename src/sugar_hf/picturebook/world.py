@@ -15,7 +15,7 @@ from .stories import Story, draw_process, draw_story
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # kind: how many of it in each block of 12 rows of a data set of all kinds
-KINDS = {"story": 2, "process": 1, "caption": 1, "words": 2, "pictures": 2, "question": 3, "describe": 1}
+KINDS = {"story": 2, "process": 1, "caption": 1, "words": 1, "pictures": 1, "question": 5, "describe": 1}
 SIZES = {"train": 4000, "validation": 500, "test": 1000}
 TWINS = ("words", "pictures")
 WORLD_FEATURES = Features(
@@ -90,7 +90,9 @@ def draw_row(kind: str, split: str, rng: random.Random, words_first: bool | None
         elif kind == "describe":
             messages, images = conversation(scene, [("describe the picture in detail.", caption(scene, rng))])
         else:
-            chosen = rng.sample(questions(scene, rng), 3)
+            turns = questions(scene, rng)
+            # in this order no question gives away what an earlier one asked for, and "what" must be looked up
+            chosen = [turns[index] for index in sorted(rng.sample(range(len(turns)), 3))]
             asked = [name for name, _, _ in chosen]
             messages, images = conversation(scene, [(question, answer) for _, question, answer in chosen])
     return {"messages": messages, "images": images, "kind": kind, "question_kinds": asked}

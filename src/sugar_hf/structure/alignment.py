@@ -272,7 +272,7 @@ def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, m
 
 def default_cells(tensor: Tensor, length: int) -> int:
     """Cells of a block of pairs: on a CPU one anti-diagonal of all its pairs should stay in the cache."""
-    return max(2**20, 2**16 * length) if tensor.device.type == "cpu" else 2**26
+    return max(3 * 2**19, 2**16 * length) if tensor.device.type == "cpu" else 2**26
 
 
 def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, symmetric: bool) -> list[tuple[int, int]]:
@@ -281,7 +281,10 @@ def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, sym
     start = 0
     while start < rows:
         width = columns - start if symmetric else columns
-        stop = min(rows, start + max(1, max_cells // (cells_per_pair * width)))
+        step = max(1, max_cells // (cells_per_pair * width))
+        if step > 16:
+            step -= step % 16  # what is left of a symmetric matrix stays aligned to vector registers
+        stop = min(rows, start + step)
         ranges.append((start, stop))
         start = stop
     return ranges

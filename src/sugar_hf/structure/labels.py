@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from scipy.stats import spearmanr
@@ -109,7 +110,7 @@ def label_matrix(
         column_norms = _self_kernels(left, right, columns, config.delta)
         row_norms = column_norms if symmetric else _self_kernels(left, right, rows, config.delta)
 
-    most_ends = max(stop - start for start, stop in zip(rows.offsets, rows.offsets[1:], strict=False))
+    most_ends = max(stop - start for start, stop in pairwise(rows.offsets))
     per_pair = slices * slices * most_ends * math.ceil(len(columns.last) / len(columns.samples))
     budget = max_cells or default_cells(left, slices)
     labels = left.new_empty(len(rows.last), len(columns.last))

@@ -14,6 +14,7 @@ comes later in the sequences, so padding needs no mask: read the table at the la
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,10 +81,10 @@ def tilted_table_(halvings: Tensor) -> Tensor:
     torch.add(table.new_tensor(-1 / ALPHA), table, alpha=2 / ALPHA, out=table)
     edge = table[:, :, 0].unbind(0)
     torch.div(edge[0].new_tensor(ALPHA), edge[0], out=edge[0])
-    for before, cell in zip(edge, edge[1:], strict=False):
+    for before, cell in pairwise(edge):
         torch.div(before, cell, out=cell)
     edge = table[0].unbind(1)
-    for before, cell in zip(edge, edge[1:], strict=False):
+    for before, cell in pairwise(edge):
         torch.div(before, cell, out=cell)
     for diagonal, first, stop in _inner_antidiagonals(m, n):
         arriving = _antidiagonal(table, diagonal - 1, first - 1, stop - 1) + _antidiagonal(
@@ -137,6 +138,7 @@ def log_kernel_at(halvings: Callable[[], Tensor], index: CellIndex) -> Tensor:
         table = tilted_table_(current.to(dtype))
         values = table.view(-1)[flat]
         if values.numel() == 0 or bool(values.min() >= underflow_floor(table)):
-            return values.log_().sub_((last_x + 1) * LOG_ALPHA).sub_((last_y + 1) * LOG_ALPHA)
+            tilt_x, tilt_y = ((last + 1).to(dtype) * LOG_ALPHA for last in (last_x, last_y))
+            return values.log_().sub_(tilt_x).sub_(tilt_y)
         current = halvings()
     return log_table(precise(current)).view(-1)[flat]
