@@ -51,7 +51,7 @@ def compare(n: int, length: int, dim: int, dtype: torch.dtype, threads: int, lim
     arrays = sequences.numpy()
 
     gak_matrix(sequences, sigma)
-    ours, kernels = best_time(lambda: gak_matrix(sequences, sigma), repeats=10, enough=3.0)
+    ours, kernels = best_time(lambda: gak_matrix(sequences, sigma), repeats=30, enough=3.0)
 
     probe = min(n, 16)
     cdist_gak(arrays[:2], sigma=sigma, n_jobs=threads)  # compiles

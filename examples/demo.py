@@ -35,7 +35,7 @@ from sugar_hf.picturebook.recipe.loop import save_half
 from sugar_hf.picturebook.tasks import retrieval_tasks
 
 # alpha by objective: each one's loss has a scale of its own
-ALPHA = {"mse": 30.0, "infonce": 0.3, "kl": 0.3}
+ALPHA = {"mse": 10.0, "infonce": 0.3, "kl": 0.3}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,12 +43,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("photos", nargs="*", type=Path, help="pictures of your own to search and ask about")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--head-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
+    parser.add_argument("--head-learning-rate", type=float, default=3e-3)
     parser.add_argument("--objective", choices=tuple(ALPHA), default="mse")
     parser.add_argument("--alpha", type=float, help="weight of the structure loss")
     parser.add_argument("--label-kernel", choices=("calibrated", "aligned", "gak", "mean"), default="calibrated")
-    parser.add_argument("--train-size", type=int, default=4000, help="rows of the picturebook to train on")
+    parser.add_argument("--train-size", type=int, default=3600, help="rows of the picturebook to train on")
     parser.add_argument("--pool", type=int, default=200, help="candidates of each retrieval task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("sugar"), help="where the model goes")
@@ -156,9 +156,8 @@ def main() -> None:
     table = print_table(before, after)
 
     print(f"6. Saved to {args.output} and loaded again with the Auto classes")
-    trainer.save_model(str(args.output))
-    if args.half:
-        save_half(model, args.output)
+    save_half(model, args.output) if args.half else model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
     folder = str(args.output)
     loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     retrieve = pipeline("sugar-retrieval", model=folder)

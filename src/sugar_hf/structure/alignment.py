@@ -264,8 +264,10 @@ def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, m
             product = workspace[: math.prod(shape)].view(len(rows), len(columns))
             return torch.mm(rows, columns.T, out=product).clamp_(min=0).view(shape)
 
-        log_k[start:stop, start:] = log_kernel_at(halvings, index)
-    log_k = mirrored(log_k)
+        block = log_kernel_at(halvings, index)
+        block[:, : stop - start] = mirrored(block[:, : stop - start])
+        log_k[start:stop, start:] = block
+        log_k[start:, start:stop] = block.T
     half_self = log_k.diagonal() / 2
     return log_k.sub_(half_self[:, None] + half_self).exp_()
 
