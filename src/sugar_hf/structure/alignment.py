@@ -247,7 +247,7 @@ def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, m
     right = torch.cat([points, ones, half_square], -1)
     log_k = torch.empty(count, count, dtype=points.dtype, device=device)
     chunks = row_chunks(count, count, length * length, max_cells or default_cells(sequences, length), True)
-    # One workspace for all blocks: new memory for each would cost a sixth of the time in page faults.
+    # One workspace for all blocks: fresh memory for each would cost page faults.
     workspace = points.new_empty(max((stop - start) * (count - start) for start, stop in chunks) * length * length)
     for start, stop in chunks:
         rows = left[:, start:stop].flatten(0, 1)
