@@ -77,10 +77,11 @@ def positions_section(task: RetrievalEvaluator, retrieve: Any) -> Section:
     """One forward pass over a story, one search at the end of each of its slices."""
     query = task.queries[0]
     found = retrieve({"query": query}, candidates=task.candidates, top_k=1, return_positions=True)
-    blocks = []
-    for part, results in zip(query, found, strict=True):
-        blocks += [Block("given", [part]), *retrieved(results, task.targets[0][0])]
-    return Section("Retrieval at different places", "The best picture after each slice.", cards=[Card(blocks)])
+    cards = [
+        Card([Block("given", [part]), *retrieved(results, task.targets[0][0])])
+        for part, results in zip(query, found, strict=True)
+    ]
+    return Section("Retrieval at different places", "The best picture after each slice of one story.", cards=cards)
 
 
 def answers_section(task: AnswerEvaluator, generate: Any) -> Section:

@@ -26,7 +26,7 @@ PAGE = """<!doctype html>
   tbody tr:nth-child(even) { background: #f5f5f5; }
   .card { border: 1px solid #ddd; border-radius: 10px; padding: .6rem 1rem; margin: 1rem 0;
           display: flex; flex-wrap: wrap; gap: .6rem; }
-  .given { flex: 0 0 100%; }
+  .given { max-width: 100%; }
   .parts { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .3rem 0; }
   .parts span { padding: .2rem .5rem; border-radius: 6px; background: #f1f1f1; max-width: 22rem; }
   .parts img { height: 96px; border-radius: 6px; border: 1px solid #ccc; }
