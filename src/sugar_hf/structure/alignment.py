@@ -274,7 +274,7 @@ def gak_matrix(sequences: Tensor, sigma: float, lengths: Tensor | None = None, m
 
 def default_cells(tensor: Tensor, length: int) -> int:
     """Cells of a block of pairs: on a CPU one anti-diagonal of all its pairs should stay in the cache."""
-    return max(3 * 2**19, 2**16 * length) if tensor.device.type == "cpu" else 2**26
+    return max(2**20, 2**16 * length) if tensor.device.type == "cpu" else 2**26
 
 
 def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, symmetric: bool) -> list[tuple[int, int]]:
