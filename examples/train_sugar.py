@@ -15,7 +15,8 @@ The paper's recipe (LoRA on q and v, r 128, alpha 256) on LLaVA's instruction da
 With no download, all weights of the mini model that ships with the package, on the picturebook:
 
     python examples/train_sugar.py --dataset picturebook --output_dir sugar --use_cpu \
-        --max_steps 300 --per_device_train_batch_size 24 --learning_rate 5e-4 --head_learning_rate 2e-3
+        --max_steps 300 --per_device_train_batch_size 24 --train_sampling_strategy sequential \
+        --alpha 10 --learning_rate 1.5e-4 --head_learning_rate 3e-3
 
 Further options are those of `SugarTrainingArguments`; `--help` lists all. Needs: pip install sugar-hf
 """

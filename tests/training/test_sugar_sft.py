@@ -6,14 +6,11 @@ import sys
 
 import pytest
 import torch
+import trl
 from peft import PeftModel
 from training_tools import logged, make_dataset, make_sugar, make_trainer
 
-from sugar_hf.training import StructureLossMixin, sugar_lora_config
-
-trl = pytest.importorskip("trl")
-
-from sugar_hf.training import SugarSFTConfig, SugarSFTTrainer  # noqa: E402
+from sugar_hf.training import StructureLossMixin, SugarSFTConfig, SugarSFTTrainer, sugar_lora_config
 
 
 def make_sft(folder, model=None, peft_config=None, **kwargs):
