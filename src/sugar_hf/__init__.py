@@ -15,6 +15,9 @@ from .model import (
     SugarOutput,
     SugarProcessor,
     SugarRetrievalPipeline,
+    adapter_off,
+    adapter_on,
+    merge_adapter,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +59,9 @@ __all__ = [
     "SugarTrainer",
     "SugarTrainingArguments",
     "TripleTeacher",
+    "adapter_off",
+    "adapter_on",
+    "merge_adapter",
     "picturebook",
     "sugar_lora_config",
 ]

@@ -209,5 +209,7 @@ def test_push_needs_the_processor(llava):
 def test_adapters_must_be_merged_first(fresh_llava, tmp_path):
     model, processor = fresh_llava
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="merge_and_unload"):
+    with pytest.raises(ValueError, match="merge_adapter"):
         export_for_hub(adapted, processor, tmp_path)
+    with pytest.raises(ValueError, match="merge_adapter"):  # an adapter of transformers' own integration
+        export_for_hub(model, processor, tmp_path)

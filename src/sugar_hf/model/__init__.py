@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters_sugar import AdapterSwitch, adapter_off, adapter_on, merge_adapter
 from .configuration_sugar import SugarConfig
 from .hub import export_for_hub, push_to_hub
 from .modeling_sugar import RetrievalHead, SugarForConditionalGeneration, SugarOutput, pool_slices
@@ -42,6 +43,7 @@ def register() -> None:
 register()
 
 __all__ = [
+    "AdapterSwitch",
     "CandidateIndex",
     "RetrievalHead",
     "RetrievalIndex",
@@ -51,7 +53,10 @@ __all__ = [
     "SugarOutput",
     "SugarProcessor",
     "SugarRetrievalPipeline",
+    "adapter_off",
+    "adapter_on",
     "export_for_hub",
+    "merge_adapter",
     "pool_slices",
     "push_to_hub",
     "register",

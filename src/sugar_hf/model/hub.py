@@ -10,11 +10,13 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData
 from transformers import PreTrainedModel
 
+from .adapters_sugar import has_adapters
 from .pipeline_sugar import PIPELINES
 from .processing_sugar import SugarProcessor
 
 # Flat, and importing each other only as `from .x import Y`: that is what remote code may look like.
 CODE_FILES = (
+    "adapters_sugar.py",
     "configuration_sugar.py",
     "hub.py",
     "modeling_sugar.py",
@@ -99,9 +101,9 @@ def export_for_hub(
     Raises:
         ValueError: If the model has adapters that are not merged.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or has_adapters(model):
         raise ValueError(
-            f"cannot export a {type(model).__name__}. Merge its adapters first: model.merge_and_unload()."
+            f"cannot export a {type(model).__name__} with adapters. Merge them first: sugar_hf.merge_adapter(model)."
         )
     folder = Path(folder)
     model.save_pretrained(folder)

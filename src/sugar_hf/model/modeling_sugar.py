@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -124,12 +124,17 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Quantisers leave these alone, whichever modules they are told to skip: the head may be untrained as yet, and
+    # random weights do not survive rounding. In bfloat16 it stays bfloat16.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["retrieval_head"]
 
     def __init__(self, config: SugarConfig) -> None:
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.retrieval_head = RetrievalHead(config)
         self.post_init()
+        # Collected from the classes of the backbone's parts; FSDP fails on one that has no module in this model.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @classmethod
     def from_backbone(
