@@ -126,10 +126,8 @@ def test_merged_is_close_to_on_and_is_a_model_like_any_other(files, tmp_path, wa
     assert type(merged) is SugarForConditionalGeneration
     found = outputs(merged, processor)
     assert_close(found, on)
-    names = {name for name, _ in merged.named_parameters()}
-    assert names == {name for name, _ in load(folder, "auto").vlm.named_parameters(prefix="vlm") if False} or not [
-        name for name in names if "lora" in name or "modules_to_save" in name or "base_layer" in name
-    ]
+    base = SugarForConditionalGeneration.from_pretrained(folder / "base")
+    assert merged.state_dict().keys() == base.state_dict().keys()
     assert all(flags(merged))
     with pytest.raises(ValueError, match="has no adapters"):
         adapter_off(merged)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,173 @@ def test_sugar_checkpoint_is_trained_further(script, files, tmp_path):
     heads = [AutoModel.from_pretrained(tmp_path / name).retrieval_head.up_proj.weight for name in ("first", "second")]
     assert not torch.equal(*heads)
     torch.testing.assert_close(*heads, atol=1e-3, rtol=0)
+
+
+def write(folder, text):
+    (folder / "recipe.yaml").write_text(text)
+    return str(folder / "recipe.yaml")
+
+
+RECIPE = """
+model: a-model
+dataset:
+  - {path: a.json, format: llava, size: 3}
+  - {path: b, image_root: c}
+output_dir: somewhere
+learning_rate: 1e-4
+warmup_steps: 0.03
+bf16: false
+lora: true
+lora_target_modules: [q_proj, k_proj]
+image_processor: {size: {shortest_edge: 16}}
+label_kernel: gak
+report_to: [none]
+train_size: null
+"""
+
+
+def test_recipe_gives_options_and_the_command_line_wins(script, tmp_path):
+    recipe = write(tmp_path, RECIPE)
+    found, arguments = script.parse([recipe, "--use_cpu"])
+    assert (found.model, found.lora, found.train_size) == ("a-model", True, None)
+    assert found.lora_target_modules == ["q_proj", "k_proj"]
+    assert script.sources(found.dataset, found) == [
+        script.Source("a.json", "llava", size=3),
+        script.Source("b", "auto", image_root="c"),
+    ]
+    assert (arguments.output_dir, arguments.learning_rate, arguments.warmup_steps) == ("somewhere", 1e-4, 0.03)
+    assert (arguments.bf16, arguments.label_kernel, arguments.report_to) == (False, "gak", [])
+    more = "--use_cpu --model other --lora false --lora_target_modules v_proj --learning_rate 1e-3 --dataset d.json"
+    found, arguments = script.parse([recipe, *more.split(), "--label_kernel", "mean"])
+    assert (found.model, found.lora, found.lora_target_modules) == ("other", False, ["v_proj"])
+    assert (arguments.learning_rate, arguments.label_kernel, arguments.warmup_steps) == (1e-3, "mean", 0.03)
+    assert script.sources(found.dataset, found) == [script.Source("d.json")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lora: true\nlora_rank: 4\nlr: 1", r"recipe.yaml: no such option: lora_rank, lr\."),
+        ("- lora", "recipe.yaml: a recipe has lines of the form"),
+        ("learning_rate:", "recipe.yaml: learning_rate has no value"),
+    ],
+)
+def test_bad_recipe_is_named(script, tmp_path, text, said):
+    with pytest.raises(SystemExit, match=said):
+        script.parse([write(tmp_path, text), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lora: maybe", "--lora: .*maybe"),
+        ("lora_r: many", "--lora_r.*: invalid int value: 'many'"),
+        ("label_kernel: none", "--label_kernel.*: invalid choice: 'none'"),
+        ("lora: true", "--dataset is missing"),
+        ("dataset: a\nload_in_4bit: true", "--load_in_4bit without --lora"),
+    ],
+)
+def test_bad_value_is_named(script, tmp_path, capsys, text, said):
+    with pytest.raises(SystemExit):
+        script.parse([write(tmp_path, text), "--use_cpu", "--output_dir", str(tmp_path)])
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("[]", "list is empty"),
+        ("[{format: llava}]", "dataset 1: give `path"),
+        ("[{path: a}, {path: b, root: c}]", r"dataset 2 \(b\): no such key: root. There are path, format"),
+        ("[{path: a, size: 0}]", "size is a number of rows"),
+        ("[{path: a, weight: -1}]", "weight is a positive number"),
+        ("[{path: a, weight: 1}, {path: b}]", "either all data sets of a mix have a weight, or none"),
+    ],
+)
+def test_bad_mix_is_named(script, items, said):
+    with pytest.raises(SystemExit, match=said):
+        script.sources(items, script.ScriptArguments())
+
+
+def test_mix(script, files):
+    path, images = str(files / "chat.jsonl"), str(files / "images")
+    one = script.Source(path, image_root=images, size=4)
+    two = script.Source(path, image_root=images)
+    both = script.mix([one, two], seed=1)
+    assert both["id"][:4] == script.mix([one], seed=1)["id"][:]  # in order: the trainer shuffles
+    assert both["id"][4:] == [f"row-{i}" for i in range(6)]
+    assert len(set(both["id"][:4])) == 4
+    assert script.mix([one], seed=2)["id"][:] != script.mix([one], seed=1)["id"][:]
+    with pytest.raises(SystemExit, match=r"chat.jsonl: size is 7, but there are 6 rows"):
+        script.mix([script.Source(path, image_root=images, size=7)], seed=1)
+
+
+def test_mix_with_weights_keeps_the_shares(script, tmp_path):
+    folders = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        rows = [{"id": f"{name}{i}", "messages": [{"role": "document", "content": "Some words."}]} for i in range(200)]
+        (tmp_path / name / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.append(str(tmp_path / name / "chat.jsonl"))
+    parts = [script.Source(path, "chat", weight=weight) for path, weight in zip(folders, (3.0, 1.0), strict=True)]
+    mixed = script.mix(parts, seed=0)["id"][:]
+    assert mixed == script.mix(parts, seed=0)["id"][:]
+    assert len(set(mixed)) == len(mixed)  # no row twice
+    share = sum(name.startswith("a") for name in mixed) / len(mixed)
+    assert abs(share - 0.75) < 0.07
+    assert len(mixed) > 220
+
+
+def test_teacher_vectors_are_kept_until_the_data_or_the_settings_change(script, files, tmp_path, monkeypatch):
+    asked = []
+    load = script.load_teacher
+    monkeypatch.setattr(script, "load_teacher", lambda options: asked.append(1) or load(options))
+    (tmp_path / "chat.jsonl").write_text((files / "chat.jsonl").read_text())
+    options = [f"--dataset={tmp_path / 'chat.jsonl'}", f"--teacher_cache={tmp_path / 'kept'}"]
+
+    def rows(*more):
+        found, arguments = script.parse([*command(files, tmp_path, *options), *more])
+        return script.load_rows(found, arguments, script.load_processor(found, found.model))
+
+    train, held_out = rows("--eval_size", "2")
+    again, held_out_again = rows("--eval_size", "2")
+    assert len(asked) == 1
+    assert train[:] == again[:]
+    assert held_out[:] == held_out_again[:]
+    assert rows()[1] is None
+    assert len(asked) == 2
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "Hello."}], "images": []}) + "\n")
+    assert len(rows()[0]) == 7
+    assert len(asked) == 3
+
+
+def test_system_message_and_template(script, files):
+    found = script.ScriptArguments(system='Say "é" and {{ no more }}.')
+    processor = script.load_processor(found, str(files / "vlm"))
+    question = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
+    own = {"role": "system", "content": [{"type": "text", "text": "My own."}]}
+
+    def written(chat):
+        return processor.decode(processor([chat], add_generation_prompt=True)["input_ids"][0])
+
+    assert written([question]) == '<s>Say "é" and {{ no more }}. USER: Why? ASSISTANT:'
+    assert written([own, question]) == "<s>My own. USER: Why? ASSISTANT:"
+    found.chat_template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"  # for strings only
+    processor = script.load_processor(found, str(files / "vlm"))
+    assert written([{"role": "user", "content": "Why?"}]).endswith("and {{ no more }}.][Why?]")
+
+
+def test_settings_of_the_image_processor_are_kept(script, files, tmp_path):
+    found = script.ScriptArguments(image_processor="{do_center_crop: false, size: {height: 24, width: 24}}")
+    processor = script.load_processor(found, str(files / "vlm"))
+    processor.save_pretrained(tmp_path)
+    for one in (processor, AutoProcessor.from_pretrained(tmp_path)):
+        assert one.image_processor.do_center_crop is False
+        assert one([["A cat.", picture(1)]])["pixel_values"].shape == (1, 3, 24, 24)
+    found.image_processor = "{crops: 3}"
+    with pytest.raises(SystemExit, match=r"image_processor: .*crops.* no settings of this one, which has"):
+        script.load_processor(found, str(files / "vlm"))
 
 
 def test_missing_model_is_said(script, files, tmp_path):

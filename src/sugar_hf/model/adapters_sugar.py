@@ -1,9 +1,9 @@
 """Adapters on a Sugar model: on, off, or merged into its weights.
 
 An adapter (LoRA and a retrained retrieval head) gets onto a model in two ways, as a `peft.PeftModel` around it or by
-transformers' own integration (`AutoModel.from_pretrained(adapter_folder)`, `model.load_adapter`). The functions of this
-file take both. The two libraries' own switches do not agree: `enable_adapters` of transformers forgets modules that
-were saved whole, such as the retrieval head, and both make adapters trainable that were loaded for inference.
+transformers' own integration (`AutoModel.from_pretrained(adapter_folder)`, `model.load_adapter`). The functions here
+take both. The two libraries' own switches do not agree: `enable_adapters` of transformers forgets modules that were
+saved whole, such as the retrieval head, and both make adapters trainable that were loaded for inference.
 """
 
 from types import TracebackType
@@ -134,14 +134,12 @@ def merge_adapter(model: Any) -> SugarForConditionalGeneration:
     return base.requires_grad_(True)
 
 
-def _merge_quantised(
-    base: SugarForConditionalGeneration, tuned: dict[str, Any], configs: dict[str, Any]
-) -> None:
+def _merge_quantised(base: SugarForConditionalGeneration, tuned: dict[str, Any], configs: dict[str, Any]) -> None:
     for name, config in configs.items():
         if config.peft_type != "LORA" or config.use_dora or config.lora_bias:
             raise ValueError(
-                f"Adapter {name!r} is no plain LoRA and cannot be merged into quantised weights. Load it onto the base "
-                "model without quantization_config, and merge it there."
+                f"Adapter {name!r} is no plain LoRA and cannot be merged into quantised weights. Load it onto the "
+                "base model without quantization_config, and merge it there."
             )
     updates = {}
     for name, layer in tuned.items():
