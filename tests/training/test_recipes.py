@@ -1,8 +1,6 @@
 """Every recipe of examples/recipes, run as a user runs it, against a tiny model of its family and tiny data."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from sugar_hf.model import SugarForConditionalGeneration
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 # The families whose tiny models stand in for a recipe's model; SmolVLM-256M is an Idefics 3.
 TWINS = {
     "llava15_7b": ["llava"],
@@ -27,13 +24,8 @@ CASES = [pytest.param(path, twin, id=f"{path.stem}-{twin}") for path in RECIPES 
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_sugar", EXAMPLES / "train_sugar.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_sugar"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_sugar"]
+def script(train_sugar):
+    return train_sugar
 
 
 @pytest.fixture(scope="module")

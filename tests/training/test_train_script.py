@@ -1,9 +1,7 @@
 """examples/train_sugar.py from files on disk to a model that loads, retrieves and generates."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,10 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from sugar_hf.model import SugarForConditionalGeneration
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_sugar.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_sugar", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_sugar"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_sugar"]
+def script(train_sugar):
+    return train_sugar
 
 
 @pytest.fixture(scope="module")

@@ -123,8 +123,9 @@ def merge_adapter(model: Any) -> SugarForConditionalGeneration:
     for name, layer in whole.items():
         merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         base.set_submodule(name, merged)
-    if is_quantised:  # preparing a quantised model for training makes float32 of what is not quantised
-        base.to(base.config.dtype)
+    if is_quantised:  # preparing a quantised model for training made float32 of what is not quantised
+        for parameter in base.parameters():  # not base.to, which would round the rotary frequencies too
+            parameter.data = parameter.data.to(base.config.dtype)
     if is_quantised or base._hf_peft_config_loaded:
         # how the names of the weights were changed when the adapter, or the quantised weights, were loaded: by these
         # rules `save_pretrained` would write names that nothing can load
@@ -146,6 +147,7 @@ def _merge_quantised(base: SugarForConditionalGeneration, tuned: dict[str, Any],
         active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
         updates[name] = sum(layer.get_delta_weight(adapter).float() for adapter in active)
         base.set_submodule(name, layer.get_base_layer())
+    base.state_dict()  # bitsandbytes lays weights out anew for inference on a CPU, and back when it is asked for them
     base.dequantize(dtype=base.config.dtype)
     for name, update in updates.items():
         weight = base.get_submodule(name).weight
@@ -183,7 +185,7 @@ def _switch(layer: Any, enabled: bool) -> None:
             parameter.requires_grad_(before)
 
 
-def _peft_classes() -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
+def _peft_classes() -> tuple[Any, Any, Any]:
     """Layers with adapters, modules saved whole, and models with adapters."""
     if is_peft_available():
         from peft import PeftModel
