@@ -13,10 +13,7 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor, adapte
 from sugar_hf.training import sugar_lora_config
 
 SAMPLES = [["A cat on a mat.", picture(1), "It sleeps."], [picture(2), "Two dogs."]]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # bitsandbytes
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks
 FAMILIES = {"llava": build_tiny_llava, "idefics3": build_tiny_idefics3, "qwen2_vl": build_tiny_qwen2_vl}
 
 
@@ -150,9 +147,9 @@ def test_the_script_trains_in_four_bit_and_saves_a_whole_model(models, script, t
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = (
         f"--model {models / 'llava'} --dataset {tmp_path / 'rows.jsonl'} --output_dir {tmp_path / 'out'} "
-        "--format chat --lora --load_in_4bit --lora_r 4 --lora_alpha 8 --retrieval_dim 16 --max_steps 2 --learning_rate 1e-2 "
-        "--per_device_train_batch_size 4 --gradient_checkpointing --use_cpu --report_to none --save_strategy no "
-        "--teacher_device cpu --disable_tqdm true"
+        "--format chat --lora --load_in_4bit --lora_r 4 --lora_alpha 8 --retrieval_dim 16 --max_steps 2 "
+        "--learning_rate 1e-2 --per_device_train_batch_size 4 --gradient_checkpointing --use_cpu --report_to none "
+        "--save_strategy no --teacher_device cpu --disable_tqdm true"
     )
     teachers = [part for role, name in teachers.items() for part in (f"--{role}", name)]
     script.main([*options.split(), *teachers])
