@@ -43,7 +43,6 @@ from datasets.fingerprint import Hasher
 from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, HfArgumentParser, PreTrainedConfig, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sugar_hf import picturebook
 from sugar_hf.data import load_dataset_file, to_sample
@@ -399,7 +398,8 @@ def main(command: list[str] | None = None) -> None:
     adapter = folder / "adapter"
     if script.lora:
         trainer.save_model(str(adapter))
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():  # no process has the whole model
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):  # no process has the whole model
         if script.lora:
             print(f"saved the adapter to {adapter}; examples/merge_adapter.py merges it into the model")
         else:
