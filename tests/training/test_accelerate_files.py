@@ -89,8 +89,7 @@ def test_layers_are_found_by_the_classes_that_the_model_names(family, environmen
 
 
 def test_sharded_models_compute_as_whole_ones_do(environment):
-    # gloo takes no meta tensors apart, so the processes load their weights one by one
-    settings = {**os.environ, **environment, "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "OMP_NUM_THREADS": "1"}
+    settings = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)],
         env=settings,

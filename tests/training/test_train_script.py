@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from tiny_teachers import save_tiny_teachers
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from sugar_hf.model import SugarForConditionalGeneration
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,15 @@ def test_lora_saves_the_adapter_and_the_merged_model(script, files, tmp_path):
     assert not (tmp_path / "adapter_config.json").exists()
     model = AutoModel.from_pretrained(tmp_path)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    # what examples/merge_adapter.py makes of the adapter is the same
+    settings = f"--output {tmp_path / 'merged'} --dtype float32 --retrieval_dim 16"
+    runpy.run_path(str(EXAMPLES / "merge_adapter.py"))["main"](
+        [str(files / "vlm"), str(tmp_path / "adapter"), *settings.split()]
+    )
+    merged = AutoModel.from_pretrained(tmp_path / "merged").state_dict()
+    assert merged.keys() == model.state_dict().keys()
+    assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").chat_template is not None
 
 
 def test_sugar_checkpoint_is_trained_further(script, files, tmp_path):
