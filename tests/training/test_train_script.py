@@ -13,7 +13,6 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from sugar_hf.model import SugarForConditionalGeneration
 
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
