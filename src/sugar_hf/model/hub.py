@@ -17,6 +17,7 @@ from .processing_sugar import SugarProcessor
 CODE_FILES = (
     "configuration_sugar.py",
     "hub.py",
+    "loss_sugar.py",
     "modeling_sugar.py",
     "pipeline_sugar.py",
     "processing_sugar.py",
