@@ -69,7 +69,7 @@ def test_alpha_zero_is_the_plain_trainer(tmp_path):
     )
     plain = Trainer(model, arguments, train_dataset=make_dataset(processor), data_collator=plain_collate)
     plain.train()
-    assert logged(ours, "loss") == logged(plain, "loss")
+    assert logged(ours, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-6)
     assert "loss_structure" not in ours.state.log_history[0]
 
 
@@ -354,13 +354,6 @@ def test_arguments_without_the_structure_loss_are_refused(tmp_path):
         SugarTrainer(model, make_arguments(tmp_path), processing_class=processor.backbone_processor)
     with pytest.raises(TypeError, match="Give the teacher to the collator"):
         SugarTrainer(model, make_arguments(tmp_path), SugarCollator(processor), teacher=object())
-
-
-def test_more_processes_are_refused_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
-    with pytest.raises(ValueError, match="structure_loss_scope='rank'"):
-        make_trainer(tmp_path)
-    make_trainer(tmp_path, structure_loss_scope="rank")
 
 
 def test_default_arguments_are_those_of_the_structure_loss(tmp_path):

@@ -277,7 +277,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None or self._head_is_plain:
             output = self.vlm.base_model(**inputs)
             hidden = output.last_hidden_state
-        else:
+        elif self._head_is_plain is None:
             # The first loss: some backbones scale or cap what their head gives, which one position shows.
             output, hidden = self._run_backbone({**inputs, "logits_to_keep": 1})
             with torch.no_grad():
@@ -323,7 +323,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if slice_map is None:
             raise ValueError("slice_map is missing: pass everything that SugarProcessor returned.")
         kwargs = {**kwargs, "labels": None, "use_cache": False, "skip_logits": True}
-        output = self.forward(input_ids, attention_mask, pixel_values, slice_map=slice_map, **kwargs)
+        output: Any = self.forward(input_ids, attention_mask, pixel_values, slice_map=slice_map, **kwargs)
         return output.retrieval_embeds, output.retrieval_mask
 
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
