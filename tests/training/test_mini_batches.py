@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import build_tiny_llava
 from peft import get_peft_model
-from training_tools import logged, make_dataset, make_sugar, make_trainer
+from training_tools import logged, make_dataset, make_rows, make_sugar, make_trainer
 
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.structure import SliceFeatures, label_matrix, structure_loss

@@ -127,6 +127,8 @@ class StructureLossMixin(MiniBatchMixin):
             )
         if args.head_warmup_steps and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
+        if isinstance(self.data_collator, SugarCollator) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self.data_collator.fill_images = True
         if self.is_deepspeed_enabled:  # a sharded head is gathered once for each chunk, on all processes at once
             _sugar_model(self.model).max_logits = None
         if args.alpha:
@@ -283,9 +285,10 @@ class StructureLossMixin(MiniBatchMixin):
         training = model.training
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
         parts = steps * self.mini_batch.count
-        if not self.args.alpha:
+        fillers = len(inputs["input_ids"]) - len(keys) if keys is not None else 0
+        if not self.args.alpha and not fillers:
             inputs.pop("slice_map", None)
-        elif features is None:
+        elif self.args.alpha and features is None:
             raise ValueError(
                 "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
                 "collator a teacher, or set alpha=0 to train the language-model loss alone."
@@ -302,6 +305,8 @@ class StructureLossMixin(MiniBatchMixin):
                 self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         loss = loss_lm
+        if fillers:  # the weights behind a blank image take part with a gradient of zero
+            loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
         logged = {"loss_lm": loss_lm.detach() * parts}
         if self.args.alpha:
             embeddings, features, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
@@ -313,7 +318,7 @@ class StructureLossMixin(MiniBatchMixin):
                 loss_structure = value
             else:
                 loss_structure = KnownGradient.apply(embeddings, value, gradient * self.mini_batch.count)
-            loss = loss_lm + (self.current_alpha() if training else self.args.alpha) / parts * loss_structure
+            loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * loss_structure
             logged["loss_structure"] = value
         if training:
             self._train_means.add(logged, weight=1 / parts)
@@ -463,7 +468,7 @@ def _check_devices(args: SugarTrainingArguments) -> None:
             f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, where each replica sees a part of the "
             "pairs. Start one process a GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
         )
-    if args.world_size > 1 and args.alpha and args.structure_loss_scope == "rank":
+    if args.world_size > 1 and args.process_index == 0 and args.alpha and args.structure_loss_scope == "rank":
         logger.warning(
             f"structure_loss_scope='rank': each of {args.world_size} processes forms pairs of its own samples only."
         )
