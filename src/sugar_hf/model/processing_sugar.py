@@ -256,6 +256,10 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
             return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
 
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            # not what a family overrides: that asks the video processor for its settings, even for a string
+            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
+
     if "video_processor" not in processor_class.get_attributes():
         return processor_class
     ImageTextProcessor.__name__ = ImageTextProcessor.__qualname__ = processor_class.__name__
