@@ -19,6 +19,7 @@ CODE_FILES = (
     "hub.py",
     "modeling_sugar.py",
     "pipeline_sugar.py",
+    "prefixes_sugar.py",
     "processing_sugar.py",
     "rendering_sugar.py",
     "samples_sugar.py",
