@@ -1,12 +1,6 @@
-"""Puts shared modules on the path, and gives tiny models; tests must not change those that are built once."""
-
-import sys
-from pathlib import Path
+"""Tiny models, built once; tests must not change them (`fresh_llava` is for those that do)."""
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "training")]
-
 from builders import BUILDERS, build_sugar, cached_sugar
 
 

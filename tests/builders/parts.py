@@ -148,5 +148,3 @@ def finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTra
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval()
-
-

@@ -51,9 +51,7 @@ def parse(text: str) -> dict[tuple[str, str], str]:
     """Read the cells of a document that holds such a table."""
     table = text.partition(BEGIN)[2].partition(END)[0]
     rows = [line.strip("| \n").split(" | ") for line in table.splitlines() if line.startswith("| `")]
-    return {
-        (row[0].strip("`"), key): cell for row in rows for key, cell in zip(COLUMNS, row[2:], strict=True)
-    }
+    return {(row[0].strip("`"), key): cell for row in rows for key, cell in zip(COLUMNS, row[2:], strict=True)}
 
 
 def replace(text: str, table: str) -> str:

@@ -37,7 +37,7 @@ def train(family, root):
     before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
     trainer = SugarTrainer(
         adapted,
-        make_arguments(folder, max_steps=3, learning_rate=1e-2),
+        make_arguments(folder, max_steps=3, learning_rate=1e-2, activation_checkpointing=True),
         train_dataset=make_dataset(processor),
         processing_class=processor,
     )
@@ -73,6 +73,7 @@ def test_adapters_load_and_merge(family, root, tmp_path):
     base = SugarForConditionalGeneration.from_pretrained(root / family / "base")
     for loaded in (
         AutoModel.from_pretrained(root / family / "adapter"),
+        SugarForConditionalGeneration.from_pretrained(root / family / "adapter"),
         PeftModel.from_pretrained(base, root / family / "adapter"),
     ):
         for ours, theirs in zip(outputs(loaded, trainer, processor), after, strict=True):

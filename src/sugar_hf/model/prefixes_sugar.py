@@ -38,9 +38,9 @@ class PrefixCheck:
         if self.is_exact:
             return "Embeddings at slice ends inside a sample are those of its beginnings alone."
         return (
-            f"With this model, the embedding at a slice end inside a longer sample is not that of the sample which ends "
-            f"there: {'; '.join(self.reasons)} (distance up to {self.deviation:.2g}, of at most 2). For the embedding "
-            "of a beginning, pass it as a sample of its own: [sample[:1], sample[:2], ...]."
+            "With this model, the embedding of a slice end inside a longer sample is not that of the sample which "
+            f"ends there: {'; '.join(self.reasons)} (distance up to {self.deviation:.2g}, of at most 2). For the "
+            "embedding of a beginning, pass it as a sample of its own: [sample[:1], sample[:2], ...]."
         )
 
 
