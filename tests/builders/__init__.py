@@ -15,6 +15,7 @@ from .others import (
     build_tiny_idefics3,
     build_tiny_internvl,
     build_tiny_paligemma,
+    build_tiny_paligemma2,
     build_tiny_smolvlm,
 )
 from .parts import QWEN_TEMPLATE, VICUNA_TEMPLATE, build_tokenizer, picture
@@ -60,6 +61,7 @@ __all__ = [
     "build_tiny_llava_next",
     "build_tiny_llava_onevision",
     "build_tiny_paligemma",
+    "build_tiny_paligemma2",
     "build_tiny_qwen2_5_vl",
     "build_tiny_qwen2_vl",
     "build_tiny_qwen3_vl",

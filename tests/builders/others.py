@@ -140,6 +140,16 @@ def build_tiny_internvl(seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]
 
 def build_tiny_paligemma(seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
     """PaliGemma: what comes before the answer sees all of it; bos comes after the last image, none without images."""
+    return _paligemma(seed, {"model_type": "gemma", "head_dim": 8})
+
+
+def build_tiny_paligemma2(seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """PaliGemma 2, of the same class: logits are capped after the output embeddings; sliding windows."""
+    text = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 24, "final_logit_softcapping": 3.0}
+    return _paligemma(seed, {"model_type": "gemma2", **text})
+
+
+def _paligemma(seed: int, text: dict) -> tuple[PreTrainedModel, ProcessorMixin]:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(("<image>",), bos=False, bos_token="<s>")
     image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -151,7 +161,7 @@ def build_tiny_paligemma(seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin
             **vision_config(image_size=32, patch_size=8),
             "vision_use_head": False,
         },
-        text_config={"model_type": "gemma", **text_config(tokenizer), "head_dim": 8},
+        text_config={**text_config(tokenizer), **text},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,

@@ -1,5 +1,6 @@
 """What has to hold for every family of backbones. `column` says where docs/backbones.md shows the outcome."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from builders import BUILDERS, build_sugar, cached_sugar, picture
+from builders import BUILDERS, build_sugar, build_tiny_paligemma2, cached_sugar, picture
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -92,6 +93,20 @@ def test_logits_are_the_output_embeddings_of_the_last_states(sugar):
     model, processor = sugar
     output = model(**processor(SAMPLES))
     assert torch.equal(model.get_output_embeddings()(output.last_hidden_state), output.logits)
+
+
+@torch.no_grad()
+def test_logits_may_be_more_than_output_embeddings():
+    """PaliGemma 2 caps them: nothing may take the product of states and output embeddings for the logits."""
+    vlm, backbone_processor = build_tiny_paligemma2()
+    model = SugarForConditionalGeneration.from_backbone(vlm, retrieval_dim=16)
+    inputs = SugarProcessor(backbone_processor)(SAMPLES, return_labels=True)
+    output = model(**inputs)
+    inputs.pop("slice_map")
+    assert torch.equal(output.loss, vlm(**inputs).loss)
+    raw = model.get_output_embeddings()(output.last_hidden_state)
+    assert not torch.allclose(raw, output.logits, atol=0.1)
+    assert torch.allclose(3 * torch.tanh(raw / 3), output.logits, atol=1e-6)
 
 
 @torch.no_grad()
@@ -250,12 +265,28 @@ def test_round_trip_is_bit_equal(sugar, tmp_path):
     assert loaded.generation_config.max_new_tokens == model.generation_config.max_new_tokens
 
 
+def as_on_the_hub(folder):
+    """Bring a processor's files to the form in which most checkpoints lie on the Hub, video settings included."""
+    settings = json.loads((folder / "processor_config.json").read_text())
+    image_settings = settings.pop("image_processor")
+    image_settings["processor_class"] = settings["processor_class"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_settings))
+    (folder / "video_preprocessor_config.json").write_text('{"video_processor_type": "Qwen2VLVideoProcessor"}')
+    if settings.keys() == {"processor_class"}:
+        (folder / "processor_config.json").unlink()
+    else:
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.column("folder")
+@pytest.mark.parametrize("is_from_the_hub", [False, True])
 @torch.no_grad()
-def test_from_backbone_folder_has_the_backbones_weights(sugar, tmp_path):
+def test_from_backbone_folder_has_the_backbones_weights(sugar, tmp_path, is_from_the_hub):
     model, processor = sugar
     model.vlm.save_pretrained(tmp_path)
     processor.backbone_processor.save_pretrained(tmp_path)
+    if is_from_the_hub:
+        as_on_the_hub(tmp_path)
     loaded = SugarForConditionalGeneration.from_backbone(tmp_path, retrieval_dim=8, retrieval_hidden_size=12)
     state = loaded.vlm.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.vlm.state_dict().items())
