@@ -23,6 +23,7 @@ from .pipeline_sugar import (
     SugarGenerationPipeline,
     SugarRetrievalPipeline,
 )
+from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
 
 
@@ -43,6 +44,7 @@ register()
 
 __all__ = [
     "CandidateIndex",
+    "PrefixCheck",
     "RetrievalHead",
     "RetrievalIndex",
     "SugarConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "SugarOutput",
     "SugarProcessor",
     "SugarRetrievalPipeline",
+    "check_prefix_embeddings",
     "export_for_hub",
     "pool_slices",
     "push_to_hub",

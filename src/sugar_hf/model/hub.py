@@ -20,6 +20,7 @@ CODE_FILES = (
     "loss_sugar.py",
     "modeling_sugar.py",
     "pipeline_sugar.py",
+    "prefixes_sugar.py",
     "processing_sugar.py",
     "rendering_sugar.py",
     "samples_sugar.py",
