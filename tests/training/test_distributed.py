@@ -22,7 +22,7 @@ WORKER = Path(distributed_worker.__file__)
 def processes(request, tmp_path_factory):
     """Number of processes and the folder of what they found."""
     folder = tmp_path_factory.mktemp(f"processes-{request.param}")
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={request.param}", "--master_port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={request.param}"]
     command += ["--standalone", str(WORKER), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
