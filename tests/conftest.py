@@ -1,6 +1,37 @@
-"""Puts this folder on the path, so that tests share `builders`."""
+"""Tiny models, built once; tests must not change them (`fresh_llava` is for those that do)."""
 
-import sys
-from pathlib import Path
+import pytest
+from builders import BUILDERS, build_sugar, cached_sugar
 
-sys.path.insert(0, str(Path(__file__).parent))
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-backbones",
+        action="store_true",
+        help="write the table of docs/backbones.md from what tests/families gives, instead of comparing",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "column(name): the column of docs/backbones.md that a test decides on")
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def sugar(family):
+    """Model and processor of every family in turn."""
+    return cached_sugar(family)
+
+
+@pytest.fixture
+def llava():
+    return cached_sugar("llava")
+
+
+@pytest.fixture
+def fresh_llava():
+    return build_sugar("llava")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from builders import build_tiny_llava, picture
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -29,24 +29,6 @@ def test_one_forward_gives_both_gradients(fresh_llava):
         model.vlm.model.vision_tower,
     ):
         assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
-    gradients = []
-    for checkpointing in (False, True):
-        vlm, processor = build_tiny_llava()
-        torch.manual_seed(0)
-        model = SugarForConditionalGeneration.from_backbone(vlm, retrieval_dim=16).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            model.enable_input_require_grads()
-        loss_of(model, SugarProcessor(processor)(SAMPLES, return_labels=True)).backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        if gradient is not None:
-            assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
 def test_tiny_run_moves_the_trained_weights_only(fresh_llava):
@@ -76,38 +58,6 @@ def adapted(tmp_path):
     base = SugarForConditionalGeneration.from_pretrained(tmp_path / "base")
     config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["retrieval_head"])
     return get_peft_model(base, config), SugarProcessor(processor)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks
-def test_lora_trains_saves_loads_and_merges(adapted, tmp_path):
-    model, processor = adapted
-    inputs = processor(SAMPLES, return_labels=True)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    head = model.base_model.model.retrieval_head.modules_to_save["default"].down_proj.weight
-    before = head.clone()
-    for _ in range(3):
-        loss_of(model, inputs).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert not torch.equal(head, before)
-    model.save_pretrained(tmp_path / "adapter")
-    model.eval()
-    with torch.no_grad():
-        expected = model(**inputs)
-        alone, _ = model.get_retrieval_embeddings(**inputs)
-        assert torch.allclose(alone, expected.retrieval_embeds, atol=1e-6)
-        base = SugarForConditionalGeneration.from_pretrained(tmp_path / "base")
-        for loaded in (
-            PeftModel.from_pretrained(base, tmp_path / "adapter"),
-            AutoModel.from_pretrained(tmp_path / "adapter"),
-            SugarForConditionalGeneration.from_pretrained(tmp_path / "adapter"),
-        ):
-            output = loaded.eval()(**inputs)
-            assert torch.equal(output.retrieval_embeds, expected.retrieval_embeds)
-            assert torch.equal(output.logits, expected.logits)
-        merged = model.merge_and_unload()(**inputs)
-    assert torch.allclose(merged.retrieval_embeds, expected.retrieval_embeds, atol=1e-5)
-    assert torch.allclose(merged.logits, expected.logits, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

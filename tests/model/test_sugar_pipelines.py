@@ -90,6 +90,7 @@ def test_split_inputs():
 def test_positions_come_from_one_forward_pass(retrieve, llava, monkeypatch):
     query = ["A cat.", RED, "A dog."]
     index = CandidateIndex(POOL, retrieve.encode(POOL))
+    assert retrieve.prefix_check.is_exact  # found by further passes, once
     calls = []
     original = llava[0].get_retrieval_embeddings
     monkeypatch.setattr(llava[0], "get_retrieval_embeddings", lambda **inputs: calls.append(1) or original(**inputs))

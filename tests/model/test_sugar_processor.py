@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import QWEN_TEMPLATE, VICUNA_TEMPLATE, build_tiny_llava, picture
+from builders import VICUNA_TEMPLATE, build_tiny_llava, picture
 from PIL import Image
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature
 
 from sugar_hf.model import SugarProcessor
 from sugar_hf.model.processing_sugar import without_video
@@ -43,38 +43,8 @@ def learnt(processor, features, i=0):
     return processor.decode(labels[labels != -100])
 
 
-def image_id(processor):
-    return processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-
-
-def test_every_image_token_and_last_text_token_carry_their_number(sugar):
-    _, processor = sugar
-    samples = [["A cat.", RED, BLUE, RED, "A dog.", "Two balls."], RED, "One.", [RED, RED], ["The sun.", BLUE]]
-    features = processor(samples)
-    for i, sample in enumerate(samples):
-        ids, slices = row(features, i)
-        parts = sample if isinstance(sample, list) else [sample]
-        assert torch.equal(slices > 0, slices.bool())
-        for number, part in enumerate(parts, start=1):
-            places = (slices == number).nonzero().flatten()
-            if isinstance(part, str):
-                assert len(places) == 1
-                assert processor.decode(ids[: places[0] + 1]).endswith(part)
-            else:
-                assert set(ids[places].tolist()) == {image_id(processor)}
-        assert slices.max() == len(parts)
-        assert (ids == image_id(processor)).sum() == sum(
-            (slices == number).sum() for number, part in enumerate(parts, start=1) if not isinstance(part, str)
-        )
-
-
-def test_adjacent_images_are_told_apart_by_their_size(sugar, family):
-    _, processor = sugar
-    alone = [int((processor([picture])["slice_map"] == 1).sum()) for picture in (RED, BLUE)]
-    _, slices = row(processor([[RED, BLUE]]))
-    assert [int((slices == 1).sum()), int((slices == 2).sum())] == alone
-    if family == "idefics3":
-        assert alone[0] != alone[1]
+def image_id(model):
+    return model.config.image_token_id
 
 
 def test_random_interleavings(sugar):
@@ -113,12 +83,21 @@ def test_padding(sugar, side):
 
 
 def test_mixed_batches_keep_the_backbones_inputs(sugar, family):
-    _, processor = sugar
+    model, processor = sugar
     features = processor(["A cat.", RED, ["A dog.", BLUE, RED]])
     assert isinstance(features, BatchFeature)
-    if family == "qwen2_vl":
-        assert torch.equal(features["mm_token_type_ids"] == 1, features["input_ids"] == image_id(processor))
+    if "image_grid_thw" in features:
+        assert torch.equal(features["mm_token_type_ids"] == 1, features["input_ids"] == image_id(model))
         assert len(features["image_grid_thw"]) == 3
+    if family == "gemma3":
+        assert torch.equal(features["token_type_ids"] == 1, features["input_ids"] == image_id(model))
+    if family == "paligemma":  # the prompt, which sees all of itself, ends where something is to be learnt
+        types = features["token_type_ids"]
+        assert [int(types[i][features["attention_mask"][i].bool()].sum()) for i in range(3)] == [
+            int(features["attention_mask"][0].sum()),
+            0,
+            int(features["attention_mask"][2].sum()),
+        ]
     if family == "llava":
         assert features["pixel_values"].shape == (3, 3, 24, 24)
     assert "pixel_values" not in processor(["A cat.", "A dog."])
@@ -141,10 +120,10 @@ def test_control_tokens_in_text_stay_text(sugar):
         features = processor([sample_of])
         ids, slices = row(features)
         plain = processor([plain_of])
-        control = set(processor.tokenizer.added_tokens_decoder)
+        control = {number for number, added in processor.tokenizer.added_tokens_decoder.items() if added.special}
         assert [i for i in ids.tolist() if i in control] == [i for i in row(plain)[0].tolist() if i in control]
         assert sample in processor.decode(ids)
-        assert processor.decode(ids[: (slices == slices.max()).nonzero().max() + 1]).endswith(sample)
+        assert processor.decode(ids[: (slices == slices.max()).nonzero().max() + 1]).rstrip().endswith(sample)
 
 
 def test_added_words_that_are_no_control_tokens_keep_their_token():
@@ -161,7 +140,7 @@ def test_placeholder_that_is_no_special_token_is_text_too():
     backbone.chat_template = VICUNA_TEMPLATE.replace("<image>", "<picture>")
     processor = SugarProcessor(backbone)
     ids, _ = row(processor(["a <picture> here"]))
-    assert image_id(processor) not in ids.tolist()
+    assert backbone.tokenizer.convert_tokens_to_ids("<picture>") not in ids.tolist()
     assert processor.decode(ids).endswith("a <picture> here")
 
 
@@ -169,13 +148,15 @@ def test_placeholder_that_is_no_special_token_is_text_too():
 
 
 @pytest.mark.parametrize("generation_prompt", [True, False])
-def test_usual_chats_are_tokenised_as_the_backbone_does(sugar, generation_prompt):
+def test_usual_chats_are_tokenised_as_the_backbone_does(sugar, family, generation_prompt):
     _, processor = sugar
     chats = [
         [user(image(RED), text("What is it?"))],
         [user(text("Two dogs run?")), {"role": "assistant", "content": [text("Yes.")]}, user(text("Why?"))],
         [{"role": "system", "content": [text("Be nice.")]}, user(image(RED), image(BLUE), text("Which?"))],
     ]
+    if family == "paligemma":  # its own processor refuses samples without images
+        del chats[1]
     for chat in chats:
         expected = processor.backbone_processor.apply_chat_template(
             chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=generation_prompt
@@ -323,7 +304,7 @@ def test_sentences_are_slices_of_the_same_string(sugar):
 
 
 def test_labels_of_chats_are_the_answers_and_their_ends(sugar, family):
-    _, processor = sugar
+    model, processor = sugar
     chat = [
         {"role": "system", "content": [text("Be nice.")]},
         user(image(RED), text("What?")),
@@ -331,14 +312,13 @@ def test_labels_of_chats_are_the_answers_and_their_ends(sugar, family):
         user(text("And?")),
         {"role": "assistant", "content": [text("A dog.")]},
     ]
-    end = {"llava": "</s>", "idefics3": "<end_of_utterance>", "qwen2_vl": "<|im_end|>"}[family]
+    lead = " " if family in ("llava", "llava_next", "idefics3", "smolvlm") else ""  # not in the generation prompt
     features = processor([chat, "Padding " * 40], return_labels=True)
-    assert learnt(processor, features).split(end) == [
-        *(["A cat.", "A dog.", ""] if family == "qwen2_vl" else [" A cat.", " A dog.", ""])
-    ]
+    ends = processor.tokenizer.eos_token
+    assert learnt(processor, features) == f"{lead}A cat.{ends}{lead}A dog.{ends}"
     labelled = features["labels"] != -100
     assert torch.equal(features["labels"][labelled], features["input_ids"][labelled])
-    assert not (features["labels"] == image_id(processor)).any()
+    assert not (features["labels"] == image_id(model)).any()
 
 
 def test_labels_of_plain_samples_are_all_texts(sugar):
@@ -346,6 +326,15 @@ def test_labels_of_plain_samples_are_all_texts(sugar):
     features = processor([["A cat.", RED, "A dog."], RED], return_labels=True)
     assert learnt(processor, features) == "A cat.A dog."
     assert (features["labels"][1] == -100).all()
+
+
+def test_a_plain_sample_may_be_a_prompt(sugar, family):
+    _, processor = sugar
+    features = processor([["A cat.", RED, "A dog?"]], add_generation_prompt=True, return_labels=True)
+    assert (features["labels"] == -100).all()
+    assert torch.equal(features["input_ids"], processor([["A cat.", RED, "A dog?"]])["input_ids"])
+    if family == "paligemma":
+        assert not features["token_type_ids"].any()
 
 
 def test_templates_without_end_of_turn_get_a_final_eos():
@@ -378,7 +367,7 @@ def test_truncation_drops_whole_slices_and_says_so(sugar):
     full = processor([sample])["input_ids"].shape[1]
     with pytest.warns(UserWarning, match=r"sample 1 has .* dropped its last [1-4] slices\.") as warned:
         features = processor(["Fits.", sample], max_length=full - 2, truncation="slice")
-    assert len(warned) == 1
+    assert len([warning for warning in warned if warning.category is UserWarning]) == 1
     kept = int(features["slice_map"][1].max())
     assert torch.equal(row(features, 1)[0], row(processor([sample[:kept]]))[0])
     assert features["input_ids"].shape[1] <= full - 2
@@ -440,7 +429,6 @@ def test_bad_samples(llava, sample, message):
         (["a"], {"truncation": True}, "give False or 'slice'"),
         (["a"], {"padding": "max_length"}, "'max_length' with max_length="),
         (["a", "a b c"], {"padding": False}, "differ in length"),
-        (["a"], {"add_generation_prompt": True}, "needs chat messages"),
     ],
 )
 def test_bad_options(llava, samples, options, message):
@@ -479,20 +467,10 @@ def test_processing_leaves_the_backbones_processor_as_it_was(sugar):
     assert vars(processor.backbone_processor) == before
 
 
-def test_wraps_the_processor_of_a_plain_folder(sugar, tmp_path):
-    _, processor = sugar
-    processor.backbone_processor.save_pretrained(tmp_path)
-    loaded = SugarProcessor.from_pretrained(tmp_path)
-    assert type(loaded.backbone_processor).__name__ == type(processor.backbone_processor).__name__
-    assert torch.equal(loaded([["a", RED]])["input_ids"], processor([["a", RED]])["input_ids"])
-    assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == processor.tokenizer.pad_token_id
-
-
-def test_video_processors_are_left_out(sugar, family):
+def test_video_processors_are_left_out(sugar):
     backbone_class = type(sugar[1].backbone_processor)
     assert "video_processor" not in backbone_class.get_attributes()
-    if family != "qwen2_vl":
-        assert without_video(backbone_class) is backbone_class
+    assert without_video(backbone_class) is backbone_class
 
 
 def test_slow_tokenizers_are_refused(llava, monkeypatch):
@@ -501,8 +479,7 @@ def test_slow_tokenizers_are_refused(llava, monkeypatch):
         llava[1](["a"])
 
 
-def test_content_may_be_a_string_or_parts(sugar, family):
-    assert (sugar[1].chat_template == QWEN_TEMPLATE) == (family == "qwen2_vl")
+def test_content_may_be_a_string_or_parts(sugar):
     as_string = sugar[1]([[{"role": "user", "content": "Hi"}]])
     as_parts = sugar[1]([[user(text("Hi"))]])
     assert torch.equal(as_string["input_ids"], as_parts["input_ids"])

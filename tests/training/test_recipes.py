@@ -13,12 +13,12 @@ from transformers import AutoModel, AutoProcessor
 from sugar_hf.model import SugarForConditionalGeneration
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
-# The families whose tiny models stand in for a recipe's model; SmolVLM-256M is an Idefics 3.
+# The families whose tiny models stand in for a recipe's model. SmolVLM-256M is an Idefics 3, SmolVLM2 is not.
 TWINS = {
     "llava15_7b": ["llava"],
     "vila_7b": ["llava"],
-    "qwen3_vl_4b": ["qwen2_vl"],
-    "smolvlm_256m": ["idefics3"],
+    "qwen3_vl_4b": ["qwen3_vl"],
+    "smolvlm_256m": ["idefics3", "smolvlm"],
 }
 CASES = [pytest.param(path, twin, id=f"{path.stem}-{twin}") for path in RECIPES for twin in TWINS[path.stem]]
 

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from builders import build_tiny_idefics3, build_tiny_qwen2_vl
 from training_tools import document, logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
-from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
+from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, structure_loss
 from sugar_hf.training import SugarCollator, SugarTrainer, draw_slice_ends
 
@@ -69,7 +68,7 @@ def test_alpha_zero_is_the_plain_trainer(tmp_path):
     )
     plain = Trainer(model, arguments, train_dataset=make_dataset(processor), data_collator=plain_collate)
     plain.train()
-    assert logged(ours, "loss") == logged(plain, "loss")
+    assert logged(ours, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-6)
     assert "loss_structure" not in ours.state.log_history[0]
 
 
@@ -267,25 +266,6 @@ def test_a_folder_may_stand_for_model_and_processor(tmp_path):
     assert trainer.processing_class.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("build", [build_tiny_idefics3, build_tiny_qwen2_vl])
-def test_other_families_train(tmp_path, build):
-    backbone, backbone_processor = build()
-    processor = SugarProcessor(backbone_processor)
-    model = SugarForConditionalGeneration.from_backbone(backbone, retrieval_dim=16)
-    trainer = SugarTrainer(
-        model,
-        make_arguments(tmp_path, max_steps=1, activation_checkpointing=True),
-        train_dataset=make_dataset(processor),
-        processing_class=processor,
-    )
-    before = snapshot(model)
-    trainer.train()
-    changed = moved(before, model)
-    assert any(is_head(name) for name in changed)
-    assert any(name.startswith("vlm.") for name in changed)
-    assert 0 < logged(trainer, "loss_lm")[0] < 20
-
-
 def test_sentences_may_be_slices(tmp_path):
     row = document(0, "ti")
     row["messages"][0]["content"][0]["text"] = "A cat. A dog."
@@ -354,13 +334,6 @@ def test_arguments_without_the_structure_loss_are_refused(tmp_path):
         SugarTrainer(model, make_arguments(tmp_path), processing_class=processor.backbone_processor)
     with pytest.raises(TypeError, match="Give the teacher to the collator"):
         SugarTrainer(model, make_arguments(tmp_path), SugarCollator(processor), teacher=object())
-
-
-def test_more_processes_are_refused_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
-    with pytest.raises(ValueError, match="structure_loss_scope='rank'"):
-        make_trainer(tmp_path)
-    make_trainer(tmp_path, structure_loss_scope="rank")
 
 
 def test_default_arguments_are_those_of_the_structure_loss(tmp_path):

@@ -24,6 +24,7 @@ from .pipeline_sugar import (
     SugarGenerationPipeline,
     SugarRetrievalPipeline,
 )
+from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
 
 
@@ -45,6 +46,7 @@ register()
 __all__ = [
     "AdapterSwitch",
     "CandidateIndex",
+    "PrefixCheck",
     "RetrievalHead",
     "RetrievalIndex",
     "SugarConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "SugarRetrievalPipeline",
     "adapter_off",
     "adapter_on",
+    "check_prefix_embeddings",
     "export_for_hub",
     "merge_adapter",
     "pool_slices",

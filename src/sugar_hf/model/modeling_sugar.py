@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import find_adapter_config_file
 
 from .configuration_sugar import SugarConfig
+from .loss_sugar import chunked_cross_entropy
 
 HEAD_PREFIX = "retrieval_head."
 
@@ -29,7 +31,7 @@ class SugarOutput(ModelOutput):
 
     Args:
         loss: () next-token loss L_g of the backbone, if `labels` were given.
-        logits: (B, L, vocabulary) scores of the next token; `None` from [`get_retrieval_embeddings`].
+        logits: (B, L, vocabulary) scores of the next token; `None` with `skip_logits`.
         retrieval_embeds: (B, S, retrieval_dim) float32 unit vectors r, zeros where a sample has no such slice; only if
             a `slice_map` was given.
         retrieval_mask: (B, S) bool, true where a sample has the slice.
@@ -111,8 +113,13 @@ def pool_slices(hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean") 
 class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Any image-text-to-text model, whole and unchanged, with a retrieval head on its last hidden states.
 
-    `forward` takes what the backbone takes plus `slice_map`; `generate` is the backbone's own.
+    `forward` takes what the backbone takes plus `slice_map` and `skip_logits`; `generate` is the backbone's own.
     """
+
+    # The most logits that a loss without logits holds at once, 128 MiB in float32; None for no limit.
+    max_logits: int | None = 2**25
+    # Whether the backbone's logits are its head's output and nothing more; unknown before the first loss.
+    _head_is_plain: bool | None = None
 
     config_class = SugarConfig
     config: SugarConfig
@@ -219,6 +226,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         slice_map: Tensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> SugarOutput:
         """Run the backbone once and, if a slice map is given, embed every slice from the same pass.
@@ -229,40 +237,70 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: Whatever the backbone's image processor makes.
             labels: (B, L) ids to predict, -100 where there is nothing to learn.
             slice_map: (B, L) int64 from [`SugarProcessor`]: 0 = none, k = slice k.
+            skip_logits: Return no logits. The loss comes from the positions that have a label, chunk by chunk, equal
+                in value and gradient; without labels no logit is computed at all.
             **kwargs: Further inputs of the backbone (`image_grid_thw`, `num_items_in_batch`, ...).
 
         Returns:
             A [`SugarOutput`].
         """
-        captured: list[Tensor] = []
-        hook = None
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values, **kwargs}
+        inputs["return_dict"] = True
+        if not skip_logits:
+            output, hidden = self._run_backbone({**inputs, "labels": labels})
+            loss, logits = output.get("loss"), output.logits
+        else:
+            output, hidden, loss = self._without_logits(inputs, labels)
+            logits = None
+        embeds = mask = None
         if slice_map is not None:
-            hook = self.vlm.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
-        try:
-            output = self.vlm(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                labels=labels,
-                **{**kwargs, "return_dict": True},
-            )
-        finally:
-            if hook is not None:
-                hook.remove()
-        embeds = mask = hidden = None
-        if slice_map is not None:
-            hidden = captured[-1]
             embeds, mask = self._embed(hidden, slice_map)
         return SugarOutput(
-            loss=output.get("loss"),
-            logits=output.logits,
+            loss=loss,
+            logits=logits,
             retrieval_embeds=embeds,
             retrieval_mask=mask,
-            last_hidden_state=hidden,
+            last_hidden_state=hidden if slice_map is not None else None,
             past_key_values=output.get("past_key_values"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def _run_backbone(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The whole backbone's output, and the hidden states (B, L, H) before its LM head."""
+        captured: list[Tensor] = []
+        hook = self.vlm.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
+        try:
+            output = self.vlm(**inputs)
+        finally:
+            hook.remove()
+        return output, captured[-1]
+
+    def _without_logits(self, inputs: dict[str, Any], labels: Tensor | None) -> tuple[Any, Tensor, Tensor | None]:
+        """The backbone's output, hidden states (B, L, H) and loss, without the logits of the whole batch."""
+        count = inputs.pop("num_items_in_batch", None)
+        if labels is None or self._head_is_plain:
+            output = self.vlm.base_model(**inputs)
+            hidden = output.last_hidden_state
+        elif self._head_is_plain is None:
+            # The first loss: some backbones scale or cap what their head gives, which one position shows.
+            output, hidden = self._run_backbone({**inputs, "logits_to_keep": 1})
+            with torch.no_grad():
+                self._head_is_plain = torch.equal(self.get_output_embeddings()(hidden[:, -1:]), output.logits)
+            if not self._head_is_plain:
+                warnings.warn(
+                    f"{type(self.vlm).__name__} changes its logits after its LM head: the loss is computed by itself "
+                    "from the logits of the whole batch, which takes their memory.",
+                    stacklevel=4,
+                )
+        if labels is None:
+            return output, hidden, None
+        if not self._head_is_plain:
+            output, hidden = self._run_backbone({**inputs, "labels": labels, "num_items_in_batch": count})
+            return output, hidden, output.loss
+        head, vocab_size = self.get_output_embeddings(), self.config.get_text_config().vocab_size
+        loss = chunked_cross_entropy(hidden, labels, head, vocab_size, count, self.max_logits)
+        return output, hidden, loss
 
     def get_retrieval_embeddings(
         self,
@@ -289,14 +327,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if slice_map is None:
             raise ValueError("slice_map is missing: pass everything that SugarProcessor returned.")
-        kwargs.pop("labels", None)
-        output = self.vlm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            **{**kwargs, "use_cache": False, "return_dict": True},
-        )
-        return self._embed(output.last_hidden_state, slice_map)
+        kwargs = {**kwargs, "labels": None, "use_cache": False, "skip_logits": True}
+        output: Any = self.forward(input_ids, attention_mask, pixel_values, slice_map=slice_map, **kwargs)
+        return output.retrieval_embeds, output.retrieval_mask
 
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
         pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)

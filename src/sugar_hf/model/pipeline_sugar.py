@@ -1,6 +1,8 @@
 """Pipelines `sugar-retrieval` and `sugar-generation`."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from .modeling_sugar import SugarForConditionalGeneration
+from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
 from .samples_sugar import is_chat, parse_sample
 
@@ -171,6 +174,8 @@ class SugarRetrievalPipeline(_SugarPipeline):
                 with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
+                These are the results of the query's beginnings if `prefix_check` finds so; else a warning says why
+                not, once.
             return_embeddings: Give `{"results": ..., "embedding": array (d,)}` for each query, the array (slices, d)
                 with `return_positions`; `results` only if there are candidates.
             batch_size: Samples in one forward pass, for queries and candidates; 8 if neither given here nor to
@@ -191,6 +196,8 @@ class SugarRetrievalPipeline(_SugarPipeline):
             raise ValueError(f"top_k={top_k}: ask for at least one result.")
         if candidates is None and not {**self._postprocess_params, **options}.get("return_embeddings"):
             raise ValueError("nothing to search: pass candidates=, or return_embeddings=True.")
+        if {**self._postprocess_params, **options}.get("return_positions"):
+            self._warn_about_positions()
         index: RetrievalIndex | None = None
         if isinstance(candidates, str | dict):
             raise ValueError(f"candidates must be a list or an index, got a {type(candidates).__name__}.")
@@ -238,6 +245,16 @@ class SugarRetrievalPipeline(_SugarPipeline):
                     embeddings[i] = embeds[int(length) - 1].numpy()
                 bar.update(len(places))
         return np.stack([embeddings[i] for i in range(len(order))])
+
+    @cached_property
+    def prefix_check(self) -> PrefixCheck:
+        """Whether results at positions are those of the query's beginnings; found by five short forward passes."""
+        return check_prefix_embeddings(self.model, self.processor)
+
+    def _warn_about_positions(self) -> None:
+        is_new = "prefix_check" not in vars(self)
+        if is_new and not self.prefix_check.is_exact:
+            warnings.warn(f"return_positions: {self.prefix_check}", stacklevel=3)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         return {}, {}, kwargs
@@ -336,7 +353,7 @@ class SugarGenerationPipeline(_SugarPipeline):
         return {}, kwargs, {}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
-        features = self._process(model_inputs, add_generation_prompt=self.processor.chat_template is not None)
+        features = self._process(model_inputs, add_generation_prompt=True)
         config = self.model.generation_config
         if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & generate_kwargs.keys():
             generate_kwargs["max_new_tokens"] = DEFAULT_NEW_TOKENS

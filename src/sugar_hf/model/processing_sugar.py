@@ -70,7 +70,8 @@ class SugarProcessor(ProcessorMixin):
             max_length: The most tokens a sample may have, image tokens included.
             truncation: What to do with longer samples: `False` raises; `"slice"` drops whole slices from the end and
                 warns.
-            add_generation_prompt: End chats with the start of the assistant's turn.
+            add_generation_prompt: The model goes on from here: chats end with the start of the assistant's turn, and
+                nothing in a sample without roles is to be learnt.
             return_labels: Also return labels: the assistant's texts and the end-of-turn token after each, or all texts
                 of a sample without roles; -100 elsewhere. If the template ends no turn, a final eos is added.
             padding_side: `"left"` or `"right"`; the tokenizer's own when `None`. Embeddings do not depend on it.
@@ -255,6 +256,10 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
             return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            # not what a family overrides: that asks the video processor for its settings, even for a string
+            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
 
     if "video_processor" not in processor_class.get_attributes():
         return processor_class

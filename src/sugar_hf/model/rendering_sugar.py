@@ -117,17 +117,15 @@ def render(
         messages: From `parse_sample`.
         where: Name of the sample for error messages.
         placeholder: From [`image_placeholder`].
-        add_generation_prompt: End a chat with the start of the assistant's turn.
+        add_generation_prompt: End a chat with the start of the assistant's turn; a plain sample is a prompt as it is.
         return_labels: Make sure that a chat which ends with the assistant's text ends with an eos token.
 
     Raises:
-        ValueError: If the template cannot render the chat, or a generation prompt is asked of a plain sample.
+        ValueError: If the template cannot render the chat.
     """
     parts = [part for message in messages for part in message.parts]
     is_plain = messages[0].role is None
     if is_plain:
-        if add_generation_prompt:
-            raise ValueError(f"{where}: add_generation_prompt needs chat messages with roles.")
         template = "\n".join(placeholder.strip() if p.is_image else mark(i) for i, p in enumerate(parts))
         add_special_tokens = True
     else:
@@ -148,7 +146,7 @@ def render(
                 cuts = tuple(end for _, end in (spans if is_plain else spans[:-1]))
                 slices = tuple((count + 1 + k, start, end) for k, (start, end) in enumerate(spans))
                 is_last = position == len(message.parts) - 1
-                is_target = is_plain or message.role == "assistant"
+                is_target = message.role == "assistant" or (is_plain and not add_generation_prompt)
                 learns = return_labels and message.role == "assistant"
                 lead = _lead(backbone, messages[:turn], where, placeholder, template, number) if learns else 0
                 pieces[number] = TextPiece(text, slices, cuts, is_target, is_target and is_last and not is_plain, lead)

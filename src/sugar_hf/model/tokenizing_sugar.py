@@ -164,7 +164,7 @@ class Tokenizing:
             "attention_mask": self.pad([np.ones_like(row) for row in ids], 0).tolist(),
         }
         if kwargs.get("return_token_type_ids"):
-            data["token_type_ids"] = self.pad([np.zeros_like(row) for row in ids], 0).tolist()
+            data["token_type_ids"] = self.pad([_second_part(row.targets) for row in rows], 0).tolist()
         return _Encoding(data, written, rows)
 
     def _tokenise(self, written: _Written, sample: Rendered) -> Tokens:
@@ -283,6 +283,14 @@ class _Encoding(BatchEncoding):
         position = self._written[batch_or_char_index].position(char_index or 0)
         row = self._rows[batch_or_char_index]
         return int(np.flatnonzero((row.starts <= position) & (row.ends > position))[0])
+
+
+def _second_part(targets: np.ndarray) -> np.ndarray:
+    """Return the token types (L,) of a prompt, 0, and what the model writes after it, 1.
+
+    A backbone that asks for them lets the prompt see all of itself: a text that is to be learnt must not be in it.
+    """
+    return np.logical_or.accumulate(targets).astype(np.int64)
 
 
 def _write(template: str, record: list[dict[str, Any]], sample: Rendered) -> _Written:

@@ -63,6 +63,28 @@ class SliceFeatures:
         )
 
     @classmethod
+    def cat(cls, parts: Sequence[SliceFeatures]) -> SliceFeatures:
+        """Put the samples of several batches into one, padded to the longest of them.
+
+        Shape:
+            parts of B_k samples and S_k slices; returns sum B_k samples and max S_k slices.
+        """
+        longest = max(part.is_image.shape[1] for part in parts)
+        padded = [vars(part.padded(longest)) for part in parts]
+        return cls(**{name: torch.cat([fields[name] for fields in padded]) for name in padded[0]})
+
+    def padded(self, slices: int) -> SliceFeatures:
+        """The same with room for ``slices`` slices, as many as there are or more."""
+
+        def longer(tensor: Tensor) -> Tensor:
+            room = tensor.new_zeros(len(tensor), slices, *tensor.shape[2:])
+            room[:, : tensor.shape[1]] = tensor
+            return room
+
+        fields = {name: longer(tensor) for name, tensor in vars(self).items() if name != "lengths"}
+        return SliceFeatures(**fields, lengths=self.lengths)
+
+    @classmethod
     def pad(cls, samples: Sequence[Mapping[str, Any]]) -> SliceFeatures:
         """Collate samples that hold the teacher columns (arrays, tensors or nested lists).
 

@@ -33,8 +33,8 @@ def structure_loss(
         labels: label matrix, or the part of it for ``rows``.
         config: objective, reduction and temperature; the defaults when None.
         sample_ids: the sample of each end; needed by ``infonce``.
-        rows: indices of the ends whose rows of the matrix the loss is made of; all when None. The mean over equal
-            parts of the rows equals the loss of the whole.
+        rows: indices of the ends whose rows ``labels`` holds; all when None. The result is then the share that these
+            rows have in the loss of all n: the shares of all parts add up to it.
 
     Shape:
         embeddings (n, d), labels (n, n) or (r, n), sample_ids (n,), rows (r,); returns () in float32 or wider.
@@ -65,37 +65,40 @@ def structure_loss(
         labels = labels.detach().to(similarity.dtype)
         if config.objective == "mse":
             squared = (similarity - labels).square()
-            return squared.mean() if config.reduction == "mean" else squared.sum() / len(rows)
+            return squared.sum() / (count * count if config.reduction == "mean" else count)
         itself = rows[:, None] == torch.arange(count, device=rows.device)
         logits = (similarity / config.temperature).masked_fill(itself, -math.inf)
         if config.objective == "kl":
-            return _soft_target_loss(logits, labels / config.temperature, itself)
+            return _soft_target_loss(logits, labels / config.temperature, itself) / count
         if sample_ids is None:
             raise ValueError("objective='infonce' needs sample_ids, the sample that each embedding comes from.")
         if sample_ids.shape != (count,):
             raise ValueError(f"sample_ids must have shape ({count},); got {tuple(sample_ids.shape)}.")
-        return _contrastive_loss(logits, (sample_ids[rows, None] == sample_ids) & ~itself)
+        same = sample_ids[:, None] == sample_ids  # (n, n)
+        contrasted = int((same.sum(1) > 1).sum())
+        if not contrasted:
+            warnings.warn(
+                "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
+                "positions per sample, from samples with at least two slices.",
+                stacklevel=2,
+            )
+        return _contrastive_loss(logits, same[rows] & ~itself) / max(contrasted, 1)
 
 
 def _contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    """Mean over rows and their positives of the negative log of the softmax."""
+    """Sum over the rows with a positive, mean over their positives, of the negative log of the softmax."""
     usable = positive.any(1)
     if not bool(usable.any()):
-        warnings.warn(
-            "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
-            "positions per sample, from samples with at least two slices.",
-            stacklevel=3,
-        )
         return logits.masked_fill(logits.isinf(), 0).sum() * 0
     positive = positive[usable]
     log_share = log_softmax(logits[usable], dim=1).where(positive, 0)
-    return -(log_share.sum(1) / positive.sum(1)).mean()
+    return -(log_share.sum(1) / positive.sum(1)).sum()
 
 
 def _soft_target_loss(logits: Tensor, label_logits: Tensor, itself: Tensor) -> Tensor:
-    """Mean over rows of the divergence from the labels' softmax to the model's."""
+    """Sum over rows of the divergence from the labels' softmax to the model's."""
     if logits.shape[1] < 2:
         return logits.masked_fill(itself, 0).sum() * 0  # a single end has nothing to be compared with
     target = log_softmax(label_logits.masked_fill(itself, -math.inf), dim=1).masked_fill(itself, 0)
     log_share = log_softmax(logits, dim=1).masked_fill(itself, 0)
-    return (target.exp().masked_fill(itself, 0) * (target - log_share)).sum(1).mean()
+    return (target.exp().masked_fill(itself, 0) * (target - log_share)).sum()

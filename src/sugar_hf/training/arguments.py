@@ -59,7 +59,13 @@ class StructureArguments:
         label_statistics_steps (`int`, *optional*, defaults to 10):
             Every how many steps the statistics of the label matrix are computed for the log; 0 for never.
         structure_loss_scope (`str`, *optional*, defaults to `"global"`):
-            `"global"`: pairs range over the whole batch. `"rank"`: each process forms pairs of its own samples only.
+            `"global"`: pairs range over the batches of all processes. `"rank"`: each process forms pairs of its own
+            samples only.
+        mini_batch_size (`int`, *optional*):
+            The most samples in memory at once. A larger batch of `per_device_train_batch_size` is run in two passes
+            of mini-batches, with the result of the whole batch.
+        mini_batch_tokens (`int`, *optional*):
+            The same in tokens, padding included; with both, both hold.
         max_length (`int`, *optional*):
             Longest sequence in tokens; None for no limit.
         truncation (`str`, *optional*, defaults to `"error"`):
@@ -132,6 +138,12 @@ class StructureArguments:
         default="global",
         metadata={"help": "Pairs range over the whole batch or one process's.", "choices": ["global", "rank"]},
     )
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Most samples in memory at once; a larger batch is run in two passes."}
+    )
+    mini_batch_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens in memory at once, padding included."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
     truncation: str = field(
         default="error",
@@ -179,6 +191,8 @@ class StructureArguments:
             ("head_learning_rate", 0),
             ("head_warmup_steps", 0),
             ("label_statistics_steps", 0),
+            ("mini_batch_size", 1),
+            ("mini_batch_tokens", 1),
             ("max_length", 1),
         ):
             value = getattr(self, name)

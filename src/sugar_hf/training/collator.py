@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import get_worker_info
 
 from sugar_hf.data import BadSampleError, to_sample
@@ -14,6 +15,9 @@ from sugar_hf.model import SugarProcessor
 from sugar_hf.structure import TEACHER_COLUMNS, TripleTeacher, features_from_columns
 
 from .ends import sample_key
+
+
+BLANK = Image.new("RGB", (32, 32))
 
 
 class SugarCollator:
@@ -34,6 +38,8 @@ class SugarCollator:
         split_sentences: Whether each sentence of a text segment is a slice of its own. Cached teacher vectors must
             have been made with the same setting.
         padding: As of the processor; `True` or `"longest"`, or `"max_length"`.
+        fill_images: Whether a batch without any image gets a blank one, as a sample behind the others that has no
+            label. Sharded weights need it: all processes have to run the vision tower, or none.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class SugarCollator:
         truncation: bool | str = False,
         split_sentences: bool = False,
         padding: bool | str = True,
+        fill_images: bool = False,
     ):
         self.processor = processor
         self.teacher = copy.copy(teacher)
@@ -54,6 +61,7 @@ class SugarCollator:
         self.truncation = truncation
         self.split_sentences = split_sentences
         self.padding = padding
+        self.fill_images = fill_images
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates rows.
@@ -71,14 +79,15 @@ class SugarCollator:
                 those of the row's slices. It names the sample.
 
         Shape:
-            - `input_ids`, `attention_mask`, `slice_map`, `labels`: `(B, L)`
+            - `input_ids`, `attention_mask`, `slice_map`, `labels`: `(B, L)`, or `(B + 1, L)` with a blank image
             - `sample_keys`: `(B,)`
             - `structure_features`: `(B, S, d)`, `(B, S)` and `(B,)`
         """
         samples = [to_sample(row) for row in rows]
+        blank = [[BLANK]] if self.fill_images and not any(row["images"] for row in rows) else []
         try:
             inputs = self.processor(
-                samples,
+                samples + blank,
                 padding=self.padding,
                 max_length=self.max_length,
                 truncation=self.truncation,
@@ -93,7 +102,7 @@ class SugarCollator:
         batch["sample_keys"] = torch.tensor([sample_key(row["id"]) for row in rows])  # (B,)
         columns = self._teacher_columns(rows, samples)
         if columns is not None:
-            counts = batch["slice_map"].amax(dim=1).tolist()
+            counts = batch["slice_map"][: len(rows)].amax(dim=1).tolist()
             columns = [self._cut(*each) for each in zip(columns, counts, rows, samples, strict=True)]
             batch["structure_features"] = vars(features_from_columns(columns))
         return batch

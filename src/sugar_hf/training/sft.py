@@ -62,6 +62,7 @@ class SugarSFTTrainer(StructureLossMixin, SFTTrainer):
     _name = "Sugar"
     _tag_names = TAGS
     _paper = PAPER
+    keeps_logits = True  # for `mean_token_accuracy`
 
     def __init__(self, model: Any = None, args: SugarSFTConfig | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, SugarSFTConfig() if args is None else args, *rest, **kwargs)

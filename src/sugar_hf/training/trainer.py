@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -22,16 +25,16 @@ from sugar_hf.structure import (
     TripleTeacher,
     block_means,
     check_cache,
-    label_matrix,
-    label_statistics,
-    structure_loss,
 )
 
 from .arguments import StructureArguments, SugarTrainingArguments
+from .batching import MiniBatch, MiniBatchMixin
 from .collator import SugarCollator
 from .ends import draw_slice_ends
 from .lora import RETRIEVAL_HEAD
 from .metrics import WindowMeans
+from .mini_batches import MiniBatches, RandomState
+from .objective import KnownGradient, structure_term
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +43,19 @@ ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 LARGE_OUTPUTS = ["past_key_values", "last_hidden_state", "hidden_states", "attentions"]
 
 
-class StructureLossMixin(Trainer):
+class StructureLossMixin(MiniBatchMixin):
     """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
     each sample; the label matrix M^l of these prefixes comes from the teacher vectors of the batch, M^r is the matrix
-    of cosines of their r (eq. 1 and 5).
+    of cosines of their r (eq. 1 and 5). Pairs range over the batches of all processes.
 
     With gradient accumulation L_g is normalised over all tokens of the accumulated batch, as in `Trainer`. L_d is a
     mean over a micro-batch, whose pairs it ranges over, and is divided by the number of accumulation steps.
+
+    A batch larger than memory is run as mini-batches (`mini_batch_size`, `mini_batch_tokens`) in two passes (Gao et
+    al. 2021, gradient caching): the embeddings of all of them without a graph, which give L_d and its gradient with
+    respect to r; then each mini-batch once more, with its share of that gradient and L_g.
 
     Args:
         model: A [`SugarForConditionalGeneration`], a PEFT model around one, or the folder or Hub name of one.
@@ -69,6 +76,9 @@ class StructureLossMixin(Trainer):
     args: SugarTrainingArguments
     model: Any
     current_gradient_accumulation_steps = 1
+    # Whether the logits of whole batches are computed in training too, where the loss has no need of them.
+    keeps_logits = False
+    _predicts = False
 
     def __init__(
         self,
@@ -96,6 +106,9 @@ class StructureLossMixin(Trainer):
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
         _check_devices(args)
+        if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
+            # by default one process collates for all, as tensors of one length
+            args.accelerator_config.dispatch_batches = False
         self._train_means, self._eval_means = WindowMeans(), WindowMeans()
         super().__init__(
             model=model,
@@ -107,8 +120,17 @@ class StructureLossMixin(Trainer):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # `compute_loss` normalises both losses over the accumulated batch
+        if args.mini_batch_tokens is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "mini_batch_tokens gives processes different numbers of mini-batches, for which sharded weights would "
+                "wait for ever. Use mini_batch_size with DeepSpeed and FSDP."
+            )
         if args.head_warmup_steps and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
+        if isinstance(self.data_collator, SugarCollator) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self.data_collator.fill_images = True
+        if self.is_deepspeed_enabled:  # a sharded head is gathered once for each chunk, on all processes at once
+            _sugar_model(self.model).max_logits = None
         if args.alpha:
             self._check_teacher_columns(train_dataset, eval_dataset)
         self.structure_config = self._structure_config()
@@ -259,13 +281,14 @@ class StructureLossMixin(Trainer):
             ValueError: If alpha is positive and the batch has no teacher vectors.
         """
         inputs = dict(inputs)
-        features = inputs.pop("structure_features", None)
-        keys = inputs.pop("sample_keys", None)
+        features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys", None)
         training = model.training
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
-        if not self.args.alpha:
+        parts = steps * self.mini_batch.count
+        fillers = len(inputs["input_ids"]) - len(keys) if keys is not None else 0
+        if not self.args.alpha and not fillers:
             inputs.pop("slice_map", None)
-        elif features is None:
+        elif self.args.alpha and features is None:
             raise ValueError(
                 "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
                 "collator a teacher, or set alpha=0 to train the language-model loss alone."
@@ -274,60 +297,93 @@ class StructureLossMixin(Trainer):
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         if num_items_in_batch is not None:  # a batch of images alone has no label token: its L_g is 0, not 0 / 0
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        inputs |= {"use_cache": False, "skip_logits": not self._logits_needed()}
 
         # Not the direct base's, which may run the model otherwise (TRL's fused LM head drops the embeddings).
-        loss_lm, outputs = Trainer.compute_loss(
-            self, model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        with self._second_pass():
+            loss_lm, outputs = Trainer.compute_loss(
+                self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         loss = loss_lm
-        logged = {"loss_lm": loss_lm.detach() * steps}
+        if fillers:  # the weights behind a blank image take part with a gradient of zero
+            loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
+        logged = {"loss_lm": loss_lm.detach() * parts}
         if self.args.alpha:
-            loss_structure, statistics = self._structure_loss(outputs, SliceFeatures(**features), keys, training)
-            alpha = self.current_alpha() if training else self.args.alpha
-            loss = loss_lm + alpha / steps * loss_structure
-            logged |= {"loss_structure": loss_structure.detach(), **statistics}
+            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
+            value, gradient = self.mini_batch.value, self.mini_batch.gradient
+            if value is None:
+                value, gradient, statistics = self._structure_term(embeddings, features, ends, training)
+                logged |= statistics
+            if gradient is None:
+                loss_structure = value
+            else:
+                loss_structure = KnownGradient.apply(embeddings, value, gradient * self.mini_batch.count)
+            loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * loss_structure
+            logged["loss_structure"] = value
         if training:
-            self._train_means.add(logged, weight=1 / steps)
+            self._train_means.add(logged, weight=1 / parts)
         else:
             self._eval_means.add(logged, weight=len(inputs["input_ids"]))
         return (loss, outputs) if return_outputs else loss
 
-    def _structure_loss(
-        self, outputs: Any, features: SliceFeatures, keys: Tensor, training: bool
-    ) -> tuple[Tensor, dict[str, float]]:
-        """L_d of the slice ends drawn in this step, and the label statistics if they are due."""
+    def _logits_needed(self) -> bool:
+        """Whether somebody reads the logits of the whole batch."""
+        return self.keeps_logits or self._predicts or self.compute_loss_func is not None
+
+    def _second_pass(self) -> contextlib.AbstractContextManager:
+        """The random numbers of the first pass of a mini-batch, if there was one."""
+        state = self.mini_batch.random_state
+        return contextlib.nullcontext() if state is None else state.replayed()
+
+    def first_pass(self, batches: MiniBatches) -> list[MiniBatch]:
+        """L_d of a batch and its gradient with respect to r, from a pass without graph."""
+        alone = len(batches) == 1 and self.accelerator.num_processes == 1
+        if not self.args.alpha or alone:
+            return super().first_pass(batches)
+        states, drawn, samples = [], [], 0
+        for batch in batches:
+            inputs = self._prepare_inputs(batch)
+            features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys")
+            states.append(RandomState(inputs["input_ids"]))
+            inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**inputs)
+            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, features, keys, training=True)
+            drawn.append((embeddings, features, ends + torch.tensor([samples, 0], device=ends.device)))
+            samples += len(keys)
+        parts, vectors, all_ends = zip(*drawn, strict=True)
+        joined = torch.cat(parts), SliceFeatures.cat(vectors), torch.cat(all_ends)
+        value, gradient, statistics = self._structure_term(*joined, training=True)
+        self._train_means.add(statistics, weight=1 / self.current_gradient_accumulation_steps)
+        gradients = torch.as_tensor(gradient).split([len(part) for part in parts])
+        return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
+
+    def _drawn(
+        self, embeddings: Tensor, features: Mapping[str, Tensor], keys: Tensor, training: bool
+    ) -> tuple[Tensor, SliceFeatures, Tensor]:
+        """Embeddings (n, d) of the slice ends drawn in this step, teacher vectors, and the ends (n, 2)."""
         step = self.state.global_step if training else 0  # evaluations are compared with each other
         seed = self.args.seed if self.args.slice_seed is None else self.args.slice_seed
-        ends = draw_slice_ends(
-            features.lengths.tolist(), keys.tolist(), self.args.positions_per_sample or None, seed=seed, step=step
-        ).to(keys.device)  # (n, 2)
-        embeddings = outputs.retrieval_embeds[ends[:, 0], ends[:, 1]]  # (n, d)
-        embeddings, features, ends = self.gather_structure(embeddings, features, ends)
-        labels = label_matrix(features, ends, self.structure_config)  # (n, n)
-        loss = structure_loss(embeddings, labels, self.structure_config, sample_ids=ends[:, 0])
-        every = self.args.label_statistics_steps
-        if not every or step % every or len(labels) < 2:
-            return loss, {}
-        statistics = label_statistics(labels, embeddings.detach())
-        # a batch whose labels are all equal has no rank correlation
-        return loss, {f"label_{name}": value for name, value in statistics.items() if not math.isnan(value)}
+        vectors = SliceFeatures(**features)
+        most = self.args.positions_per_sample or None
+        ends = draw_slice_ends(vectors.lengths.tolist(), keys.tolist(), most, seed=seed, step=step).to(keys.device)
+        return embeddings[ends[:, 0], ends[:, 1]], vectors, ends
 
-    def gather_structure(
-        self, embeddings: Tensor, features: SliceFeatures, ends: Tensor
-    ) -> tuple[Tensor, SliceFeatures, Tensor]:
-        """Collects what the pairs of the structure loss range over; the place where processes exchange it.
-
-        In one process, and under `structure_loss_scope="rank"`, that is what the process has itself.
-
-        Args:
-            embeddings: `(n, d)` embeddings of this process's slice ends, with gradient.
-            features: Teacher vectors of its samples.
-            ends: `(n, 2)` sample index in `features` and slice index of each end.
-
-        Returns:
-            The same of all processes, sample indices in `ends` counted through.
-        """
-        return embeddings, features, ends
+    def _structure_term(
+        self, embeddings: Tensor, features: SliceFeatures, ends: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+        """L_d, its gradient with respect to the embeddings in training, and the label statistics if they are due."""
+        step, every = self.state.global_step if training else 0, self.args.label_statistics_steps
+        term = structure_term(
+            embeddings,
+            features,
+            ends,
+            self.structure_config,
+            accelerator=self.accelerator if self.args.structure_loss_scope == "global" else None,
+            with_gradient=training,
+            with_statistics=bool(every) and step % every == 0,
+        )
+        return term.value, term.gradient, term.statistics
 
     # ---- Logging and evaluation ----
 
@@ -365,13 +421,18 @@ class StructureLossMixin(Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """One evaluation step; `compute_metrics` gets (logits, retrieval embeddings, their mask)."""
         ignore_keys = LARGE_OUTPUTS if ignore_keys is None else ignore_keys
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        self._predicts = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        finally:
+            self._predicts = False
 
     def _mean_over_processes(self, means: dict[str, float]) -> dict[str, float]:
-        if self.args.world_size == 1 or not means:
+        if self.args.world_size == 1:
             return means
-        values = torch.tensor(list(means.values()), device=self.args.device)
-        return dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+        found = gather_object([means])  # a process may lack a statistic
+        names = dict.fromkeys(name for each in found for name in each)
+        return {name: fmean(each[name] for each in found if name in each) for name in names}
 
 
 class SugarTrainer(StructureLossMixin, Trainer):
@@ -391,6 +452,11 @@ class SugarTrainer(StructureLossMixin, Trainer):
         super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
 
 
+def _sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
+    """The Sugar model, however it is wrapped."""
+    return next(module for module in model.modules() if isinstance(module, SugarForConditionalGeneration))
+
+
 def _in_head(name: str) -> bool:
     """Whether a parameter's name lies in the retrieval head, however the model is wrapped."""
     return RETRIEVAL_HEAD in name.split(".")
@@ -402,9 +468,7 @@ def _check_devices(args: SugarTrainingArguments) -> None:
             f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, where each replica sees a part of the "
             "pairs. Start one process a GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
         )
-    if args.world_size > 1 and args.alpha and args.structure_loss_scope == "global":
-        raise ValueError(
-            f"structure_loss_scope='global' needs the embeddings of all {args.world_size} processes, which this "
-            "trainer does not exchange. Set structure_loss_scope='rank' to form pairs within each process, or train "
-            "in one process."
+    if args.world_size > 1 and args.process_index == 0 and args.alpha and args.structure_loss_scope == "rank":
+        logger.warning(
+            f"structure_loss_scope='rank': each of {args.world_size} processes forms pairs of its own samples only."
         )
