@@ -1,6 +1,9 @@
 """Every recipe of examples/recipes, run as a user runs it, against a tiny model of its family and tiny data."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,18 @@ from transformers import AutoModel, AutoProcessor
 
 from sugar_hf.model import SugarForConditionalGeneration
 
-RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_sugar.py"
+RECIPES = sorted((SCRIPT.parent / "recipes").glob("*.yaml"))
+# The template of llava-hf/llava-1.5-7b-hf.
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 # The families whose tiny models stand in for a recipe's model. SmolVLM-256M is an Idefics 3, SmolVLM2 is not.
 TWINS = {
     "llava15_7b": ["llava"],
@@ -89,6 +103,46 @@ def command(path, model, files, output):
         *(f"--{role}={files / role}" for role in ("clip", "dino", "text")),
         *settings.split(),
     ]
+
+
+@pytest.mark.parametrize("name", ["llava15_7b", "vila_7b"])
+def test_the_paper_s_template(name, script, files, models, tmp_path):
+    path = next(path for path in RECIPES if path.stem == name)
+    found, _ = script.parse(command(path, models("llava"), files, tmp_path))
+    if found.chat_template is None:
+        found.chat_template = LLAVA_TEMPLATE
+    processor = script.load_processor(found, models("llava"))
+    question = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    chat = [{"role": "user", "content": question}]
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions."
+    )
+    asked = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert asked == f"{system} USER: <image>\nWhat is it? ASSISTANT:"
+    answered = [*chat, {"role": "assistant", "content": [{"type": "text", "text": "A house."}]}]
+    end = " " if name == "llava15_7b" else "</s>"
+    assert processor.apply_chat_template(answered) == f"{asked} A house.{end}"
+    own = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    assert processor.apply_chat_template([own, *chat]).startswith("Be brief. USER: ")
+
+
+def test_a_recipe_runs_in_two_processes(files, models, tmp_path):
+    path = next(path for path in RECIPES if path.stem == "llava15_7b")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.run(
+        [*launch, str(SCRIPT), *command(path, models("llava"), files, tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("saved to") == 1  # by one of the two
+    assert len(list((tmp_path / "teacher_vectors").iterdir())) == 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert isinstance(AutoModel.from_pretrained(tmp_path), SugarForConditionalGeneration)
 
 
 def test_every_recipe_has_a_twin():
