@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import build_tiny_llava, picture
+from builders import build_sugar, build_tiny_llava, picture
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel
 
@@ -136,6 +136,46 @@ def test_merged_is_close_to_on_and_is_a_model_like_any_other(files, tmp_path, wa
     assert_equal(outputs(AutoModel.from_pretrained(tmp_path), processor), found)
     again = get_peft_model(merged, sugar_lora_config(merged, r=2))
     assert_equal(outputs(again, processor), found)  # a new adapter starts as nothing
+
+
+def test_off_on_and_merged_in_every_family(family, tmp_path):
+    model, processor = build_sugar(family)
+    model.save_pretrained(tmp_path / "base")
+    base = SugarForConditionalGeneration.from_pretrained(tmp_path / "base").eval()
+    inputs = processor(SAMPLES)
+
+    @torch.no_grad()
+    def embed(model):
+        return model.get_retrieval_embeddings(**inputs)[0]
+
+    off = embed(base)
+    adapted = get_peft_model(base, sugar_lora_config(base, r=4, lora_alpha=8))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    on = embed(adapted)
+    assert (on - off).abs().max() > 0.05
+    loaded = AutoModel.from_pretrained(tmp_path / "adapter").eval()
+    for model in (adapted, loaded):
+        with adapter_off(model):
+            assert torch.equal(embed(model), off)
+        assert torch.equal(embed(model), on)
+        merged = merge_adapter(model)
+        torch.testing.assert_close(embed(merged), on, atol=1e-5, rtol=0)
+        merged.save_pretrained(tmp_path / "merged")
+        assert torch.equal(embed(AutoModel.from_pretrained(tmp_path / "merged").eval()), embed(merged))
+
+
+def test_an_adapter_on_a_model_that_was_never_loaded_merges_too(tmp_path):
+    model, processor = build_sugar("llava")
+    model.add_adapter(sugar_lora_config(model, r=2))
+    before = outputs(model, processor)
+    merged = merge_adapter(model)
+    assert_close(outputs(merged, processor), before)
+    merged.save_pretrained(tmp_path)
+    assert_equal(outputs(AutoModel.from_pretrained(tmp_path), processor), outputs(merged, processor))
 
 
 def test_a_model_without_adapters_is_told_how_to_get_some():

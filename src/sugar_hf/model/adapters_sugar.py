@@ -129,7 +129,7 @@ def merge_adapter(model: Any) -> SugarForConditionalGeneration:
     if is_quantised or base._hf_peft_config_loaded:
         # how the names of the weights were changed when the adapter, or the quantised weights, were loaded: by these
         # rules `save_pretrained` would write names that nothing can load
-        del base._weight_conversions
+        vars(base).pop("_weight_conversions", None)
     del base.peft_config
     base._hf_peft_config_loaded = False  # else `save_pretrained` would look for an adapter to save
     return base.requires_grad_(True)
