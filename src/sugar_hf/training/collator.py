@@ -16,7 +16,6 @@ from sugar_hf.structure import TEACHER_COLUMNS, TripleTeacher, features_from_col
 
 from .ends import sample_key
 
-
 BLANK = Image.new("RGB", (32, 32))
 
 
