@@ -60,6 +60,10 @@ class StructureArguments:
             Every how many steps the statistics of the label matrix are computed for the log; 0 for never.
         structure_loss_scope (`str`, *optional*, defaults to `"global"`):
             `"global"`: pairs range over the whole batch. `"rank"`: each process forms pairs of its own samples only.
+        nonfinite_loss (`str`, *optional*, defaults to `"error"`):
+            What happens when a loss or the norm of the gradient is NaN or infinite: `"error"` stops with the step and
+            the samples, `"skip"` leaves out the whole optimizer step, counts it and logs the count as
+            `skipped_steps`. `"skip"` does not work with DeepSpeed and FSDP.
         max_length (`int`, *optional*):
             Longest sequence in tokens; None for no limit.
         truncation (`str`, *optional*, defaults to `"error"`):
@@ -70,6 +74,7 @@ class StructureArguments:
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
     alpha: float = field(default=30.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
@@ -132,6 +137,13 @@ class StructureArguments:
         default="global",
         metadata={"help": "Pairs range over the whole batch or one process's.", "choices": ["global", "rank"]},
     )
+    nonfinite_loss: str = field(
+        default="error",
+        metadata={
+            "help": "A NaN or infinite loss stops the run, or its step is skipped.",
+            "choices": ["error", "skip"],
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
     truncation: str = field(
         default="error",
@@ -142,6 +154,9 @@ class StructureArguments:
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether columns that are no part of the sample schema are removed."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether the logged loss leaves out values that are NaN or infinite."}
     )
 
     def structure_loss_config(self) -> StructureLossConfig:
@@ -188,6 +203,7 @@ class StructureArguments:
             raise ValueError(f"alpha_warmup_ratio={self.alpha_warmup_ratio}: give a share of the steps, 0 to 1.")
         for name, choices in (
             ("structure_loss_scope", ("global", "rank")),
+            ("nonfinite_loss", ("error", "skip")),
             ("truncation", ("error", "slice")),
             ("image_pooling", (None, "mean", "last")),
         ):

@@ -33,6 +33,7 @@ class SugarSFTConfig(StructureArguments, SFTConfig):
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `max_length`: Defaults to `None` instead of `1024`, since cutting at a token breaks images.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
     _VALID_DICT_FIELDS = JSON_FIELDS

@@ -28,8 +28,10 @@ from sugar_hf.structure import (
 )
 
 from .arguments import StructureArguments, SugarTrainingArguments
+from .checkpoints import SafeCheckpointMixin
 from .collator import SugarCollator
 from .ends import draw_slice_ends
+from .guard import GuardedStepMixin, nonfinite_samples
 from .lora import RETRIEVAL_HEAD
 from .metrics import WindowMeans
 
@@ -40,7 +42,7 @@ ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 LARGE_OUTPUTS = ["past_key_values", "last_hidden_state", "hidden_states", "attentions"]
 
 
-class StructureLossMixin(Trainer):
+class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin):
     """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
@@ -96,7 +98,7 @@ class StructureLossMixin(Trainer):
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
         _check_devices(args)
-        self._train_means, self._eval_means = WindowMeans(), WindowMeans()
+        self._eval_means = WindowMeans()
         super().__init__(
             model=model,
             args=args,
@@ -213,28 +215,6 @@ class StructureLossMixin(Trainer):
         warmup = math.ceil(self.args.alpha_warmup_ratio * self.state.max_steps)
         return self.args.alpha * min(1.0, (self.state.global_step + 1) / warmup if warmup else 1.0)
 
-    # ---- Checkpoints ----
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._restore_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._restore_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _restore_weights(self, checkpoint: str | None) -> bool:
-        """Loads the weights of a whole model; False for adapters and sharded models, which the base trainer can load.
-
-        The base trainer takes names of weights from the file as they are. `save_pretrained` writes many backbones
-        under other names, and none of their weights would be loaded, with no more than a warning.
-        """
-        whole = isinstance(self.model, SugarForConditionalGeneration)
-        if not whole or checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return False
-        self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
-        return True
-
     # ---- Loss ----
 
     def compute_loss(
@@ -260,7 +240,7 @@ class StructureLossMixin(Trainer):
         """
         inputs = dict(inputs)
         features = inputs.pop("structure_features", None)
-        keys = inputs.pop("sample_keys", None)
+        keys, names = inputs.pop("sample_keys", None), inputs.pop("sample_ids", None)
         training = model.training
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
         if not self.args.alpha:
@@ -287,6 +267,8 @@ class StructureLossMixin(Trainer):
             loss = loss_lm + alpha / steps * loss_structure
             logged |= {"loss_structure": loss_structure.detach(), **statistics}
         if training:
+            losses: dict[str, Tensor] = {name: logged[name] for name in logged if name.startswith("loss_")}
+            self.guard.check(losses, names, nonfinite_samples(outputs, inputs["attention_mask"], features))
             self._train_means.add(logged, weight=1 / steps)
         else:
             self._eval_means.add(logged, weight=len(inputs["input_ids"]))
