@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_bad_gradient_of_finite_losses_is_skipped(tmp_path, value):
     trainer = make_trainer(tmp_path, callbacks=[snapshots], max_steps=3, nonfinite_loss="skip")
     break_gradient(trainer, step=2, value=value)
     trainer.train()
-    assert [same(*pair) for pair in zip(snapshots.weights, snapshots.weights[1:], strict=False)] == [True, False]
+    assert [same(*pair) for pair in pairwise(snapshots.weights)] == [True, False]
     assert logged(trainer, "skipped_steps") == [0, 1, 1]
 
 
@@ -142,7 +143,7 @@ def test_skipped_step_leaves_weights_and_momentum_and_is_counted(tmp_path, caplo
     trainer = make(tmp_path, place=4, snapshots=snapshots, nonfinite_loss="skip")
     trainer.train()
     for kept in (snapshots.weights, snapshots.momentum):
-        assert [same(*pair) for pair in zip(kept, kept[1:], strict=False)] == [False, True, False]
+        assert [same(*pair) for pair in pairwise(kept)] == [False, True, False]
     assert trainer.skipped_steps == 1
     assert logged(trainer, "skipped_steps") == [0, 0, 1, 1]
     assert [math.isnan(loss) for loss in logged(trainer, "loss")] == [False, False, True, False]
