@@ -22,6 +22,7 @@ Further options are those of `SugarTrainingArguments`; `--help` lists all. Needs
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,13 +119,15 @@ def main(command: list[str] | None = None) -> None:
     model, processor = load_model(script)
     train, evaluation = load_data(script, arguments.seed)
     if arguments.alpha:
-        teacher = load_teacher(script)
+        teacher, split_sentences = load_teacher(script), arguments.split_sentences
 
         def slices(row: dict[str, Any]) -> list[Any]:
-            return processor.slices(to_sample(row), arguments.split_sentences)
+            return processor.slices(to_sample(row), split_sentences)
 
-        train = teacher.cache(train, slices)
-        evaluation = teacher.cache(evaluation, slices) if evaluation is not None else None
+        # A run that was killed while the teachers were at work goes on where it was.
+        folder = Path(arguments.output_dir, "_teacher_cache")
+        train = teacher.cache(train, slices, cache_dir=folder)
+        evaluation = teacher.cache(evaluation, slices, cache_dir=folder) if evaluation is not None else None
         del teacher  # its memory is free for training
 
     # Build

@@ -190,9 +190,9 @@ def test_only_vectors_are_stored(teacher, tmp_path):
 def test_vectors_that_will_be_lost_are_announced(teacher, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="sugar_hf"):
         teacher.cache(Dataset.from_list(rows()), texts)
-        teacher.cache(Dataset.from_list(rows()), texts, part_rows=4, cache_dir=tmp_path)
+        teacher.cache(Dataset.from_list(rows()), texts, part_rows=1, cache_dir=tmp_path)
         assert not caplog.records
-        teacher.cache(Dataset.from_list(rows()), texts, part_rows=4)
+        teacher.cache(Dataset.from_list(rows()), texts, part_rows=1)
     [record] = caplog.records
     assert "vectors of 8 rows will be lost with this process. Give TripleTeacher.cache a folder" in record.getMessage()
 

@@ -89,6 +89,18 @@ def test_sugar_checkpoint_is_trained_further(script, files, tmp_path):
     torch.testing.assert_close(*heads, atol=1e-3, rtol=0)
 
 
+def test_teacher_vectors_of_an_earlier_run_are_found(script, files, tmp_path, monkeypatch):
+    script.main(command(files, tmp_path, "--eval_size", "2"))
+    cache = tmp_path / "_teacher_cache"
+    assert len(list(cache.iterdir())) == 2  # of the training set and of the evaluation set
+
+    def fail(*args):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(script.TripleTeacher, "_embed", fail)
+    script.main(command(files, tmp_path, "--eval_size", "2", "--learning_rate", "1e-5"))
+
+
 def test_missing_model_is_said(script, files, tmp_path):
     with pytest.raises(SystemExit, match="--model is missing"):
         script.main(["--dataset", str(files / "chat.jsonl"), "--output_dir", str(tmp_path)])

@@ -201,7 +201,7 @@ class TripleTeacher:
         if reuse is None:
             reuse = cache_dir is not None or is_caching_enabled()
         lost = folder is None or (cache_dir is None and folder.is_relative_to(tempfile.gettempdir()))
-        if lost and len(dataset) > part_rows:
+        if lost and len(dataset) > 4 * part_rows:
             logger.warning(
                 f"The teacher vectors of {len(dataset)} rows will be lost with this process. Give TripleTeacher.cache "
                 "a folder as cache_dir, and the next call finds them or goes on where this one was stopped."
@@ -231,7 +231,10 @@ class TripleTeacher:
         self._texts_seen, clip, text = (sum(columns.data[name].to_pylist()) for name in COUNTS)
         self._truncated = {"clip": clip, "text": text}
         self._warn_truncation()
-        cached = concatenate_datasets([dataset.with_format(None), columns.remove_columns(list(COUNTS))], axis=1)
+        rows = dataset.with_format(None)
+        if rows._indices is not None:  # else the vectors would be flattened too, which have no indices
+            rows = rows.flatten_indices()
+        cached = concatenate_datasets([rows, columns.remove_columns(list(COUNTS))], axis=1)
         # Of a name that a later call gives too, so that `datasets` finds what it makes of this data set.
         cached._fingerprint = Hasher.hash([dataset._fingerprint, key])
         shown = form["columns"] if form["columns"] != dataset.column_names else cached.column_names
