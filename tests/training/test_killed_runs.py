@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
+
+from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 PAUSE = 0.01
@@ -74,8 +75,8 @@ def check_whole(checkpoint: str) -> int:
     assert {path.name for path in folder.iterdir()} >= FILES
     state = json.loads((folder / "trainer_state.json").read_text())
     assert folder.name == f"checkpoint-{state['global_step']}"
-    AutoModel.from_pretrained(folder)
-    AutoProcessor.from_pretrained(folder)
+    SugarForConditionalGeneration.from_pretrained(folder)
+    SugarProcessor.from_pretrained(folder)
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
     assert all("exp_avg" in entry for entry in optimizer["state"].values())
     torch.load(folder / "scheduler.pt", weights_only=True)
