@@ -1,5 +1,6 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
 # make test   the tests, offline; ARGS="tests/data -x" picks some
+# make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
 # make check  lint, format and types
 # make clean  remove what these leave behind (the environment stays)
 #
@@ -18,13 +19,16 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check clean
 
 demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
 
 test: $(READY)
 	@.venv/bin/python -m pytest $(ARGS)
+
+test-slow: $(READY)
+	@.venv/bin/python -m pytest -m slow $(ARGS)
 
 check: $(READY)
 	@.venv/bin/ruff check .

@@ -38,8 +38,7 @@ from typing import Any
 
 import torch
 import yaml
-from datasets import Dataset, concatenate_datasets, interleave_datasets, load_from_disk
-from datasets.fingerprint import Hasher
+from datasets import Dataset, concatenate_datasets, interleave_datasets
 from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, HfArgumentParser, PreTrainedConfig, set_seed
@@ -47,7 +46,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, HfArgumentParser, PreTr
 from sugar_hf import picturebook
 from sugar_hf.data import load_dataset_file, to_sample
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter, push_to_hub
-from sugar_hf.structure import TEACHER_COLUMNS, TripleTeacher
+from sugar_hf.structure import TripleTeacher
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
 
 PICTUREBOOK = "picturebook"
@@ -103,7 +102,7 @@ class ScriptArguments:
     teacher_batch_size: int = field(default=64, metadata={"help": "Slices that a teacher embeds at once."})
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder where the teachers' vectors are kept, for the next run on the same data."},
+        metadata={"help": "Folder where the teachers' vectors are kept; one in output_dir when none is given."},
     )
     push_to: str | None = field(default=None, metadata={"help": "Repository on the Hub that the model is pushed to."})
 
@@ -252,38 +251,15 @@ def load_rows(
     train, evaluation = load_data(script, arguments.seed)
     if not arguments.alpha:
         return train, evaluation
-    parts = {"evaluation": evaluation, "train": train}  # in this order: who finds the last finds both
-    parts = {name: rows for name, rows in parts.items() if rows is not None}
+    teacher, split_sentences = load_teacher(script), arguments.split_sentences
 
     def slices(row: dict[str, Any]) -> list[Any]:
-        return processor.slices(to_sample(row), arguments.split_sentences)
+        return processor.slices(to_sample(row), split_sentences)
 
-    folder = None
-    if script.teacher_cache is not None:
-        fields = ("dataset", "eval_dataset", "format", "image_root", "on_error", "train_size", "eval_size")
-        settings = [vars(script)[name] for name in (*fields, "clip", "dino", "text")]
-        key = Hasher.hash([*settings, arguments.seed, arguments.split_sentences, _stamps(script)])
-        folder = Path(script.teacher_cache, key)
-    if folder is not None and (folder / "train").is_dir():
-        for name, rows in parts.items():
-            vectors = load_from_disk(folder / name)
-            if vectors["id"][:] != rows["id"][:]:
-                raise SystemExit(f"{folder / name} has the teachers' vectors of other rows. Remove {folder}")
-            parts[name] = concatenate_datasets([rows, vectors.remove_columns("id")], axis=1)
-    else:
-        teacher = load_teacher(script)
-        for name, rows in parts.items():
-            parts[name] = teacher.cache(rows, slices)
-            if folder is not None:  # without the images, which would be copied into it
-                parts[name].select_columns(["id", *TEACHER_COLUMNS]).save_to_disk(folder / name)
-    return parts["train"], parts.get("evaluation")
-
-
-def _stamps(script: ScriptArguments) -> list[tuple[int, int]]:
-    """Sizes and times of the data files: a file that changed needs new vectors."""
-    named = [value for value in (script.dataset, script.eval_dataset) if value not in (None, PICTUREBOOK)]
-    files = [Path(source.path).stat() for value in named for source in sources(value, script)]
-    return [(file.st_size, file.st_mtime_ns) for file in files]
+    # A run that was killed while the teachers were at work goes on where it was.
+    folder = script.teacher_cache or Path(arguments.output_dir, "_teacher_cache")
+    train = teacher.cache(train, slices, cache_dir=folder)
+    return train, teacher.cache(evaluation, slices, cache_dir=folder) if evaluation is not None else None
 
 
 # ---- Model ----

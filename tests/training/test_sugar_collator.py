@@ -59,6 +59,7 @@ def test_cached_vectors_belong_to_the_slices_of_the_map(processor, rows):
         features.clip[3, :5], torch.from_numpy(columns["teacher_clip"].astype(np.float32)), atol=1e-3, rtol=0
     )
     assert features.is_image[3, :5].tolist() == [False, False, True, True, False]
+    assert batch["sample_ids"] == [row["id"] for row in rows]
     assert batch["sample_keys"].tolist() == [sample_key(row["id"]) for row in rows]
 
 
@@ -106,4 +107,5 @@ def test_workers_make_the_same_batches(processor):
     ]
     for ours, theirs in zip(*batches, strict=True):
         assert ours.keys() == theirs.keys()
+        assert ours.pop("sample_ids") == theirs.pop("sample_ids")
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)

@@ -60,7 +60,11 @@ def test_alpha_zero_is_the_plain_trainer(tmp_path):
 
     def plain_collate(rows):
         batch = collate(rows)
-        return {name: batch[name] for name in batch if name not in ("sample_keys", "structure_features", "slice_map")}
+        return {
+            name: batch[name]
+            for name in batch
+            if name not in ("sample_ids", "sample_keys", "structure_features", "slice_map")
+        }
 
     settings = {"max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "per_device_train_batch_size": 4, "seed": 3}
     arguments = TrainingArguments(
@@ -113,6 +117,7 @@ def test_structure_loss_is_the_mean_over_accumulation_steps(tmp_path, batch_size
     for start in range(0, 4, batch_size):
         batch = collate(rows[start : start + batch_size])
         features = SliceFeatures(**batch.pop("structure_features"))
+        del batch["sample_ids"]
         ends = draw_slice_ends(features.lengths.tolist(), batch.pop("sample_keys").tolist(), 4, seed=3, step=0)
         embeddings = model(**batch).retrieval_embeds[ends[:, 0], ends[:, 1]]
         losses.append(structure_loss(embeddings, label_matrix(features, ends)))

@@ -208,30 +208,6 @@ def test_mix_with_weights_keeps_the_shares(script, tmp_path):
     assert len(mixed) > 220
 
 
-def test_teacher_vectors_are_kept_until_the_data_or_the_settings_change(script, files, tmp_path, monkeypatch):
-    asked = []
-    load = script.load_teacher
-    monkeypatch.setattr(script, "load_teacher", lambda options: asked.append(1) or load(options))
-    (tmp_path / "chat.jsonl").write_text((files / "chat.jsonl").read_text())
-    options = [f"--dataset={tmp_path / 'chat.jsonl'}", f"--teacher_cache={tmp_path / 'kept'}"]
-
-    def rows(*more):
-        found, arguments = script.parse([*command(files, tmp_path, *options), *more])
-        return script.load_rows(found, arguments, script.load_processor(found, found.model))
-
-    train, held_out = rows("--eval_size", "2")
-    again, held_out_again = rows("--eval_size", "2")
-    assert len(asked) == 1
-    assert train[:] == again[:]
-    assert held_out[:] == held_out_again[:]
-    assert rows()[1] is None
-    assert len(asked) == 2
-    with (tmp_path / "chat.jsonl").open("a") as file:
-        file.write(json.dumps({"messages": [{"role": "user", "content": "Hello."}], "images": []}) + "\n")
-    assert len(rows()[0]) == 7
-    assert len(asked) == 3
-
-
 def test_system_message_and_template(script, files):
     found = script.ScriptArguments(system='Say "é" and {{ no more }}.')
     processor = script.load_processor(found, str(files / "vlm"))
@@ -258,6 +234,36 @@ def test_settings_of_the_image_processor_are_kept(script, files, tmp_path):
     found.image_processor = "{crops: 3}"
     with pytest.raises(SystemExit, match=r"image_processor: .*crops.* no settings of this one, which has"):
         script.load_processor(found, str(files / "vlm"))
+
+
+def test_teacher_vectors_are_kept_until_the_data_change(script, files, tmp_path, monkeypatch):
+    embedded = []
+    embed = script.TripleTeacher._embed
+    monkeypatch.setattr(
+        script.TripleTeacher, "_embed", lambda self, rows, **more: embedded.extend(rows) or embed(self, rows, **more)
+    )
+    (tmp_path / "chat.jsonl").write_text((files / "chat.jsonl").read_text())
+
+    def rows(*more):
+        options = [*command(files, tmp_path / "run", f"--dataset={tmp_path / 'chat.jsonl'}"), *more]
+        found, arguments = script.parse(options)
+        return script.load_rows(found, arguments, script.load_processor(found, found.model))
+
+    train, held_out = rows("--eval_size", "2")
+    assert len(embedded) == 6
+    assert len(list((tmp_path / "run" / "_teacher_cache").iterdir())) == 2  # of either set
+    again, held_out_again = rows("--eval_size", "2", "--learning_rate", "1e-5")
+    assert len(embedded) == 6
+    assert train[:] == again[:]
+    assert held_out[:] == held_out_again[:]
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "Hello."}], "images": []}) + "\n")
+    kept = f"--teacher_cache={tmp_path / 'kept'}"
+    assert len(rows(kept)[0]) == 7
+    assert len(embedded) == 13
+    assert rows(kept)[1] is None
+    assert len(embedded) == 13
+    assert (tmp_path / "kept").is_dir()
 
 
 def test_missing_model_is_said(script, files, tmp_path):

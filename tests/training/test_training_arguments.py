@@ -20,6 +20,8 @@ from sugar_hf.training import SugarTrainingArguments
         ({"delta": 0.0}, "delta must be a positive number"),
         ({"block_means": "0.3"}, "block_means='0.3': give a JSON object"),
         ({"block_means": {"image-image": 0.3}}, "block_means must have exactly the keys"),
+        ({"mini_batch_size": 0}, "mini_batch_size=0: give 1 or more"),
+        ({"mini_batch_tokens": 0}, "mini_batch_tokens=0"),
         ({"structure_loss_scope": "local"}, "structure_loss_scope='local'"),
         ({"image_pooling": "max"}, "image_pooling='max'"),
         ({"truncation": "slice"}, "without max_length"),
@@ -30,6 +32,16 @@ from sugar_hf.training import SugarTrainingArguments
 def test_wrong_values_are_refused_by_name(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("eval_loss_structure", False), ("loss_lm", False), ("eval_loss", False), ("eval_accuracy", True)],
+)
+def test_a_smaller_loss_is_the_better_one(tmp_path, metric, greater):
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    arguments = make_arguments(tmp_path, load_best_model_at_end=True, metric_for_best_model=metric, **options)
+    assert arguments.greater_is_better is greater
 
 
 def test_the_command_line_reaches_the_structure_loss(tmp_path):

@@ -1,6 +1,5 @@
 """Sugar: a vision-language backbone that generates as before, and a head that turns slices into embeddings."""
 
-import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import find_adapter_config_file
 
 from .configuration_sugar import SugarConfig
+from .loading_sugar import plain_config, require_complete, split_adapter
 from .loss_sugar import chunked_cross_entropy
-
-HEAD_PREFIX = "retrieval_head."
 
 
 @dataclass
@@ -35,7 +32,7 @@ class SugarOutput(ModelOutput):
         retrieval_embeds: (B, S, retrieval_dim) float32 unit vectors r, zeros where a sample has no such slice; only if
             a `slice_map` was given.
         retrieval_mask: (B, S) bool, true where a sample has the slice.
-        last_hidden_state: (B, L, hidden) states after the final norm; only if a `slice_map` was given.
+        last_hidden_state: (B, L, hidden) states after the final norm; only with a `slice_map` or `skip_logits`.
         past_key_values: The backbone's cache, if it was asked for.
         hidden_states: The backbone's hidden states, if they were asked for.
         attentions: The backbone's attentions, if they were asked for.
@@ -180,16 +177,16 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for key in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
             if key in kwargs
         }
-        vlm_config = _plain(AutoConfig.from_pretrained(backbone, **config_options))
+        vlm_config = plain_config(AutoConfig.from_pretrained(backbone, **config_options))
         # dtype too: without it the weights would keep the dtype of the file, whatever the backbone's config says
         config = SugarConfig(vlm_config=vlm_config, dtype=vlm_config.dtype, **fields)
         model, info = super().from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
-        _require_complete(info, backbone, head_may_lack=True)
+        require_complete(info, backbone, head_may_lack=True)
         return model
 
     @classmethod
     def _around(cls, backbone: PreTrainedModel, fields: dict[str, Any]) -> "SugarForConditionalGeneration":
-        config = SugarConfig(vlm_config=_plain(backbone.config), **fields)
+        config = SugarConfig(vlm_config=plain_config(backbone.config), **fields)
         with torch.device("meta"):  # the second copy of the backbone takes no memory
             model = cls(config)
         model.vlm = backbone
@@ -209,12 +206,12 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_info = kwargs.pop("output_loading_info", False)
         if pretrained_model_name_or_path is None:  # a state dict is given
             model, info = super().from_pretrained(None, *model_args, output_loading_info=True, **kwargs)
-            _require_complete(info, "the given state dict")
+            require_complete(info, "the given state dict")
             return (model, info) if return_info else model
-        path, adapter, adapter_options = _split_adapter(pretrained_model_name_or_path, kwargs)
+        path, adapter, adapter_options = split_adapter(pretrained_model_name_or_path, kwargs)
         # the adapter is loaded on its own: together, the report of what the base lacks would be lost
         model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
-        _require_complete(info, path)
+        require_complete(info, path)
         if adapter is not None:
             model.load_adapter(adapter, adapter_kwargs=adapter_options)
         return (model, info) if return_info else model
@@ -260,7 +257,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits=logits,
             retrieval_embeds=embeds,
             retrieval_mask=mask,
-            last_hidden_state=hidden if slice_map is not None else None,
+            last_hidden_state=hidden if slice_map is not None or skip_logits else None,
             past_key_values=output.get("past_key_values"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
@@ -286,8 +283,10 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # The first loss: some backbones scale or cap what their head gives, which one position shows.
             output, hidden = self._run_backbone({**inputs, "logits_to_keep": 1})
             with torch.no_grad():
-                self._head_is_plain = torch.equal(self.get_output_embeddings()(hidden[:, -1:]), output.logits)
-            if not self._head_is_plain:
+                plain = self.get_output_embeddings()(hidden[:, -1:])
+            if bool(plain.isfinite().all()):  # else it tells nothing yet
+                self._head_is_plain = torch.equal(plain, output.logits)
+            if self._head_is_plain is False:
                 warnings.warn(
                     f"{type(self.vlm).__name__} changes its logits after its LM head: the loss is computed by itself "
                     "from the logits of the whole batch, which takes their memory.",
@@ -295,7 +294,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
         if labels is None:
             return output, hidden, None
-        if not self._head_is_plain:
+        if self._head_is_plain is False:
             output, hidden = self._run_backbone({**inputs, "labels": labels, "num_items_in_batch": count})
             return output, hidden, output.loss
         head, vocab_size = self.get_output_embeddings(), self.config.get_text_config().vocab_size
@@ -399,44 +398,3 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         """Return the backbone's language model."""
         return self.vlm.get_decoder()
-
-
-def _plain(config: Any) -> Any:
-    """Refuse to wrap a model twice."""
-    if isinstance(config, SugarConfig):
-        raise ValueError(
-            f"{config.name_or_path or 'the model'} is a Sugar model already: load it with "
-            "SugarForConditionalGeneration.from_pretrained."
-        )
-    return config
-
-
-def _split_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Tell an adapter's folder from a checkpoint's. Returns (base path, adapter path or None, adapter options)."""
-    options = dict(kwargs.pop("adapter_kwargs", None) or {})
-    adapter = options.pop("_adapter_model_path", None)  # the Auto classes have resolved it
-    if adapter is not None:
-        return path, adapter, options
-    hub_options = {key: kwargs[key] for key in ("token", "revision", "cache_dir", "local_files_only") if key in kwargs}
-    adapter_config = find_adapter_config_file(path, **hub_options)
-    if adapter_config is None:
-        return path, None, options
-    with open(adapter_config, encoding="utf-8") as file:
-        return json.load(file)["base_model_name_or_path"], str(path), options
-
-
-def _require_complete(info: dict[str, Any], source: Any, head_may_lack: bool = False) -> None:
-    """Raise if loading left any weight to chance."""
-    missing = sorted(key for key in info["missing_keys"] if not (head_may_lack and key.startswith(HEAD_PREFIX)))
-    problems = {
-        "missing": missing,
-        "unexpected": sorted(info["unexpected_keys"]),
-        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
-    }
-    found = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
-    if not found:
-        return
-    hint = ""
-    if missing and all(key.startswith(HEAD_PREFIX) for key in missing):
-        hint = " To put an untrained retrieval head on a backbone, use SugarForConditionalGeneration.from_backbone."
-    raise ValueError(f"The weights of {source} do not fit the model ({'; '.join(found)}).{hint}")

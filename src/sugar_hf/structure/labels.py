@@ -203,8 +203,8 @@ def label_statistics(labels: Tensor, embeddings: Tensor | None = None) -> dict[s
 
     Returns:
         ``mean``, ``share_below_0.01`` and ``smallest_eigenvalue`` (the mixed-modality kernel need not be positive
-        semidefinite) and, with embeddings, ``spearman``: the rank correlation of the model's cosines with the labels
-        (NaN where either is constant).
+        semidefinite; NaN if a label is not finite) and, with embeddings, ``spearman``: the rank correlation of the
+        model's cosines with the labels (NaN where either is constant).
     """
     if labels.dim() != 2 or labels.shape[0] != labels.shape[1] or len(labels) < 2:
         raise ValueError(f"label_statistics needs a square matrix of two or more ends; got {tuple(labels.shape)}.")
@@ -215,7 +215,7 @@ def label_statistics(labels: Tensor, embeddings: Tensor | None = None) -> dict[s
     statistics = {
         "mean": float(pairs.mean()),
         "share_below_0.01": float((pairs < 0.01).to(labels.dtype).mean()),
-        "smallest_eigenvalue": float(torch.linalg.eigvalsh(labels.cpu())[0]),
+        "smallest_eigenvalue": float(torch.linalg.eigvalsh(labels.cpu())[0]) if labels.isfinite().all() else math.nan,
     }
     if embeddings is not None:
         unit = normalize(embeddings.to(labels.dtype), dim=-1)

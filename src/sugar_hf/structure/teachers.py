@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, concatenate_datasets, is_caching_enabled
 from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor
@@ -29,6 +32,9 @@ from transformers import (
 )
 
 from .features import TEACHER_COLUMNS
+from .parts import COUNTS, columns_in_parts
+
+logger = logging.getLogger(__name__)
 
 Slice = str | Image.Image
 
@@ -159,51 +165,81 @@ class TripleTeacher:
         slices: Callable[[dict[str, Any]], Sequence[Slice]],
         batch_size: int = 64,
         load_from_cache_file: bool | None = None,
+        cache_dir: str | Path | None = None,
+        part_rows: int = 2048,
     ) -> Dataset:
         """Add the teacher columns to a data set, computed once; columns of other teachers are replaced.
+
+        They are stored in parts as the work goes on, and a call that was killed goes on with the first part that is
+        not there. Without ``cache_dir`` parts lie beside the data set's own files, as those of ``Dataset.map``; a data
+        set in memory has none and keeps its parts in memory, and one that is read from its source anew by each process
+        does not find them again. In ``cache_dir`` a part is found by the contents of its rows, however they were read.
 
         Args:
             dataset: the data set.
             slices: gives the slices of a row, exactly those that the model's processor makes of it.
             batch_size: rows per step; within it ``self.batch_size`` slices are embedded at once.
-            load_from_cache_file: whether the result of an earlier call with the same data, slices and teachers is
-                taken from disk; as ``datasets`` is set when None.
+            load_from_cache_file: whether parts of an earlier call with the same data, slices and teachers are taken
+                from disk. When None, they are with ``cache_dir``, and without it as ``datasets`` is set.
+            cache_dir: a folder for the parts, which need about 2 kB a slice and 1,000 dimensions of the teachers.
+                Images behind paths are known by their paths: empty the folder when they change.
+            part_rows: rows of a part.
 
         Returns:
             The data set with ``TEACHER_COLUMNS``, vectors in float16.
+
+        Warns:
+            UserWarning: with the count of the texts that were too long for a teacher and truncated.
         """
         dataset = dataset.remove_columns([name for name in TEACHER_COLUMNS if name in dataset.column_names])
-        vectors = List(List(Value("float16")))
-        features = Features(
-            {
-                **dataset.features,
-                "teacher_clip": vectors,
-                "teacher_dino": vectors,
-                "teacher_text": vectors,
-                "teacher_is_image": List(Value("bool")),
-                "teacher_fingerprint": Value("string"),
+        form = dataset.format
+        key = Hasher.hash([self.fingerprint, slices, form])
+        folder = Path(cache_dir) if cache_dir is not None else None
+        if folder is None and is_caching_enabled() and dataset.cache_files:
+            folder = Path(dataset.cache_files[0]["filename"]).parent
+        reuse = load_from_cache_file
+        if reuse is None:
+            reuse = cache_dir is not None or is_caching_enabled()
+        lost = folder is None or (cache_dir is None and folder.is_relative_to(tempfile.gettempdir()))
+        if lost and len(dataset) > 4 * part_rows:
+            logger.warning(
+                f"The teacher vectors of {len(dataset)} rows will be lost with this process. Give TripleTeacher.cache "
+                "a folder as cache_dir, and the next call finds them or goes on where this one was stopped."
+            )
+
+        def embed_rows(rows: list[dict[str, Any]], numbers: range) -> dict[str, list[Any]]:
+            self._reset_truncation()
+            columns = self._embed([slices(row) for row in rows], show_progress=False, numbers=numbers)
+            counts = (self._texts_seen, self._truncated["clip"], self._truncated["text"])
+            return {name: [row[name] for row in columns] for name in TEACHER_COLUMNS} | {
+                name: [count] + [0] * (len(rows) - 1) for name, count in zip(COUNTS, counts, strict=True)
             }
-        )
 
-        def embed_rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-            rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            columns = self._embed([slices(row) for row in rows], show_progress=False, numbers=indices)
-            return {name: [row[name] for row in columns] for name in TEACHER_COLUMNS}
-
-        self._reset_truncation()
-        cached = dataset.map(
+        if not len(dataset):
+            return dataset
+        columns = columns_in_parts(
+            dataset,
             embed_rows,
-            batched=True,
-            with_indices=True,
+            key,
+            folder,
+            by_content=cache_dir is not None,
+            reuse=reuse,
+            part_rows=part_rows,
             batch_size=batch_size,
-            features=features,
-            load_from_cache_file=load_from_cache_file,
-            # Hashing the function would hash this object, models and all; the fingerprint says the same.
-            new_fingerprint=Hasher.hash([dataset._fingerprint, self.fingerprint, slices]),
-            desc="Embedding slices with the teachers",
+            title="Embedding slices with the teachers" if self.show_progress else None,
         )
+        self._texts_seen, clip, text = (sum(columns.data[name].to_pylist()) for name in COUNTS)
+        self._truncated = {"clip": clip, "text": text}
         self._warn_truncation()
-        return cached
+        rows = dataset.with_format(None)
+        if rows._indices is not None:  # else the vectors would be flattened too, which have no indices
+            rows = rows.flatten_indices()
+        cached = concatenate_datasets([rows, columns.remove_columns(list(COUNTS))], axis=1)
+        # Of a name that a later call gives too, so that `datasets` finds what it makes of this data set.
+        cached._fingerprint = Hasher.hash([dataset._fingerprint, key])
+        narrow = set(form["columns"]) < set(dataset.column_names)  # the order may differ
+        shown = form["columns"] if narrow else cached.column_names
+        return cached.with_format(form["type"], shown, form["output_all_columns"], **form["format_kwargs"])
 
     def _embed(
         self, samples: Sequence[Sequence[Slice]], show_progress: bool, numbers: Sequence[int] | None = None

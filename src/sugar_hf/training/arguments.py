@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -66,6 +67,10 @@ class StructureArguments:
             of mini-batches, with the result of the whole batch.
         mini_batch_tokens (`int`, *optional*):
             The same in tokens, padding included; with both, both hold.
+        nonfinite_loss (`str`, *optional*, defaults to `"error"`):
+            What happens when a loss or the norm of the gradient is NaN or infinite: `"error"` stops with the step and
+            the samples, `"skip"` leaves out the whole optimizer step, counts it and logs the count as
+            `skipped_steps`. `"skip"` does not work with DeepSpeed and FSDP.
         max_length (`int`, *optional*):
             Longest sequence in tokens; None for no limit.
         truncation (`str`, *optional*, defaults to `"error"`):
@@ -76,6 +81,7 @@ class StructureArguments:
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
     alpha: float = field(default=30.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
@@ -144,6 +150,13 @@ class StructureArguments:
     mini_batch_tokens: int | None = field(
         default=None, metadata={"help": "Most tokens in memory at once, padding included."}
     )
+    nonfinite_loss: str = field(
+        default="error",
+        metadata={
+            "help": "A NaN or infinite loss stops the run, or its step is skipped.",
+            "choices": ["error", "skip"],
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
     truncation: str = field(
         default="error",
@@ -154,6 +167,9 @@ class StructureArguments:
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether columns that are no part of the sample schema are removed."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether the logged loss leaves out values that are NaN or infinite."}
     )
 
     def structure_loss_config(self) -> StructureLossConfig:
@@ -202,6 +218,7 @@ class StructureArguments:
             raise ValueError(f"alpha_warmup_ratio={self.alpha_warmup_ratio}: give a share of the steps, 0 to 1.")
         for name, choices in (
             ("structure_loss_scope", ("global", "rank")),
+            ("nonfinite_loss", ("error", "skip")),
             ("truncation", ("error", "slice")),
             ("image_pooling", (None, "mean", "last")),
         ):
@@ -214,6 +231,13 @@ class StructureArguments:
             raise ValueError("head_warmup_steps trains the retrieval head alone, which alpha=0 gives no gradient.")
 
 
+def settle_direction(args: Any) -> None:
+    """Makes less better for our losses as metrics of the best model; the base asks whether a name ends with "loss"."""
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if args.greater_is_better is None and metric in ("loss_lm", "loss_structure"):
+        args.greater_is_better = False
+
+
 @dataclass
 class SugarTrainingArguments(StructureArguments, TrainingArguments):
     __doc__ = StructureArguments.__doc__
@@ -221,6 +245,7 @@ class SugarTrainingArguments(StructureArguments, TrainingArguments):
     _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
+        settle_direction(self)
         super().__post_init__()
         self._check_structure_arguments()
         if self.label_smoothing_factor:

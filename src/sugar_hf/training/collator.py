@@ -70,8 +70,9 @@ class SugarCollator:
 
         Returns:
             What the processor makes (`input_ids`, `attention_mask`, `slice_map`, `labels`, image inputs), and
-            `sample_keys`, a number for each row, and `structure_features`, the fields of a `SliceFeatures` as a dict
-            (only tensors, which workers, pinned memory and device transfer all know how to handle).
+            `sample_ids`, the rows' ids, `sample_keys`, a number for each of them, and `structure_features`, the fields
+            of a `SliceFeatures` as a dict (only tensors, and strings for the ids, which workers, pinned memory and
+            device transfer all know how to handle).
 
         Raises:
             BadSampleError: A row breaks the schema, an image cannot be decoded, or the cached teacher vectors are not
@@ -98,6 +99,7 @@ class SugarCollator:
             error.add_note(f"In this batch {names}.")
             raise
         batch: dict[str, Any] = dict(inputs)
+        batch["sample_ids"] = [row["id"] for row in rows]
         batch["sample_keys"] = torch.tensor([sample_key(row["id"]) for row in rows])  # (B,)
         columns = self._teacher_columns(rows, samples)
         if columns is not None:

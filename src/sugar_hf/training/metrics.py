@@ -21,6 +21,7 @@ class WindowMeans:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
+        self.mark()
 
     def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
         """Adds one observation of each value; tensors are not synchronised."""
@@ -33,4 +34,13 @@ class WindowMeans:
         """Returns the means and starts a new window."""
         means = {name: (total / self._weights[name]).item() for name, total in self._sums.items()}
         self._sums, self._weights = {}, {}
+        self.mark()
         return means
+
+    def mark(self) -> None:
+        """Remembers what has been added so far, for [`rollback`]."""
+        self._marked = dict(self._sums), dict(self._weights)
+
+    def rollback(self) -> None:
+        """Forgets what has been added since the last [`mark`]."""
+        self._sums, self._weights = dict(self._marked[0]), dict(self._marked[1])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sugar_hf.model import SugarOutput
 
-from .arguments import StructureArguments
+from .arguments import StructureArguments, settle_direction
 from .trainer import StructureLossMixin
 
 try:
@@ -33,11 +33,13 @@ class SugarSFTConfig(StructureArguments, SFTConfig):
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `max_length`: Defaults to `None` instead of `1024`, since cutting at a token breaks images.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
     _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
+        settle_direction(self)
         super().__post_init__()
         self._check_structure_arguments()
         for name, only in (("loss_type", "nll"), ("packing", False), ("padding_free", False)):

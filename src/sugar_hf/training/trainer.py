@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -21,20 +21,20 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProc
 from sugar_hf.structure import (
     TEACHER_COLUMNS,
     SliceFeatures,
-    StructureLossConfig,
     TripleTeacher,
-    block_means,
-    check_cache,
 )
 
 from .arguments import StructureArguments, SugarTrainingArguments
 from .batching import MiniBatch, MiniBatchMixin
+from .checkpoints import SafeCheckpointMixin
 from .collator import SugarCollator
 from .ends import draw_slice_ends
+from .guard import GuardedStepMixin, nonfinite_samples
 from .lora import RETRIEVAL_HEAD
 from .metrics import WindowMeans
 from .mini_batches import MiniBatches, RandomState
 from .objective import KnownGradient, structure_term
+from .setup import check_devices, check_teacher_columns, default_collator, structure_config
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 LARGE_OUTPUTS = ["past_key_values", "last_hidden_state", "hidden_states", "attentions"]
 
 
-class StructureLossMixin(MiniBatchMixin):
+class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
     """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
@@ -102,14 +102,14 @@ class StructureLossMixin(MiniBatchMixin):
             processing_class = processing_class or SugarProcessor.from_pretrained(model)
             model = SugarForConditionalGeneration.from_pretrained(model)
         if data_collator is None:
-            data_collator = self._default_collator(processing_class, teacher, args)
+            data_collator = default_collator(processing_class, teacher, args)
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
-        _check_devices(args)
+        check_devices(args)
         if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
             # by default one process collates for all, as tensors of one length
             args.accelerator_config.dispatch_batches = False
-        self._train_means, self._eval_means = WindowMeans(), WindowMeans()
+        self._eval_means = WindowMeans()
         super().__init__(
             model=model,
             args=args,
@@ -120,73 +120,30 @@ class StructureLossMixin(MiniBatchMixin):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # `compute_loss` normalises both losses over the accumulated batch
-        if args.mini_batch_tokens is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                "mini_batch_tokens gives processes different numbers of mini-batches, for which sharded weights would "
-                "wait for ever. Use mini_batch_size with DeepSpeed and FSDP."
-            )
-        if args.head_warmup_steps and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
-        if isinstance(self.data_collator, SugarCollator) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            self.data_collator.fill_images = True
-        if self.is_deepspeed_enabled:  # a sharded head is gathered once for each chunk, on all processes at once
-            _sugar_model(self.model).max_logits = None
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._prepare_for_sharding()
         if args.alpha:
-            self._check_teacher_columns(train_dataset, eval_dataset)
-        self.structure_config = self._structure_config()
+            check_teacher_columns(self.data_collator, train_dataset, eval_dataset)
+        self.structure_config = structure_config(args, self.train_dataset)
         self._apply_image_pooling(self.model)
         self.model.add_model_tags(["sugar"])
 
     # ---- Setting up ----
 
-    @staticmethod
-    def _default_collator(
-        processor: SugarProcessor | None, teacher: TripleTeacher | None, args: SugarTrainingArguments
-    ) -> SugarCollator:
-        if not isinstance(processor, SugarProcessor):
-            raise TypeError(
-                f"processing_class is a {type(processor).__name__}; give the model's SugarProcessor, for example "
-                "SugarProcessor.from_pretrained(folder), or a data_collator."
+    def _prepare_for_sharding(self) -> None:
+        """Sees to it that all processes use the same weights at the same time, or else they wait for ever."""
+        if self.args.mini_batch_tokens is not None:
+            raise ValueError(
+                "mini_batch_tokens gives processes different numbers of mini-batches, which sharded weights do not "
+                "bear. Use mini_batch_size with DeepSpeed and FSDP."
             )
-        return SugarCollator(
-            processor,
-            teacher,
-            max_length=args.max_length,
-            truncation=False if args.truncation == "error" else args.truncation,
-            split_sentences=args.split_sentences,
-        )
-
-    def _check_teacher_columns(self, train_dataset: Any, eval_dataset: Any) -> None:
-        """Finds missing and stale teacher vectors before the first step where the data set can be asked."""
-        if not isinstance(self.data_collator, SugarCollator):
-            return
-        teacher = self.data_collator.teacher
-        evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-            if not isinstance(dataset, Dataset):
-                continue
-            if missing := [column for column in TEACHER_COLUMNS if column not in dataset.column_names]:
-                if teacher is None:
-                    raise ValueError(
-                        f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made "
-                        "from. Store them with TripleTeacher.cache, give teacher=TripleTeacher..., or set "
-                        "alpha=0 to train the language-model loss alone."
-                    )
-            else:
-                check_cache(dataset, teacher)
-
-    def _structure_config(self) -> StructureLossConfig:
-        args = self.args
-        if args.alpha and args.centring and args.block_means is None:
-            dataset = self.train_dataset
-            if not isinstance(dataset, Dataset) or not set(TEACHER_COLUMNS) <= set(dataset.column_names):
-                raise ValueError(
-                    "centring=True needs the mean cosine of each modality block. Give them as block_means, or cache "
-                    "the teacher vectors of train_dataset with TripleTeacher.cache, so that they can be computed."
-                )
-            args.block_means = block_means(dataset, args.teachers)
-            logger.info(f"Block means of the teachers: {args.block_means}")
-        return args.structure_loss_config()
+        if self.args.head_warmup_steps:
+            raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
+        if isinstance(self.data_collator, SugarCollator):
+            self.data_collator.fill_images = True
+        # the number of chunks depends on a process's labels, and each of them uses the LM head
+        sugar = next(module for module in self.model.modules() if isinstance(module, SugarForConditionalGeneration))
+        sugar.max_logits = None
 
     def _apply_image_pooling(self, model: Any) -> None:
         if self.args.image_pooling is not None:
@@ -200,7 +157,7 @@ class StructureLossMixin(MiniBatchMixin):
 
     def _set_signature_columns_if_needed(self) -> None:
         # With `remove_unused_columns=True` what counts is what the collator reads, not what the model takes.
-        self._signature_columns: Any = list(ROW_COLUMNS)
+        self._signature_columns: Any = [*ROW_COLUMNS, self.args.length_column_name]
 
     # ---- Optimisation ----
 
@@ -235,28 +192,6 @@ class StructureLossMixin(MiniBatchMixin):
         warmup = math.ceil(self.args.alpha_warmup_ratio * self.state.max_steps)
         return self.args.alpha * min(1.0, (self.state.global_step + 1) / warmup if warmup else 1.0)
 
-    # ---- Checkpoints ----
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._restore_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._restore_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _restore_weights(self, checkpoint: str | None) -> bool:
-        """Loads the weights of a whole model; False for adapters and sharded models, which the base trainer can load.
-
-        The base trainer takes names of weights from the file as they are. `save_pretrained` writes many backbones
-        under other names, and none of their weights would be loaded, with no more than a warning.
-        """
-        whole = isinstance(self.model, SugarForConditionalGeneration)
-        if not whole or checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return False
-        self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
-        return True
-
     # ---- Loss ----
 
     def compute_loss(
@@ -282,6 +217,7 @@ class StructureLossMixin(MiniBatchMixin):
         """
         inputs = dict(inputs)
         features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys", None)
+        names = inputs.pop("sample_ids", None)
         training = model.training
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
         parts = steps * self.mini_batch.count
@@ -309,10 +245,10 @@ class StructureLossMixin(MiniBatchMixin):
             loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
         logged = {"loss_lm": loss_lm.detach() * parts}
         if self.args.alpha:
-            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
+            embeddings, vectors, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
             value, gradient = self.mini_batch.value, self.mini_batch.gradient
             if value is None:
-                value, gradient, statistics = self._structure_term(embeddings, features, ends, training)
+                value, gradient, statistics = self._structure_term(embeddings, vectors, ends, training)
                 logged |= statistics
             if gradient is None:
                 loss_structure = value
@@ -321,6 +257,9 @@ class StructureLossMixin(MiniBatchMixin):
             loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * loss_structure
             logged["loss_structure"] = value
         if training:
+            losses: dict[str, Tensor] = {name: logged[name] for name in logged if name.startswith("loss_")}
+            mask = inputs["attention_mask"][: len(inputs["input_ids"]) - fillers]
+            self.guard.check(losses, names, nonfinite_samples(outputs, mask, features))
             self._train_means.add(logged, weight=1 / parts)
         else:
             self._eval_means.add(logged, weight=len(inputs["input_ids"]))
@@ -344,6 +283,7 @@ class StructureLossMixin(MiniBatchMixin):
         for batch in batches:
             inputs = self._prepare_inputs(batch)
             features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys")
+            inputs.pop("sample_ids", None)
             states.append(RandomState(inputs["input_ids"]))
             inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -452,23 +392,6 @@ class SugarTrainer(StructureLossMixin, Trainer):
         super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
 
 
-def _sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
-    """The Sugar model, however it is wrapped."""
-    return next(module for module in model.modules() if isinstance(module, SugarForConditionalGeneration))
-
-
 def _in_head(name: str) -> bool:
     """Whether a parameter's name lies in the retrieval head, however the model is wrapped."""
     return RETRIEVAL_HEAD in name.split(".")
-
-
-def _check_devices(args: SugarTrainingArguments) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, where each replica sees a part of the "
-            "pairs. Start one process a GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
-        )
-    if args.world_size > 1 and args.process_index == 0 and args.alpha and args.structure_loss_scope == "rank":
-        logger.warning(
-            f"structure_loss_scope='rank': each of {args.world_size} processes forms pairs of its own samples only."
-        )

@@ -1,0 +1,263 @@
+"""Checkpoints that are whole or not there: a killed run and a full disk leave the last good one in place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy, TrainOutput, get_last_checkpoint, sort_checkpoints
+
+from sugar_hf.model import SugarForConditionalGeneration
+
+# Where a checkpoint is written and from where one is deleted. `get_last_checkpoint` and the rotation do not look into
+# it, and uploads to the Hub leave out names that begin with an underscore.
+UNFINISHED = "_unfinished"
+WHOLE, OLD = "whole-", "old-"
+# Left in a checkpoint's place by `enable_jit_checkpoint` while the checkpoint is being written.
+JIT_MARK = "checkpoint-is-incomplete.txt"
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SafeCheckpointMixin(Trainer):
+    """Writes each checkpoint under another name, and renames it when all of it has reached the disk.
+
+    A checkpoint is written into the folder `_unfinished` of the run, synchronised, and moved to its place with one
+    rename; only then are older ones deleted. A run that is killed at any moment therefore has whole checkpoints only.
+    What it has left in `_unfinished` is removed when training starts again.
+
+    The folder of the run must be one file system for all processes that write to it. Under `save_on_each_node` the
+    first process of each node does this for its own node.
+    """
+
+    model: Any
+    _saving = False
+    _push_due = False
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """The base trainer's `train`, after the remains of a killed run have been cleared away."""
+        self._clear_remains(self._get_output_dir(trial))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    # ---- Saving ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = self._get_output_dir(trial)
+        name = f"checkpoint-{self.state.global_step}"
+        unfinished, target = Path(run, UNFINISHED, name), Path(run, name)
+        with self._whole_or_nothing(unfinished, target):
+            self._clear_remains(run)
+            self._saving, self._push_due = True, False
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving = False
+            self._name_best(run, unfinished)
+            self.accelerator.wait_for_everyone()  # each process has written its part
+            if self.args.should_save:
+                _synchronise(unfinished)
+                _publish(unfinished, target)
+        self.accelerator.wait_for_everyone()
+        if self._push_due:
+            super()._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            self._rotate(run)
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._saving:
+            self._push_due = True  # the upload goes on in the background, so it must start from the final place
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _name_best(self, run: str, unfinished: Path) -> None:
+        """Sets the path of the best checkpoint, which the base trainer has looked for in the temporary folder."""
+        best = self.state.best_global_step
+        if not best or self.args.save_strategy == SaveStrategy.NO:
+            return
+        path = os.path.join(run, f"checkpoint-{best}")
+        if best == self.state.global_step or os.path.isdir(path):
+            self.state.best_model_checkpoint = path
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+
+    def _clear_remains(self, run: str) -> None:
+        if self.args.should_save:
+            _clear(Path(run))
+        self.accelerator.wait_for_everyone()
+
+    def _rotate(self, run: str) -> None:
+        """Deletes the oldest checkpoints over `save_total_limit`, never the newest and the best one.
+
+        As `transformers.trainer_utils.rotate_checkpoints`, but a checkpoint is moved away before its files go, so that
+        a half-deleted one is never found.
+        """
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        checkpoints = sort_checkpoints(run, use_mtime=True)
+        kept = {checkpoints[-1]}
+        if self.state.best_model_checkpoint is not None:
+            kept.add(str(Path(self.state.best_model_checkpoint)))
+        spare = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
+        for checkpoint in spare[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+            _remove(Path(checkpoint))
+
+    @contextmanager
+    def _whole_or_nothing(self, unfinished: Path, target: Path) -> Iterator[None]:
+        """Removes what was written of a checkpoint when an error ends it, and says what is left.
+
+        Raises:
+            OSError: The disk is full, or the file system's limits are reached; what to do about it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            fault = _disk_fault(error, target.parent)
+            if self.args.should_save:
+                _clear(target.parent)
+            last = _last_checkpoint(target.parent)
+            kept = f"The last good checkpoint is {last}." if last else f"There is no earlier one in {target.parent}."
+            if fault is None:
+                error.add_note(f"The unfinished checkpoint {target.name} was removed. {kept}")
+                raise
+            free = shutil.disk_usage(target.parent).free
+            after = "trainer.train(resume_from_checkpoint=True)" if last else "trainer.train()"
+            raise OSError(
+                fault,
+                f"The checkpoint of step {self.state.global_step} could not be written to {target}: "
+                f"{os.strerror(fault)}. It needs about {_size(self._bytes_needed(last))}; {_size(free)} are free. "
+                f"What was written of it has been removed. {kept} Make room, or write less with save_total_limit, "
+                f"save_only_model or a larger save_steps, and go on with {after}.",
+            ) from error
+
+    def _bytes_needed(self, last: str | None) -> int:
+        """Size of a checkpoint: that of the last one, or without one of the weights and the optimizer's state."""
+        if last is not None:
+            return sum(file.stat().st_size for file in Path(last).rglob("*") if file.is_file())
+        whole = isinstance(self.model, SugarForConditionalGeneration)
+        weights = sum(weight.nbytes for weight in self.model.parameters() if whole or weight.requires_grad)
+        if self.args.save_only_model or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return weights
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        return weights + sum(value.nbytes for value in states if isinstance(value, Tensor))
+
+    # ---- Loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._restore_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._restore_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _restore_weights(self, checkpoint: str | None) -> bool:
+        """Loads the weights of a whole model; False for adapters and sharded models, which the base trainer can load.
+
+        The base trainer takes names of weights from the file as they are. `save_pretrained` writes many backbones
+        under other names, and none of their weights would be loaded, with no more than a warning.
+        """
+        whole = isinstance(self.model, SugarForConditionalGeneration)
+        if not whole or checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False
+        self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
+        return True
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Moves a checkpoint that is whole on the disk to its place; one that an earlier run left there is replaced."""
+    if target.exists():
+        # Two renames: a kill between them leaves the new one in `_unfinished`, marked as whole for `_clear`.
+        whole = folder.with_name(WHOLE + target.name)
+        if folder != whole:
+            os.replace(folder, whole)
+        _remove(target)
+        folder = whole
+    os.replace(folder, target)
+    _synchronise_entry(target.parent)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; out of sight first, so that it is never found with a part of its files."""
+    aside = checkpoint.parent / UNFINISHED / (OLD + checkpoint.name)
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear(run: Path) -> None:
+    """Removes what a killed run has left unfinished, and finishes the replacement of one checkpoint by another."""
+    unfinished = run / UNFINISHED
+    for whole in unfinished.glob(WHOLE + "*"):
+        _publish(whole, run / whole.name.removeprefix(WHOLE))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for mark in run.glob(f"checkpoint-*/{JIT_MARK}"):
+        if len(os.listdir(mark.parent)) == 1:
+            shutil.rmtree(mark.parent)
+
+
+def _last_checkpoint(run: Path) -> str | None:
+    return get_last_checkpoint(str(run)) if run.is_dir() else None
+
+
+def _synchronise(folder: Path) -> None:
+    """Waits until all files of a folder and their names are on the disk."""
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _synchronise_entry(Path(path, name))
+        _synchronise_entry(Path(path))
+
+
+def _synchronise_entry(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX systems open folders
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_fault(error: BaseException, folder: Path) -> int | None:
+    """The error number if the disk did not take a file; None for any other error.
+
+    Writers in other languages hide it: safetensors and tokenizers keep it in the text of an error of their own, and
+    `torch.save` only says that its writer failed.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return error.errno
+    told = re.search(r"os error (\d+)", str(error))
+    if told and int(told[1]) in DISK_FAULTS:
+        return int(told[1])
+    if isinstance(error, RuntimeError) and ("inline_container.cc" in str(error) or "iostream error" in str(error)):
+        return errno.ENOSPC if shutil.disk_usage(folder).free < 2**20 else errno.EIO
+    return None
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people.
+
+    >>> _size(3_400_000)
+    '3.4 MB'
+    """
+    unit = "GB" if count >= 1e9 else "MB"
+    return f"{count / {'GB': 1e9, 'MB': 1e6}[unit]:.1f} {unit}"
