@@ -182,28 +182,17 @@ def calibrated_cosine(log_k: Tensor, length_x: int | Tensor, length_y: int | Ten
     target = precise(log_k)
     m = torch.as_tensor(length_x, device=log_k.device).to(torch.int64)
     n = torch.as_tensor(length_y, device=log_k.device).to(torch.int64)
-    m, n = torch.broadcast_tensors(m, n)
-    if m.numel() and int(torch.minimum(m, n).min()) < 1:
+    if (m.numel() and int(m.min()) < 1) or (n.numel() and int(n.min()) < 1):
         raise ValueError("length_x and length_y must be 1 or more.")
-    # Alignments with d diagonal steps visit l = m + n - 1 - d cells: N_l = (l-1)! / ((n-1-d)! (m-1-d)! d!).
-    most = int(torch.minimum(m, n).max()) if m.numel() else 1
-    diagonals = torch.arange(most, device=log_k.device)
-    log_factorial = torch.lgamma(
-        torch.arange(1, (int((m + n).max()) if m.numel() else 2) + 1, device=log_k.device, dtype=target.dtype)
-    )
-    m, n = m[..., None], n[..., None]
-    visited = m + n - 1 - diagonals  # (..., most)
-    log_count = (
-        log_factorial[visited - 1]
-        - log_factorial[(n - 1 - diagonals).clamp(min=0)]
-        - log_factorial[(m - 1 - diagonals).clamp(min=0)]
-        - log_factorial[diagonals]
-    )
-    log_count = log_count.where(diagonals < torch.minimum(m, n), -math.inf)
-    visited = visited.to(target.dtype)
+    # Counted once for each pair of lengths that there may be, and looked up.
+    longest_x, longest_y = (int(length.max()) if length.numel() else 1 for length in (m, n))
+    counts = _log_counts(longest_x, longest_y, log_k.device, target.dtype)  # (longest_x, longest_y, most)
+    log_count = counts.flatten(0, 1)[(m - 1) * longest_y + (n - 1)]  # (..., most)
+    visited = ((m + n - 1)[..., None] - torch.arange(counts.shape[-1], device=log_k.device)).to(target.dtype)
 
     # log sum_l N_l exp(l t) is convex and rises in t, so Newton from above, t = 0, comes down to the root.
-    log_kappa = torch.zeros(torch.broadcast_shapes(target.shape, m.shape[:-1]), dtype=target.dtype, device=m.device)
+    shape = torch.broadcast_shapes(target.shape, log_count.shape[:-1])
+    log_kappa = torch.zeros(shape, dtype=target.dtype, device=log_k.device)
     for _ in range(NEWTON_STEPS):
         terms = log_count + visited * log_kappa[..., None]
         largest = terms.amax(-1, keepdim=True)
@@ -214,6 +203,27 @@ def calibrated_cosine(log_k: Tensor, length_x: int | Tensor, length_y: int | Ten
     sigma = torch.as_tensor(sigma, dtype=target.dtype, device=target.device)
     cosine = 1 + sigma.square() * (math.log(2) + log_kappa - torch.log1p(log_kappa.exp()))
     return cosine.clamp(max=1).to(dtype)
+
+
+def _log_counts(longest_x: int, longest_y: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Log of the number of alignments of lengths m and n with d diagonal steps, -inf where there is none.
+
+    They visit l = m + n - 1 - d cells: N_l = (l-1)! / ((n-1-d)! (m-1-d)! d!).
+
+    Shape:
+        returns (longest_x, longest_y, most), at [m - 1, n - 1, d].
+    """
+    m = torch.arange(1, longest_x + 1, device=device)[:, None, None]
+    n = torch.arange(1, longest_y + 1, device=device)[:, None]
+    diagonals = torch.arange(min(longest_x, longest_y), device=device)
+    log_factorial = torch.lgamma(torch.arange(1, longest_x + longest_y + 1, device=device, dtype=dtype))
+    log_count = (
+        log_factorial[m + n - 2 - diagonals]
+        - log_factorial[(n - 1 - diagonals).clamp(min=0)]
+        - log_factorial[(m - 1 - diagonals).clamp(min=0)]
+        - log_factorial[diagonals]
+    )
+    return log_count.where(diagonals < torch.minimum(m, n), -math.inf)
 
 
 @torch.no_grad()
@@ -294,4 +304,5 @@ def row_chunks(rows: int, columns: int, cells_per_pair: int, max_cells: int, sym
 
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix with this upper triangle; what lies below the diagonal is ignored."""
-    return torch.triu(upper) + torch.triu(upper, 1).T
+    result = torch.triu(upper)
+    return result.add_(torch.triu(upper, 1).T)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, label_statistics, structure_loss
 
+# Rows of the matrix of pairs whose graph is held at once.
+ROWS = 512
+
 
 @dataclass
 class StructureTerm:
@@ -66,10 +69,14 @@ def structure_term(
     # with all rows, only half of the symmetric matrix is computed
     labels = label_matrix(features, ends, config, row_ends=ends[rows] if processes > 1 else None)  # (n, N)
     indices = torch.arange(len(ends), device=ends.device)[rows]
-    with torch.enable_grad():
-        share = structure_loss(leaf, labels, config, sample_ids=ends[:, 0], rows=indices)
-    gradient = torch.autograd.grad(share, leaf)[0] if with_gradient else None  # (N, d)
-    value = share.detach()
+    value = torch.zeros((), device=embeddings.device)
+    gradient = torch.zeros_like(embeddings) if with_gradient else None  # (N, d)
+    for some, their_labels in zip(indices.split(ROWS), labels.split(ROWS), strict=True):
+        with torch.enable_grad():
+            share = structure_loss(leaf, their_labels, config, sample_ids=ends[:, 0], rows=some)
+        if gradient is not None:
+            gradient += torch.autograd.grad(share, leaf)[0]
+        value = value + share.detach()
     if accelerator is not None and processes > 1:
         value = accelerator.reduce(value, reduction="sum")
         gradient = None if gradient is None else accelerator.reduce(gradient, reduction="sum") * processes

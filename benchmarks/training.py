@@ -1,0 +1,424 @@
+"""Time and memory of a joint training step beside what it replaces, all on the same model and batch in one run.
+
+    python benchmarks/training.py --json training.json
+    python benchmarks/training.py --models mini --repeats 5
+
+Models: `mini`, the mini VLM of the package, all weights trained, on a batch of the picturebook; `0.5b`, a LLaVA of
+random weights (24 layers of width 896, 151,936 tokens; a vision tower of 24 layers of width 1,024 at 224 px) with LoRA
+on q and v, on documents of noise; `7b`, the same of LLaVA-1.5-7B's sizes in bfloat16, which needs a GPU.
+
+The variants of a step, each with its backward pass and an optimizer step, run in turn, over and over; a ratio is the
+median of the ratios of single rounds. Collating is not part of a step. Memory is the peak of a process of its own for
+each variant (of the GPU where there is one), the model included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from sugar_hf import picturebook
+from sugar_hf.data import DOCUMENT_ROLE, image_part, text_part, to_sample
+from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
+from sugar_hf.structure import SliceFeatures, TripleTeacher
+from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
+from sugar_hf.training.batching import MiniBatches
+from sugar_hf.training.objective import KnownGradient, structure_term
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TARGETS = {
+    "joint_over_lm": "at most 1.03",
+    "joint_over_two_pass": "at most 0.60",
+    "joint_over_trainer": "at most 1.00",
+    "structure_share": "under 0.05 (7b: 0.01)",
+    "embed_over_backbone": "at least 0.97",
+    "prefix_speedup": "at least 4",
+    "peak_memory_ratio": "at most 1.00",
+    "batch_512_over_8_memory": "about 1",
+}
+BATCH = {"mini": 24, "0.5b": 4, "7b": 16}
+LARGE, SMALL = 512, 8
+
+
+# ---- Models and batches ----
+
+
+def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA with random weights, and a processor with the tokenizer of the mini VLM."""
+    tokenizer = AutoTokenizer.from_pretrained(picturebook.checkpoint("mini-vlm"))
+    vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    if size == "0.5b":
+        text: Any = Qwen2Config(
+            vocab_size=151936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+        pixels = 224
+    else:
+        text, pixels = LlamaConfig(vocab_size=32064), 336
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, num_attention_heads=16, image_size=pixels, patch_size=14),
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    with torch.device(DEVICE):
+        torch.set_default_dtype(dtype)
+        model = LlavaForConditionalGeneration(config)
+        torch.set_default_dtype(torch.float32)
+    shape = {"size": {"shortest_edge": pixels}, "crop_size": {"height": pixels, "width": pixels}}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(**shape),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return model, processor
+
+
+def noise_rows(count: int, dim: int = 768) -> list[dict[str, Any]]:
+    """Documents of an image and two texts, with random teacher vectors of the paper's teachers' width."""
+    draw = np.random.default_rng(0)
+    words = ["dog", "cat", "house", "red", "blue", "three", "runs", "sees"]
+    rows = []
+    for number in range(count):
+        texts = [" ".join(draw.choice(words, int(draw.integers(15, 45)))) for _ in range(2)]
+        vectors = draw.normal(size=(3, 3, dim)).astype(np.float16)
+        rows.append(
+            {
+                "id": str(number),
+                "source": "noise",
+                "messages": [{"role": DOCUMENT_ROLE, "content": [image_part(), *map(text_part, texts)]}],
+                "images": [Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))],
+                "teacher_clip": vectors[0],
+                "teacher_dino": vectors[1] * np.array([[1], [0], [0]], np.float16),
+                "teacher_text": vectors[2] * np.array([[0], [1], [1]], np.float16),
+                "teacher_is_image": [True, False, False],
+                "teacher_fingerprint": "noise",
+            }
+        )
+    return rows
+
+
+def build(size: str, samples: int) -> tuple[Any, SugarProcessor, Any]:
+    """Model (with adapters where they are trained), processor and rows with teacher vectors."""
+    set_seed(0)
+    if size == "mini":
+        folder = picturebook.checkpoint("mini-vlm")
+        model = SugarForConditionalGeneration.from_backbone(folder).to(DEVICE)
+        processor = SugarProcessor.from_pretrained(folder)
+        minis = {"clip": "mini-clip", "dino": "mini-dino", "text": "mini-bert"}
+        teacher = TripleTeacher.from_pretrained(
+            **{role: picturebook.checkpoint(name) for role, name in minis.items()}, show_progress=False
+        )
+        rows = picturebook.load("train", size=samples)
+        return model, processor, teacher.cache(rows, lambda row: processor.slices(to_sample(row)))
+    vlm, backbone_processor = random_llava(size)
+    model = SugarForConditionalGeneration.from_backbone(vlm)
+    adapted = get_peft_model(model, sugar_lora_config(model))
+    return adapted, SugarProcessor(backbone_processor), noise_rows(samples)
+
+
+def arguments(folder: str, **options: Any) -> SugarTrainingArguments:
+    return SugarTrainingArguments(
+        folder, **{"report_to": "none", "use_cpu": DEVICE == "cpu", "alpha": 10.0, **options}
+    )
+
+
+# ---- Steps ----
+
+
+class Steps:
+    """The variants of a training step on one batch."""
+
+    def __init__(self, size: str, samples: int, folder: str, mini_batch_size: int | None = None):
+        self.model, processor, rows = build(size, samples)
+        options: dict[str, Any] = {"train_dataset": rows, "processing_class": processor}
+        limits = {"per_device_train_batch_size": samples, "mini_batch_size": mini_batch_size}
+        self.joint_trainer = SugarTrainer(self.model, arguments(folder, **limits), **options)
+        self.lm_trainer = SugarTrainer(self.model, arguments(folder, **limits, alpha=0.0), **options)
+        self.batch = next(iter(self.joint_trainer.get_train_dataloader()))
+        sugar = next(m for m in self.model.modules() if isinstance(m, SugarForConditionalGeneration))
+        self.sugar, self.vlm, self.processor, self.rows = sugar, sugar.vlm, processor, rows
+        plain = TrainingArguments(folder, report_to="none", use_cpu=DEVICE == "cpu", remove_unused_columns=False)
+        self.plain_trainer = Trainer(self.vlm, plain)
+        self.round = 0
+
+    def _run(self, trainer: Trainer, batch: Any) -> None:
+        """One step as the trainer takes it: both passes, clipping, the optimizer."""
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.state.global_step = (
+            10 * self.round + 1
+        )  # label statistics are due every ten steps: timed by themselves
+        if trainer.optimizer is None:
+            trainer.create_optimizer()
+        count = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        trainer.training_step(trainer.model, batch, count)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
+
+    def joint(self) -> None:
+        """Both losses from one pass."""
+        self._run(self.joint_trainer, self.batch)
+
+    def lm(self) -> None:
+        """The same trainer without L_d."""
+        self._run(self.lm_trainer, self.batch)
+
+    def trainer(self) -> None:
+        """The plain Trainer on the backbone."""
+        self._run(self.plain_trainer, self.backbone_inputs())
+
+    def two_pass(self) -> None:
+        """A pass for L_d, and one for L_g."""
+        self.model.train()
+        self.drawn()[0].backward()
+        self._run(self.lm_trainer, self.batch)
+
+    def drawn(self) -> tuple[torch.Tensor, Callable[[], Any]]:
+        """L_d of a pass without logits, with its graph, and a call that computes labels, loss and gradient again."""
+        inputs = self.joint_trainer._prepare_inputs(dict(self.batch))
+        features, keys = inputs.pop("structure_features"), inputs.pop("sample_keys")
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "sample_ids")}
+        output = self.model(**inputs, use_cache=False, skip_logits=True)
+        drawn = self.joint_trainer._drawn(output.retrieval_embeds, features, keys, training=True)
+        vectors: SliceFeatures = drawn[1]
+        term = structure_term(drawn[0], vectors, drawn[2], self.joint_trainer.structure_config)
+
+        def again(**options: Any) -> Any:
+            return structure_term(drawn[0], vectors, drawn[2], self.joint_trainer.structure_config, **options)
+
+        return KnownGradient.apply(drawn[0], term.value, term.gradient), again
+
+    def backbone_inputs(self) -> dict[str, Any]:
+        own = ("slice_map", "structure_features", "sample_keys", "sample_ids")
+        return {name: value for name, value in self.batch.items() if name not in own}
+
+
+def clock(call: Callable[[], Any]) -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def rounds(calls: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call in each round; the calls take turns."""
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats):
+        names = list(calls)
+        for name in names[number % len(names) :] + names[: number % len(names)]:  # none is always behind the same one
+            found[name].append(clock(calls[name]))
+    return found
+
+
+def ratio(found: dict[str, list[float]], one: str, other: str) -> float:
+    return median(a / b for a, b in zip(found[one], found[other], strict=True))
+
+
+# ---- Measures ----
+
+
+def measure_steps(steps: Steps, repeats: int) -> dict[str, Any]:
+    calls = {"joint": steps.joint, "lm": steps.lm, "two_pass": steps.two_pass, "trainer": steps.trainer}
+    found = rounds(calls, repeats)
+    _, again = steps.drawn()
+    structure = rounds({"structure": again, "statistics": lambda: again(with_statistics=True)}, max(10, repeats))
+    share = median(structure["structure"]) / median(found["joint"])
+    return {
+        "joint_over_lm": ratio(found, "joint", "lm"),
+        "joint_over_two_pass": ratio(found, "joint", "two_pass"),
+        "joint_over_trainer": ratio(found, "joint", "trainer"),
+        "structure_share": share,
+        "seconds": {name: median(times) for name, times in {**found, **structure}.items()},
+    }
+
+
+@torch.inference_mode()
+def measure_embedding(steps: Steps, repeats: int) -> dict[str, Any]:
+    model = steps.sugar.eval()
+    inputs = steps.joint_trainer._prepare_inputs(steps.backbone_inputs())
+    inputs.pop("labels")
+    slice_map = steps.batch["slice_map"].to(DEVICE)
+    calls = {
+        "embed": lambda: model.get_retrieval_embeddings(**inputs, slice_map=slice_map),
+        "backbone": lambda: model.vlm.base_model(**inputs, use_cache=False).last_hidden_state,
+    }
+    found = rounds(calls, max(repeats, 10) if DEVICE == "cuda" or len(slice_map) > 8 else repeats)
+    return {
+        "embed_over_backbone": ratio(found, "backbone", "embed"),
+        "seconds": {name: median(times) for name, times in found.items()},
+    }
+
+
+@torch.inference_mode()
+def measure_prefixes(steps: Steps, repeats: int) -> dict[str, Any]:
+    """A document of five images and five texts: one pass, and one for each of its beginnings."""
+    model, draw = steps.sugar.eval(), np.random.default_rng(0)
+    document: list[Any] = []
+    for number in range(5):
+        document += [Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)), f"a dog sees {number} cats."]
+    whole = steps.processor([document]).to(DEVICE)
+    prefixes = [steps.processor([document[:end]]).to(DEVICE) for end in range(1, 11)]
+    calls = {
+        "one_pass": lambda: model.get_retrieval_embeddings(**whole),
+        "a_pass_each": lambda: [model.get_retrieval_embeddings(**prefix) for prefix in prefixes],
+    }
+    found = rounds(calls, repeats)
+    return {
+        "prefix_speedup": ratio(found, "a_pass_each", "one_pass"),
+        "seconds": {name: median(times) for name, times in found.items()},
+    }
+
+
+def peak(size: str, samples: int, variant: str, mini_batch_size: int | None = None) -> dict[str, float]:
+    """Peak memory in MiB of a process that takes three such steps, and of the same before them."""
+    command = [sys.executable, __file__, "--peak", size, str(samples), variant, str(mini_batch_size or 0)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_of_this_process(size: str, samples: int, variant: str, mini_batch_size: int | None) -> dict[str, float]:
+    """Run by `peak` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Steps(size, samples, folder, mini_batch_size)
+        if not isinstance(steps.batch, MiniBatches):
+            steps.backbone_inputs()
+        before = resident()
+        for _ in range(3):
+            getattr(steps, variant)()
+    return {"peak": highest(), "before": before}
+
+
+def resident() -> float:
+    """Memory in use in MiB; what is counted as the highest starts here."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's way to reset the highest
+    return _status("VmRSS")
+
+
+def highest() -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if DEVICE == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def measure_memory(size: str, samples: int) -> dict[str, Any]:
+    joint, plain = peak(size, samples, "joint"), peak(size, samples, "trainer")
+    found: dict[str, Any] = {"peak_memory_ratio": joint["peak"] / plain["peak"]}
+    found["mib"] = {"joint": joint, "trainer": plain}
+    if size == "mini":
+        large, small = peak(size, LARGE, "joint", SMALL), peak(size, SMALL, "joint")
+        whole = peak(size, LARGE, "joint")
+        found["batch_512_over_8_memory"] = large["peak"] / small["peak"]
+        found["mib"] |= {"512 in mini-batches of 8": large, "8": small, "512 at once": whole}
+    return found
+
+
+def measure(size: str, repeats: int, samples: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Steps(size, samples, folder)
+        tokens = list(steps.batch["input_ids"].shape)
+        labelled = int((steps.batch["labels"][:, 1:] != -100).sum())
+        print(
+            f"\n{size}: {steps.sugar.num_parameters() / 1e6:.0f}M parameters, batch of {tokens[0]} x {tokens[1]} ",
+            end="",
+        )
+        print(f"tokens, {labelled} of them labels, on {DEVICE}", flush=True)
+        found: dict[str, Any] = {"batch": tokens, "labels": labelled}
+        for part in (measure_steps, measure_embedding, measure_prefixes):
+            merge(found, part(steps, repeats))
+        del steps
+    merge(found, measure_memory(size, samples))
+    return found
+
+
+def merge(found: dict[str, Any], more: dict[str, Any]) -> None:
+    seconds = {**found.get("seconds", {}), **more.pop("seconds", {})}
+    found.update(more)
+    found["seconds"] = seconds
+    for name, value in more.items():
+        if name in TARGETS:
+            print(f"  {name:<26} {value:8.3f}   ({TARGETS[name]})", flush=True)
+
+
+def worst(models: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Each figure of the model for which it is worst."""
+    found = {}
+    for name, target in TARGETS.items():
+        values = [model[name] for model in models.values() if name in model]
+        if values:
+            found[name] = min(values) if target.startswith("at least") else max(values)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=tuple(BATCH), help="default: mini and 0.5b, on a GPU 7b too")
+    parser.add_argument("--repeats", type=int, help="rounds of each measure (default: 15, of the larger models 3)")
+    parser.add_argument("--batch-size", type=int, help="samples of the batch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        size, samples, variant, mini_batch_size = options.peak
+        print(json.dumps(peak_of_this_process(size, int(samples), variant, int(mini_batch_size) or None)))
+        return
+    models = {}
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for size in options.models or ["mini", "0.5b", *(["7b"] if DEVICE == "cuda" else [])]:
+        repeats = options.repeats or (15 if size == "mini" or DEVICE == "cuda" else 3)
+        models[size] = measure(size, repeats, options.batch_size or BATCH[size])
+        for name, seconds in models[size]["seconds"].items():
+            print(f"  {name:<26} {seconds * 1000:10.1f} ms")
+        for name, mib in models[size]["mib"].items():
+            print(f"  {name:<26} {mib['peak']:10.0f} MiB, before the first step {mib['before']:.0f}")
+    if options.json:
+        options.json.write_text(json.dumps({**worst(models), "models": models}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
