@@ -332,9 +332,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
         pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)
-        embeds = self.retrieval_head(pooled)  # (B, S, retrieval_dim)
-        # where, not a product: the head makes a unit vector of an absent slice too, and 0 * inf would be NaN
-        return torch.where(mask.unsqueeze(-1), embeds, torch.zeros_like(embeds)), mask
+        embeds = pooled.new_zeros(*mask.shape, self.config.retrieval_dim)
+        embeds[mask] = self.retrieval_head(pooled[mask])  # the head would make a unit vector of an absent slice too
+        return embeds, mask
 
     def generate(self, *args: Any, slice_map: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate with the backbone, which knows best how. A `slice_map` is accepted and not needed."""

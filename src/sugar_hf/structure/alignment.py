@@ -188,21 +188,32 @@ def calibrated_cosine(log_k: Tensor, length_x: int | Tensor, length_y: int | Ten
     longest_x, longest_y = (int(length.max()) if length.numel() else 1 for length in (m, n))
     counts = _log_counts(longest_x, longest_y, log_k.device, target.dtype)  # (longest_x, longest_y, most)
     log_count = counts.flatten(0, 1)[(m - 1) * longest_y + (n - 1)]  # (..., most)
-    visited = ((m + n - 1)[..., None] - torch.arange(counts.shape[-1], device=log_k.device)).to(target.dtype)
-
-    # log sum_l N_l exp(l t) is convex and rises in t, so Newton from above, t = 0, comes down to the root.
-    shape = torch.broadcast_shapes(target.shape, log_count.shape[:-1])
-    log_kappa = torch.zeros(shape, dtype=target.dtype, device=log_k.device)
-    for _ in range(NEWTON_STEPS):
-        terms = log_count + visited * log_kappa[..., None]
-        largest = terms.amax(-1, keepdim=True)
-        weights = torch.exp(terms - largest)
-        total = weights.sum(-1)
-        slope = (weights * visited).sum(-1) / total
-        log_kappa = log_kappa - (total.log() + largest[..., 0] - target) / slope
+    log_kappa = torch.zeros((), dtype=torch.float32, device=log_k.device)
+    for step in range(NEWTON_STEPS):
+        # each step squares the error: all but the last may be made in single precision
+        precision = target.dtype if step == NEWTON_STEPS - 1 else torch.float32
+        start, wanted, counted = (part.to(precision) for part in (log_kappa, target, log_count))
+        log_kappa = _newton_step(start, wanted, counted, m + n - 1)
     sigma = torch.as_tensor(sigma, dtype=target.dtype, device=target.device)
     cosine = 1 + sigma.square() * (math.log(2) + log_kappa - torch.log1p(log_kappa.exp()))
     return cosine.clamp(max=1).to(dtype)
+
+
+def _newton_step(log_kappa: Tensor, target: Tensor, log_count: Tensor, longest_path: Tensor) -> Tensor:
+    """One step towards ``log sum_l N_l exp(l t) = target``, which is convex and rises in t: from above, it comes down.
+
+    Shape:
+        log_kappa and target (...,), log_count (..., most) of paths with 0, 1, ... diagonal steps, longest_path (...,).
+    """
+    diagonals = torch.arange(log_count.shape[-1], device=log_count.device, dtype=log_count.dtype)
+    visited = longest_path[..., None] - diagonals  # (..., most)
+    terms = torch.addcmul(log_count, visited, log_kappa[..., None])
+    largest = terms.amax(-1, keepdim=True)
+    moments = torch.stack([torch.ones_like(diagonals), diagonals], dim=1)  # (most, 2)
+    # exp(-80) is nothing beside 1, and results that underflow cost a CPU a hundred times as much
+    total, weighted = (terms.sub_(largest).clamp_(min=-80).exp_() @ moments).unbind(-1)
+    slope = longest_path - weighted / total  # mean of the visited cells
+    return log_kappa - (total.log() + largest[..., 0] - target) / slope
 
 
 def _log_counts(longest_x: int, longest_y: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -111,7 +111,9 @@ def label_matrix(
         row_norms = column_norms if symmetric else _self_kernels(left, right, rows, config.delta)
 
     most_ends = max(stop - start for start, stop in pairwise(rows.offsets))
-    per_pair = slices * slices * most_ends * math.ceil(len(columns.last) / len(columns.samples))
+    pairs = most_ends * math.ceil(len(columns.last) / len(columns.samples))  # prefix pairs of a pair of samples
+    shared = config.label_kernel in ("calibrated", "mean")  # one table for all of them
+    per_pair = slices * (slices + pairs) if shared else slices * slices * pairs
     budget = max_cells or default_cells(left, slices)
     labels = left.new_empty(len(rows.last), len(columns.last))
     for start, stop in row_chunks(len(rows.samples), len(columns.samples), per_pair, budget, symmetric):

@@ -231,7 +231,7 @@ def nonfinite_samples(
     if features is not None:
         vectors += [features[name] for name in ("clip", "dino", "text")]
     for vector in vectors:  # (B, S, d), zeros where a sample has no such slice
-        bad |= (~vector[: len(bad)].isfinite()).flatten(1).any(dim=1).to(bad.device)
+        bad |= ~vector[: len(bad)].sum((1, 2)).isfinite().to(bad.device)
     return bad
 
 
