@@ -398,7 +398,7 @@ def worst(models: dict[str, dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=tuple(BATCH), help="default: mini and 0.5b, on a GPU 7b too")
-    parser.add_argument("--repeats", type=int, help="rounds of each measure (default: 15, of the larger models 3)")
+    parser.add_argument("--repeats", type=int, help="rounds of each measure (default: 21, of the larger models 5)")
     parser.add_argument("--batch-size", type=int, help="samples of the batch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -410,7 +410,7 @@ def main() -> None:
     models = {}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for size in options.models or ["mini", "0.5b", *(["7b"] if DEVICE == "cuda" else [])]:
-        repeats = options.repeats or (15 if size == "mini" or DEVICE == "cuda" else 3)
+        repeats = options.repeats or (21 if size == "mini" or DEVICE == "cuda" else 5)
         models[size] = measure(size, repeats, options.batch_size or BATCH[size])
         for name, seconds in models[size]["seconds"].items():
             print(f"  {name:<26} {seconds * 1000:10.1f} ms")
