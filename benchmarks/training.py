@@ -25,31 +25,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model
 from PIL import Image
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    Qwen2Config,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from training_models import DEVICE, build
+from transformers import Trainer, TrainingArguments
 
-from sugar_hf import picturebook
-from sugar_hf.data import DOCUMENT_ROLE, image_part, text_part, to_sample
-from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
-from sugar_hf.structure import SliceFeatures, TripleTeacher
-from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
+from sugar_hf.model import SugarForConditionalGeneration
+from sugar_hf.structure import SliceFeatures
+from sugar_hf.training import SugarTrainer, SugarTrainingArguments
 from sugar_hf.training.batching import MiniBatches
 from sugar_hf.training.objective import KnownGradient, structure_term
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
+TITLES = {
+    "joint_over_lm": "time, joint / LM",
+    "joint_over_two_pass": "time, joint / two passes",
+    "joint_over_trainer": "time, joint / plain Trainer",
+    "structure_share": "share of labels, L_d and its backward in the joint step",
+    "embed_over_backbone": "embeddings a second / `last_hidden_state` of the backbone",
+    "prefix_speedup": "all 10 beginnings of a document, one pass each / one pass",
+    "peak_memory_ratio": "peak memory, joint / plain Trainer",
+    "batch_512_over_8_memory": "peak memory, 512 samples in mini-batches of 8 / 8 samples",
+}
+VARIANTS = {"joint": "joint", "lm": "LM", "two_pass": "two passes", "trainer": "plain Trainer", "structure": "L_d"}
 TARGETS = {
     "joint_over_lm": "at most 1.03",
     "joint_over_two_pass": "at most 0.60",
@@ -64,97 +62,13 @@ BATCH = {"mini": 24, "0.5b": 4, "7b": 16}
 LARGE, SMALL = 512, 8
 
 
-# ---- Models and batches ----
-
-
-def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA with random weights, and a processor with the tokenizer of the mini VLM."""
-    tokenizer = AutoTokenizer.from_pretrained(picturebook.checkpoint("mini-vlm"))
-    vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-    if size == "0.5b":
-        text: Any = Qwen2Config(
-            vocab_size=151936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-        pixels = 224
-    else:
-        text, pixels = LlamaConfig(vocab_size=32064), 336
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision, num_attention_heads=16, image_size=pixels, patch_size=14),
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    with torch.device(DEVICE):
-        torch.set_default_dtype(dtype)
-        model = LlavaForConditionalGeneration(config)
-        torch.set_default_dtype(torch.float32)
-    shape = {"size": {"shortest_edge": pixels}, "crop_size": {"height": pixels, "width": pixels}}
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(**shape),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    return model, processor
-
-
-def noise_rows(count: int, dim: int = 768) -> list[dict[str, Any]]:
-    """Documents of an image and two texts, with random teacher vectors of the paper's teachers' width."""
-    draw = np.random.default_rng(0)
-    words = ["dog", "cat", "house", "red", "blue", "three", "runs", "sees"]
-    rows = []
-    for number in range(count):
-        texts = [" ".join(draw.choice(words, int(draw.integers(15, 45)))) for _ in range(2)]
-        vectors = draw.normal(size=(3, 3, dim)).astype(np.float16)
-        rows.append(
-            {
-                "id": str(number),
-                "source": "noise",
-                "messages": [{"role": DOCUMENT_ROLE, "content": [image_part(), *map(text_part, texts)]}],
-                "images": [Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))],
-                "teacher_clip": vectors[0],
-                "teacher_dino": vectors[1] * np.array([[1], [0], [0]], np.float16),
-                "teacher_text": vectors[2] * np.array([[0], [1], [1]], np.float16),
-                "teacher_is_image": [True, False, False],
-                "teacher_fingerprint": "noise",
-            }
-        )
-    return rows
-
-
-def build(size: str, samples: int) -> tuple[Any, SugarProcessor, Any]:
-    """Model (with adapters where they are trained), processor and rows with teacher vectors."""
-    set_seed(0)
-    if size == "mini":
-        folder = picturebook.checkpoint("mini-vlm")
-        model = SugarForConditionalGeneration.from_backbone(folder).to(DEVICE)
-        processor = SugarProcessor.from_pretrained(folder)
-        minis = {"clip": "mini-clip", "dino": "mini-dino", "text": "mini-bert"}
-        teacher = TripleTeacher.from_pretrained(
-            **{role: picturebook.checkpoint(name) for role, name in minis.items()}, show_progress=False
-        )
-        rows = picturebook.load("train", size=samples)
-        return model, processor, teacher.cache(rows, lambda row: processor.slices(to_sample(row)))
-    vlm, backbone_processor = random_llava(size)
-    model = SugarForConditionalGeneration.from_backbone(vlm)
-    adapted = get_peft_model(model, sugar_lora_config(model))
-    return adapted, SugarProcessor(backbone_processor), noise_rows(samples)
+# ---- Steps ----
 
 
 def arguments(folder: str, **options: Any) -> SugarTrainingArguments:
     return SugarTrainingArguments(
         folder, **{"report_to": "none", "use_cpu": DEVICE == "cpu", "alpha": 10.0, **options}
     )
-
-
-# ---- Steps ----
 
 
 class Steps:
@@ -368,7 +282,7 @@ def measure(size: str, repeats: int, samples: int) -> dict[str, Any]:
             end="",
         )
         print(f"tokens, {labelled} of them labels, on {DEVICE}", flush=True)
-        found: dict[str, Any] = {"batch": tokens, "labels": labelled}
+        found: dict[str, Any] = {"batch": tokens, "labels": labelled, "device": DEVICE}
         for part in (measure_steps, measure_embedding, measure_prefixes):
             merge(found, part(steps, repeats))
         del steps
@@ -383,6 +297,35 @@ def merge(found: dict[str, Any], more: dict[str, Any]) -> None:
     for name, value in more.items():
         if name in TARGETS:
             print(f"  {name:<26} {value:8.3f}   ({TARGETS[name]})", flush=True)
+
+
+def table(models: dict[str, dict[str, Any]]) -> str:
+    """The figures as Markdown."""
+    rows = [f"| | wanted | {' | '.join(models)} |", f"|---|---|{'---|' * len(models)}"]
+    for name, title in TITLES.items():
+        values = [f"{model[name]:.3g}" if name in model else "" for model in models.values()]
+        rows.append(f"| {title} | {TARGETS[name]} | {' | '.join(values)} |")
+    for size, model in models.items():
+        milliseconds = {name: 1000 * value for name, value in model["seconds"].items()}
+        names = {
+            "joint": "joint",
+            "lm": "LM",
+            "two_pass": "two passes",
+            "trainer": "plain Trainer",
+            "structure": "L_d",
+        }
+        times = ", ".join(f"{title} {milliseconds[name]:,.0f}" for name, title in names.items())
+        memory = ", ".join(f"{name} {mib['peak']:,.0f}" for name, mib in model["mib"].items())
+        rows.append(
+            f"\n`{size}` on {model['device']}: batch of {model['batch'][0]} x {model['batch'][1]} tokens, "
+            f"{model['labels']} of them labels. Medians in ms: {times}. Peak memory of the process in MiB: {memory}."
+        )
+    return "\n".join(rows) + "\n"
+
+
+def update_document(models: dict[str, dict[str, Any]]) -> None:
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    DOCUMENT.write_text(before + BEGIN + table(models) + END + rest.split(END)[1])
 
 
 def worst(models: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -401,12 +344,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="rounds of each measure (default: 21, of the larger models 5)")
     parser.add_argument("--batch-size", type=int, help="samples of the batch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--update-docs", action="store_true", help="write the figures into docs/training.md")
+    parser.add_argument("--from-json", type=Path, metavar="FILE", help="take the figures of an earlier run")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         size, samples, variant, mini_batch_size = options.peak
         print(json.dumps(peak_of_this_process(size, int(samples), variant, int(mini_batch_size) or None)))
         return
+    models = json.loads(options.from_json.read_text())["models"] if options.from_json else run(options)
+    if options.json:
+        options.json.write_text(json.dumps({**worst(models), "models": models}, indent=1) + "\n")
+    if options.update_docs:
+        update_document(models)
+
+
+def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measures each model and prints what it finds."""
     models = {}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for size in options.models or ["mini", "0.5b", *(["7b"] if DEVICE == "cuda" else [])]:
@@ -416,8 +370,7 @@ def main() -> None:
             print(f"  {name:<26} {seconds * 1000:10.1f} ms")
         for name, mib in models[size]["mib"].items():
             print(f"  {name:<26} {mib['peak']:10.0f} MiB, before the first step {mib['before']:.0f}")
-    if options.json:
-        options.json.write_text(json.dumps({**worst(models), "models": models}, indent=1) + "\n")
+    return models
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ from sugar_hf.data import to_sample
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.training import SugarTrainer, sugar_lora_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks
+    pytest.mark.filterwarnings("ignore:With this model, the embedding of a slice end"),  # of two families
+]
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,23 @@ def test_resumed_run_has_the_losses_of_the_uninterrupted_one(tmp_path, workers, 
         assert torch.equal(ours, theirs)
 
 
+def test_resumed_run_of_mini_batches_of_like_length(tmp_path):
+    options = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "per_device_train_batch_size": 3,
+        "mini_batch_size": 2,
+        "train_sampling_strategy": "group_by_length",
+    }
+    whole = make_trainer(tmp_path, **options)
+    whole.train()
+    rest = make_trainer(tmp_path, seed=1, **options)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(logged(rest, "loss")) == 6
+    assert logged(rest, "loss") == logged(whole, "loss")
+
+
 def test_resumed_adapter_has_the_losses_of_the_uninterrupted_one(tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "positions_per_sample": 2}
     trainers = []

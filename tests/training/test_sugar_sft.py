@@ -77,6 +77,16 @@ def test_trains_an_adapter_with_gradient_checkpointing(tmp_path):
     assert any("lora_B" in name for name in moved)
 
 
+def test_mini_batches_give_the_losses_of_the_whole_batch(tmp_path):
+    logs = []
+    for size in (None, 1):
+        trainer = make_sft(tmp_path / str(size), max_steps=2, mini_batch_size=size)
+        trainer.train()
+        logs.append([logged(trainer, name) for name in ("loss", "loss_structure")])
+        assert all(0 <= value <= 1 for value in logged(trainer, "mean_token_accuracy"))
+    assert logs[0] == [pytest.approx(values, rel=1e-3) for values in logs[1]]
+
+
 def test_trains_under_bfloat16_autocast(tmp_path):
     trainer = make_sft(tmp_path, bf16=True, max_steps=1)
     trainer.train()

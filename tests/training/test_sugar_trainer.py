@@ -1,13 +1,15 @@
 """SugarTrainer: what moves, what the two losses are, what is logged, saved and refused."""
 
 import math
+import warnings
 
 import pytest
 import torch
+from builders import build_tiny_llava_onevision
 from training_tools import document, logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
-from sugar_hf.model import SugarForConditionalGeneration
+from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, structure_loss
 from sugar_hf.training import SugarCollator, SugarTrainer, draw_slice_ends
 
@@ -307,9 +309,10 @@ def test_missing_teacher_vectors_are_refused_at_once(tmp_path):
         make_trainer(tmp_path, eval_dataset={"test": make_dataset(processor, cached=False)})
 
 
-def test_missing_teacher_vectors_of_a_batch_are_refused(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"mini_batch_size": 1}])
+def test_missing_teacher_vectors_of_a_batch_are_refused(tmp_path, options):
     _, processor = make_sugar()
-    trainer = make_trainer(tmp_path, train_dataset=list(make_dataset(processor, cached=False)))
+    trainer = make_trainer(tmp_path, train_dataset=list(make_dataset(processor, cached=False)), **options)
     with pytest.raises(ValueError, match="no teacher vectors"):
         trainer.train()
 
@@ -339,6 +342,19 @@ def test_arguments_without_the_structure_loss_are_refused(tmp_path):
         SugarTrainer(model, make_arguments(tmp_path), processing_class=processor.backbone_processor)
     with pytest.raises(TypeError, match="Give the teacher to the collator"):
         SugarTrainer(model, make_arguments(tmp_path), SugarCollator(processor), teacher=object())
+
+
+def test_inexact_embeddings_of_beginnings_are_said(tmp_path):
+    backbone, backbone_processor = build_tiny_llava_onevision()
+    processor = SugarProcessor(backbone_processor)
+    model = SugarForConditionalGeneration.from_backbone(backbone, retrieval_dim=16)
+    options = {"train_dataset": make_dataset(processor), "processing_class": processor}
+    with pytest.warns(UserWarning, match="embedding of a slice end inside a longer sample is not that of"):
+        SugarTrainer(model, make_arguments(tmp_path, max_steps=1), **options).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*inside a longer sample")
+        SugarTrainer(model, make_arguments(tmp_path, max_steps=1, alpha=0.0), **options).train()
+        make_trainer(tmp_path, max_steps=1).train()
 
 
 def test_default_arguments_are_those_of_the_structure_loss(tmp_path):

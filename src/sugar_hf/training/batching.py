@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from .arguments import SugarTrainingArguments
-from .lengths import PROBED_ROWS, LengthEstimate
+from .lengths import PROBED_ROWS, LengthEstimate, LengthSampler
 from .mini_batches import MiniBatchCollator, MiniBatches, RandomState
 
 
@@ -113,7 +112,9 @@ class MiniBatchMixin(Trainer):
             return super()._get_train_sampler(train_dataset)
         # samples hold no `input_ids` that the base trainer could count
         lengths = self.length_estimate.of_dataset(dataset)
-        return LengthGroupedSampler(args.train_batch_size * args.gradient_accumulation_steps, lengths=lengths)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        together = args.train_batch_size * args.gradient_accumulation_steps
+        return LengthSampler(lengths, together, seed, lambda: int(self.state.epoch or 0))
 
     # ---- Counts ----
 

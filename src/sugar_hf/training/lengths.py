@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from tqdm.auto import tqdm
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 PROBED_ROWS = 32
 
@@ -58,6 +61,29 @@ class LengthEstimate:
         if isinstance(rows, Dataset):
             rows = rows.select_columns(["messages"])
         return [self(row) for row in tqdm(rows, desc="Estimating lengths", unit="row", disable=len(rows) < 10_000)]
+
+
+class LengthSampler(Sampler[int]):
+    """Rows in an order that puts those of like length together, drawn anew for each epoch.
+
+    The order depends on the seed and the epoch alone, so that a resumed run goes on in it.
+
+    Args:
+        lengths: Length of each row.
+        batch_size: Number of rows that should be alike.
+        seed: Seed of the order.
+        epoch: Tells the epoch when the sampler is iterated over.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int, int]:

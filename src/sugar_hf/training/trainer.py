@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -15,9 +16,9 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor
+from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
 from sugar_hf.structure import (
     TEACHER_COLUMNS,
     SliceFeatures,
@@ -142,8 +143,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         if isinstance(self.data_collator, SugarCollator):
             self.data_collator.fill_images = True
         # the number of chunks depends on a process's labels, and each of them uses the LM head
-        sugar = next(module for module in self.model.modules() if isinstance(module, SugarForConditionalGeneration))
-        sugar.max_logits = None
+        _sugar_model(self.model).max_logits = None
 
     def _apply_image_pooling(self, model: Any) -> None:
         if self.args.image_pooling is not None:
@@ -177,6 +177,21 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
                 optimizer.add_param_group({**group, "params": parameters, "lr": self.args.head_learning_rate})
         return optimizer
+
+    def train(self, *rest: Any, **kwargs: Any) -> TrainOutput:
+        """The base trainer's `train`; warns if the model's embeddings of beginnings are not exact."""
+        if self.args.alpha and isinstance(self.processing_class, SugarProcessor):
+            self._warn_about_prefixes(self.processing_class)
+        return super().train(*rest, **kwargs)
+
+    def _warn_about_prefixes(self, processor: SugarProcessor) -> None:
+        model = _sugar_model(self.model)
+        # bitsandbytes lays weights out anew in evaluation mode on some CPUs, and trains wrongly with them
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or "hf_quantizer" in vars(model):
+            return
+        check = check_prefix_embeddings(model, processor)
+        if not check.is_exact:
+            warnings.warn(str(check), stacklevel=3)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; in the head's warm-up all other gradients are dropped."""
@@ -224,11 +239,8 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         fillers = len(inputs["input_ids"]) - len(keys) if keys is not None else 0
         if not self.args.alpha and not fillers:
             inputs.pop("slice_map", None)
-        elif self.args.alpha and features is None:
-            raise ValueError(
-                "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
-                "collator a teacher, or set alpha=0 to train the language-model loss alone."
-            )
+        elif self.args.alpha:
+            features = _required(features)
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         if num_items_in_batch is not None:  # a batch of images alone has no label token: its L_g is 0, not 0 / 0
@@ -282,13 +294,13 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         states, drawn, samples = [], [], 0
         for batch in batches:
             inputs = self._prepare_inputs(batch)
-            features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys")
+            teachers, keys = _required(inputs.pop("structure_features", None)), inputs.pop("sample_keys")
             inputs.pop("sample_ids", None)
             states.append(RandomState(inputs["input_ids"]))
             inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.model(**inputs)
-            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, features, keys, training=True)
+            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, teachers, keys, training=True)
             drawn.append((embeddings, features, ends + torch.tensor([samples, 0], device=ends.device)))
             samples += len(keys)
         parts, vectors, all_ends = zip(*drawn, strict=True)
@@ -331,8 +343,6 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         """Logs, and adds both losses and the label statistics, averaged over the logging window."""
         if "loss" in logs:
             logs.update(self._mean_over_processes(self._train_means.pop()))
-        elif "train_runtime" in logs:  # the steps after the last log of this run are not those of the next one
-            self._train_means = WindowMeans()
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -390,6 +400,21 @@ class SugarTrainer(StructureLossMixin, Trainer):
 
     def __init__(self, model: Any = None, args: SugarTrainingArguments | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
+
+
+def _sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
+    """The Sugar model, however it is wrapped."""
+    return next(module for module in model.modules() if isinstance(module, SugarForConditionalGeneration))
+
+
+def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """The teacher vectors of a batch, or an error if it has none."""
+    if features is None:
+        raise ValueError(
+            "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
+            "collator a teacher, or set alpha=0 to train the language-model loss alone."
+        )
+    return features
 
 
 def _in_head(name: str) -> bool:
