@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from builders import BUILDERS, build_sugar, build_tiny_paligemma2, cached_sugar, picture
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -305,6 +306,7 @@ import sys
 sys.modules["sugar_hf"] = None
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 root, *families = sys.argv[1:]
@@ -315,7 +317,7 @@ for family in families:
     assert "sugar_hf" not in type(model).__module__
     inputs = processor([["A cat.", Image.open(f"{root}/image.png"), "A dog."]])
     with torch.no_grad():
-        torch.save(model(**inputs).retrieval_embeds, f"{root}/{family}/embeds.pt")
+        save_file({"embeds": model(**inputs).retrieval_embeds}, f"{root}/{family}/embeds.safetensors")
 """
 
 
@@ -340,9 +342,9 @@ def exported(tmp_path_factory):
 def test_export_works_without_the_package(sugar, family, exported):
     model, processor = sugar
     root, said = exported
-    assert (root / family / "embeds.pt").is_file(), said
+    assert (root / family / "embeds.safetensors").is_file(), said
     expected = model(**processor([["A cat.", SQUARE, "A dog."]])).retrieval_embeds
-    assert torch.allclose(torch.load(root / family / "embeds.pt"), expected, atol=1e-6)
+    assert torch.allclose(load_file(root / family / "embeds.safetensors")["embeds"], expected, atol=1e-6)
 
 
 # --- gradients

@@ -31,7 +31,7 @@ from .checkpoints import SafeCheckpointMixin
 from .collator import SugarCollator
 from .ends import draw_slice_ends
 from .guard import GuardedStepMixin, nonfinite_samples
-from .lora import RETRIEVAL_HEAD
+from .head import HeadMixin
 from .metrics import WindowMeans
 from .mini_batches import MiniBatches, RandomState
 from .objective import KnownGradient, structure_term
@@ -44,7 +44,7 @@ ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 LARGE_OUTPUTS = ["past_key_values", "last_hidden_state", "hidden_states", "attentions"]
 
 
-class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
+class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniBatchMixin):
     """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
@@ -159,24 +159,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         # With `remove_unused_columns=True` what counts is what the collator reads, not what the model takes.
         self._signature_columns: Any = [*ROW_COLUMNS, self.args.length_column_name]
 
-    # ---- Optimisation ----
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Makes the base trainer's optimizer, with the retrieval head in groups of its own learning rate."""
-        if self.optimizer is not None or self.args.head_learning_rate is None:
-            return super().create_optimizer(model)
-        optimizer = super().create_optimizer(model)
-        head = {
-            id(parameter)
-            for name, parameter in (self.model if model is None else model).named_parameters()
-            if _in_head(name)
-        }
-        for group in list(optimizer.param_groups):
-            parameters = [parameter for parameter in group["params"] if id(parameter) in head]
-            if parameters:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-                optimizer.add_param_group({**group, "params": parameters, "lr": self.args.head_learning_rate})
-        return optimizer
+    # ---- Training ----
 
     def train(self, *rest: Any, **kwargs: Any) -> TrainOutput:
         """The base trainer's `train`; warns if the model's embeddings of beginnings are not exact."""
@@ -192,15 +175,6 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, MiniBatchMixin):
         check = check_prefix_embeddings(model, processor)
         if not check.is_exact:
             warnings.warn(str(check), stacklevel=3)
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; in the head's warm-up all other gradients are dropped."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.state.global_step < self.args.head_warmup_steps:
-            for name, parameter in model.named_parameters():
-                if not _in_head(name):
-                    parameter.grad = None  # not zero: the optimizer must leave momentum and weight decay alone too
-        return loss
 
     def current_alpha(self) -> float:
         """The weight of L_d in the current step."""
@@ -415,8 +389,3 @@ def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
             "collator a teacher, or set alpha=0 to train the language-model loss alone."
         )
     return features
-
-
-def _in_head(name: str) -> bool:
-    """Whether a parameter's name lies in the retrieval head, however the model is wrapped."""
-    return RETRIEVAL_HEAD in name.split(".")
