@@ -221,13 +221,16 @@ def measure_prefixes(steps: Steps, repeats: int) -> dict[str, Any]:
     }
 
 
-def peak(size: str, samples: int, variant: str, mini_batch_size: int | None = None) -> dict[str, float]:
-    """Peak memory in MiB of a process that takes three such steps, and of the same before them."""
+def peak(size: str, samples: int, variant: str, mini_batch_size: int | None = None, runs: int = 1) -> dict[str, float]:
+    """Peak memory in MiB of a process that takes three such steps, and before them: the median of some processes."""
     command = [sys.executable, __file__, "--peak", size, str(samples), variant, str(mini_batch_size or 0)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = []
+    for _ in range(runs):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {name: median(each[name] for each in found) for name in ("peak", "before")}
 
 
 def peak_of_this_process(size: str, samples: int, variant: str, mini_batch_size: int | None) -> dict[str, float]:
@@ -261,7 +264,8 @@ def _status(field: str) -> float:
 
 
 def measure_memory(size: str, samples: int) -> dict[str, Any]:
-    joint, plain = peak(size, samples, "joint"), peak(size, samples, "trainer")
+    runs = 7 if size == "mini" else 1  # a small process scatters by some percent
+    joint, plain = (peak(size, samples, variant, runs=runs) for variant in ("joint", "trainer"))
     found: dict[str, Any] = {"peak_memory_ratio": joint["peak"] / plain["peak"]}
     found["mib"] = {"joint": joint, "trainer": plain}
     if size == "mini":
