@@ -1,0 +1,1 @@
+"""Indexes on disk, search, retrieval-augmented generation and explanations."""
