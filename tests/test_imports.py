@@ -7,11 +7,12 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sugar_hf"
 
-#: What each package may import besides itself. `sugar_hf/__init__.py` may import anything.
+#: What each package may import besides itself: packages, or one module of a package. `sugar_hf/__init__.py` may import
+#: anything. The safe image loader travels to the Hub, so it lies in `model`, and `data` takes it from there.
 ALLOWED = {
     "structure": set(),
     "model": set(),
-    "data": set(),
+    "data": {"model.images_sugar"},
     "training": {"structure", "model", "data"},
     "retrieval": {"structure", "model", "data"},
     "evaluation": {"model", "retrieval"},
@@ -60,7 +61,7 @@ def faults(path, source):
         is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
         for name in sorted(set(imported(node, module, is_package))):
             target = name.split(".")[1] if "." in name else "the whole project"
-            if target != package and target not in ALLOWED[package]:
+            if target != package and not {target, name.removeprefix("sugar_hf.")} & ALLOWED[package]:
                 found.append(f"{place}: {package} may not know {target}")
             if package == "model" and not is_relative:
                 found.append(f"{place}: model/ imports itself by relative names, as it does on the Hub")
@@ -99,6 +100,8 @@ def test_what_travels_lies_flat():
         ("model/modeling_sugar.py", "from ..model.configuration_sugar import SugarConfig"),
         ("model/hub.py", "from . import modeling_sugar"),
         ("data/readers.py", "from ..picturebook import load"),
+        ("data/images.py", "from ..model import SugarConfig"),
+        ("data/images.py", "from ..model.samples_sugar import parse_sample"),
         ("retrieval/index.py", "from sugar_hf.evaluation import recall"),
         ("retrieval/index.py", "from ..training import SugarTrainer"),
         ("training/script.py", "from ..cli import main"),
@@ -124,6 +127,7 @@ def test_a_wrong_import_is_caught(path, source):
         ("model/modeling_sugar.py", "from .configuration_sugar import SugarConfig"),
         ("model/__init__.py", "from . import modeling_sugar"),
         ("model/hub.py", "from .modeling_sugar import SugarOutput"),
+        ("data/images.py", "from ..model.images_sugar import read_image"),
         ("training/collator.py", "from sugar_hf.data import to_sample\nfrom ..structure import label_matrix"),
         ("training/collator.py", "from .. import model\nfrom sugar_hf import structure"),
         ("picturebook/recipe/loop.py", "from ..world import load\nfrom ...data import FEATURES"),

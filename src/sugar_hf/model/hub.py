@@ -19,6 +19,7 @@ CODE_FILES = (
     "adapters_sugar.py",
     "configuration_sugar.py",
     "hub.py",
+    "images_sugar.py",
     "loading_sugar.py",
     "loss_sugar.py",
     "modeling_sugar.py",

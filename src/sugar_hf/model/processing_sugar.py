@@ -26,7 +26,8 @@ class SugarProcessor(ProcessorMixin):
 
     A **sample** is a str, a PIL image, a `pathlib.Path` of an image, a list mixing these, or HF chat messages (a list
     of `{"role", "content"}`, the content a str or a list of `{"type": "text", "text"}` and
-    `{"type": "image", "image"|"path"|"url"|"base64"}`). A str is always text, never the name of a file.
+    `{"type": "image", "image"|"path"|"url"|"base64"}`). A str is always text, never the name of a file, and nothing
+    is downloaded but what stands under `url`.
 
     A **slice** is one image or one text (or one sentence, with `split_sentences`). Texts of system messages are
     instructions and make no slice. Whatever stands in a text is text: a literal `<image>` is no placeholder.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers.image_utils import load_image
+
+from .images_sugar import BadImageError, read_image_part
 
 # Instructions to the model rather than content of the sample: their text makes no slice.
 INSTRUCTION_ROLES = ("system", "developer")
@@ -25,12 +26,14 @@ class Part:
         where: The part's place in words, for error messages.
         text: The text; empty for an image.
         image: A PIL image, or the path or address of one; `None` for a text.
+        image_key: What the image is said to be: `image`, `path`, `url` or `base64`.
         spans: Character spans of the slices in `text`; empty for an image and for instructions.
     """
 
     where: str
     text: str = ""
     image: Any = None
+    image_key: str = "image"
     spans: tuple[Span, ...] = ()
 
     @property
@@ -44,15 +47,15 @@ class Part:
         return 1 if self.is_image else len(self.spans)
 
     def load(self) -> Image.Image:
-        """Return the image in RGB.
+        """Return the image in RGB, as [`read_image`] makes it of every source.
 
         Raises:
-            ValueError: If the file cannot be read as an image.
+            ValueError: If it cannot be read as an image, naming the part.
         """
         try:
-            return load_image(str(self.image) if isinstance(self.image, Path) else self.image)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.where}: cannot read the image {self.image}: {error}") from error
+            return read_image_part(self.image_key, self.image)
+        except BadImageError as error:
+            raise ValueError(f"{self.where}: cannot use the image: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def parse_sample(sample: Any, where: str, split_sentences: bool = False) -> list
     Args:
         sample: A str, a PIL image, a `pathlib.Path` of an image, a part (`{"type": "text", "text": ...}` or
             `{"type": "image", "image"|"path"|"url"|"base64": ...}`), a list mixing these, or chat messages: a list
-            of `{"role": ..., "content": str or list of parts}`.
+            of `{"role": ..., "content": str or list of parts}`. Nothing is downloaded but what stands under `url`.
         where: Name of the sample for error messages.
         split_sentences: Make one slice of each sentence instead of each text.
 
@@ -144,12 +147,12 @@ def _parse_parts(items: Sequence[Any], where: str, split_sentences: bool) -> tup
 
 def _parse_part(item: Any, where: str, split_sentences: bool) -> Part:
     if isinstance(item, dict) and item.get("type") == "image":
-        images = [item[key] for key in _IMAGE_KEYS if item.get(key) is not None]
-        if len(images) != 1:
+        keys = [key for key in _IMAGE_KEYS if item.get(key) is not None]
+        if len(keys) != 1:
             raise ValueError(f"{where}: an image part needs one of {', '.join(_IMAGE_KEYS)}, got {item!r:.80}")
-        item = images[0]
+        item = item[keys[0]]
         if isinstance(item, str):
-            return Part(where, image=item)
+            return Part(where, image=item, image_key=keys[0])
     elif isinstance(item, dict) and item.get("type") == "text":
         item = item.get("text")
     if isinstance(item, str):
