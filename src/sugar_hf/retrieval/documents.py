@@ -1,7 +1,5 @@
 """What an index holds: interleaved documents with an id and metadata, and the form in which they are stored."""
 
-import base64
-import binascii
 import hashlib
 import io
 import json
@@ -19,8 +17,9 @@ from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..data import CHAT_ROLES, DOCUMENT_ROLE, BadSampleError, image_part, load_image, text_part
+from ..data import DOCUMENT_ROLE, BadSampleError, load_image, text_part
 from ..data import FEATURES as SAMPLE_FEATURES
+from .content import FORMS, Content, as_image, checked_text, from_schema, is_part, is_struct, read_sample
 
 MAX_ID_BYTES = 512
 INT64 = 2**63
@@ -35,21 +34,8 @@ DOCUMENT_FEATURES = Features(
     }
 )
 
-_FORMS = (
-    "A document is a text, an image, a list of both, chat messages, a row with `messages` and `images`, or "
-    '{"id": ..., "document": any of these, "metadata": {...}}'
-)
 _SAMPLE_KEYS = ("document", "sample")
 _TEXT_AND_IMAGES = ("image", "images", "text")
-_PART_TYPES = ("text", "image")
-
-
-@dataclass(frozen=True)
-class _Content:
-    """Messages of the common schema, and what was given for each image, in reading order."""
-
-    messages: list[dict[str, Any]]
-    images: list[Any]
 
 
 @dataclass(frozen=True)
@@ -75,14 +61,14 @@ class Document:
         object.__setattr__(self, "metadata", check_metadata(self.metadata, self.id))
 
     @cached_property
-    def content(self) -> _Content:
+    def content(self) -> Content:
         """The sample in the common schema.
 
         Raises:
             BadSampleError: It is empty or malformed; the error names document and field.
         """
         try:
-            return _read_sample(self.sample)
+            return read_sample(self.sample)
         except BadSampleError as error:
             error.at(sample=self.id)
             raise
@@ -158,7 +144,7 @@ class Document:
             for i, image in enumerate(images):
                 if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes):
                     raise BadSampleError("the stored image has no bytes", field=f"images[{i}]")
-            return cls(row["id"], _from_schema(row["messages"], images), dict(_parse_metadata(row["metadata"])))
+            return cls(row["id"], from_schema(row["messages"], images), dict(_parse_metadata(row["metadata"])))
         except BadSampleError as error:
             error.at(sample=name)
             raise
@@ -230,7 +216,7 @@ def as_document(item: Any, number: int, prefix: str = "") -> Document:
 
 
 def _as_document(item: Any, name: str) -> Document:
-    if not isinstance(item, Mapping) or _is_part(item) or _is_struct(item):
+    if not isinstance(item, Mapping) or is_part(item) or is_struct(item):
         return Document(name, item)
     given = item.get("id")
     if given is not None:
@@ -245,12 +231,13 @@ def _as_document(item: Any, name: str) -> Document:
 
 
 def _from_mapping(item: Mapping[str, Any], name: str) -> Document:
-    used = {"id", "metadata", "digest"}
-    keys = [key for key in ("messages", *_SAMPLE_KEYS, *_TEXT_AND_IMAGES) if item.get(key) is not None]
+    sample_keys = ("messages", *_SAMPLE_KEYS, *_TEXT_AND_IMAGES)
+    keys = [key for key in sample_keys if item.get(key) is not None]
+    used = {"id", "metadata", "digest", *(key for key in sample_keys if key not in keys)}
     if "messages" in keys:
         used |= {"messages", "images"}
         images = item.get("images")
-        sample = _from_schema(item["messages"], [] if images is None else images)
+        sample = from_schema(item["messages"], [] if images is None else images)
     elif found := [key for key in keys if key in _SAMPLE_KEYS]:
         used |= set(found)
         if len(keys) > 1:
@@ -261,9 +248,9 @@ def _from_mapping(item: Mapping[str, Any], name: str) -> Document:
         images = [item["image"]] if "image" in keys else []
         images += _list_of(item["images"], "images") if "images" in keys else []
         texts = _list_of(item["text"], "text") if "text" in keys else []
-        sample = [*(_as_image(image, f"image {i}") for i, image in enumerate(images)), *texts]
+        sample = [*(as_image(image, f"image {i}") for i, image in enumerate(images)), *texts]
     else:
-        raise BadSampleError(f"{dict(item)!r:.80} says nothing that could be found", mend=_FORMS)
+        raise BadSampleError(f"{dict(item)!r:.80} says nothing that could be found", mend=FORMS)
     metadata = dict(_parse_metadata(item.get("metadata")))
     for key in item.keys() - used - metadata.keys():
         value = item[key]
@@ -277,136 +264,12 @@ def _from_mapping(item: Mapping[str, Any], name: str) -> Document:
     return Document(name, sample, dict(sorted(metadata.items())))
 
 
-# ---- Samples ----
-
-
-def _read_sample(sample: Any) -> _Content:
-    images: list[Any] = []
-    if _is_chat(sample):
-        messages = []
-        for i, message in enumerate(sample):
-            role, content = message["role"], message.get("content")
-            if role not in (*CHAT_ROLES, DOCUMENT_ROLE):
-                mend = f"Use {', '.join(CHAT_ROLES)}"
-                raise BadSampleError(f"unknown role {role!r:.80}", field=f"messages[{i}].role", mend=mend)
-            if role == DOCUMENT_ROLE and len(sample) > 1:
-                raise BadSampleError("a document must be the only message", field=f"messages[{i}].role")
-            items = content if isinstance(content, list | tuple) else [content]
-            messages.append({"role": role, "content": _read_parts(items, f"messages[{i}].content", images)})
-    else:
-        items = sample if isinstance(sample, list | tuple) else [sample]
-        messages = [{"role": DOCUMENT_ROLE, "content": _read_parts(items, "document", images)}]
-    if all(message["role"] == "system" for message in messages):
-        raise BadSampleError("nothing but system messages, which are not searched", field="messages")
-    return _Content(messages, images)
-
-
-def _read_parts(items: Any, where: str, images: list[Any]) -> list[dict[str, Any]]:
-    if not len(items):
-        raise BadSampleError("it is empty: neither text nor image", field=where, mend="Fill it in or leave it out")
-    parts = []
-    for i, item in enumerate(items):
-        name = f"{where}[{i}]"
-        if isinstance(item, Mapping) and item.get("type") == "text":
-            item = item.get("text")
-            if not isinstance(item, str):
-                raise BadSampleError(f"expected a string, got {type(item).__name__}", field=f"{name}.text")
-        if isinstance(item, str):
-            parts.append(text_part(_checked_text(item, name)))
-            continue
-        images.append(_image_of_part(item, name) if _is_part(item) else _as_image(item, name))
-        parts.append(image_part())
-    return parts
-
-
-def _checked_text(text: str, where: str) -> str:
-    if not text.strip():
-        raise BadSampleError("the text is empty", field=where, mend="Fill it in or leave it out")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadSampleError(f"the text is not valid Unicode ({error})", field=where, mend="Clean the text") from error
-    return text
-
-
-def _image_of_part(part: Mapping[str, Any], where: str) -> Any:
-    """What an image part names: `image` or `path` (a path), `base64`; a URL is never fetched."""
-    given = {key: part[key] for key in ("image", "path", "base64", "url") if part.get(key) is not None}
-    if len(given) != 1:
-        raise BadSampleError("an image part needs one of image, path, base64", field=where)
-    [(key, value)] = given.items()
-    if key == "base64" and isinstance(value, str):
-        try:
-            return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
-        except binascii.Error as error:
-            raise BadSampleError(f"invalid base64 ({error})", field=f"{where}.base64") from error
-    return _as_image(value, f"{where}.{key}")
-
-
-def _as_image(value: Any, where: str) -> Any:
-    """What an image is taken from. A str is a path here: the caller knows that an image is meant."""
-    if isinstance(value, Mapping) and _is_struct(value):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, str):
-        if "://" in value or value.startswith("data:"):
-            mend = "Download the image first and give its path"
-            raise BadSampleError(f"{value[:200]!r} is a URL, which is not fetched", field=where, mend=mend)
-        value = Path(value)
-    if isinstance(value, bytearray | memoryview):
-        value = bytes(value)
-    if isinstance(value, Image.Image | Path | bytes):
-        return value
-    raise BadSampleError(f"{type(value).__name__} is neither text nor image", field=where, mend=_FORMS)
-
-
-def _from_schema(messages: Any, images: Any) -> list[Any]:
-    """Messages of the common schema with their images put in place: a document's parts, or a chat."""
-    if not _is_chat(messages):
-        raise BadSampleError("expected a list of messages with a role", field="messages")
-    if not isinstance(images, list | tuple):
-        raise BadSampleError(f"expected a list, got {type(images).__name__}", field="images")
-    left = list(enumerate(images))
-    chat = []
-    for message in messages:
-        content = message.get("content")
-        parts = []
-        for part in content if isinstance(content, list | tuple) else [content]:
-            bare = isinstance(part, Mapping) and part.get("type") == "image"
-            if bare and all(part.get(key) is None for key in ("image", "path", "base64", "url")):
-                if not left:
-                    raise BadSampleError(f"there are {len(images)}, but more image parts", field="images")
-                number, image = left.pop(0)
-                part = {"type": "image", "image": _as_image(image, f"images[{number}]")}
-            parts.append(part)
-        chat.append({"role": message["role"], "content": parts})
-    if left:
-        mend = "Write an image part for each"
-        raise BadSampleError(f"there are {len(images)}, but fewer image parts", field="images", mend=mend)
-    return chat
-
-
 def _list_of(value: Any, where: str) -> list[Any]:
     if isinstance(value, list | tuple):
         return list(value)
     if where == "images":
         raise BadSampleError(f"expected a list, got {type(value).__name__}", field=where, mend="Use `image` for one")
     return [value]
-
-
-def _is_chat(sample: Any) -> bool:
-    return (
-        isinstance(sample, list | tuple)
-        and len(sample) > 0
-        and all(isinstance(message, Mapping) and "role" in message for message in sample)
-    )
-
-
-def _is_part(item: Any) -> bool:
-    return isinstance(item, Mapping) and item.get("type") in _PART_TYPES
-
-
-def _is_struct(item: Mapping[str, Any]) -> bool:
-    return bool(item) and item.keys() <= {"bytes", "path"}
 
 
 def _is_list_of_strings(value: Any) -> bool:
@@ -451,7 +314,7 @@ def check_metadata(metadata: Any, name: str | None = None) -> dict[str, Any]:
             if not isinstance(key, str) or not key:
                 raise BadSampleError(f"the key {key!r} is no string, or empty", field="metadata")
             where = f"metadata[{key!r}]"
-            _checked_text(key, where)
+            checked_text(key, where)
             if isinstance(value, np.ndarray):
                 value = value.tolist()
             is_list = isinstance(value, list | tuple)
@@ -466,7 +329,7 @@ def _scalar(value: Any, where: str) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str) and value.strip():
-        return _checked_text(value, where)
+        return checked_text(value, where)
     if isinstance(value, float) and not math.isfinite(value):
         raise BadSampleError(f"{value} is no number that can be compared", field=where, mend="Use None")
     if isinstance(value, int) and not -INT64 <= value < INT64:
