@@ -325,7 +325,7 @@ def test_other_names_of_columns(tmp_path):
     [document] = read_documents(write_lines(tmp_path / "x.jsonl", rows), text_field="body", id_field="uid")
     assert (document.id, document.load()) == ("4", ["a"])
     assert document.metadata == {"text column": "title", "uid": 4}
-    with pytest.raises(BadSampleError, match="x.jsonl:1.*text_body: the row has no such column; it has uid, body"):
+    with pytest.raises(BadSampleError, match=r"x.jsonl:1.*text_body: the row has no such column; it has uid, body"):
         list(read_documents(tmp_path / "x.jsonl", text_field="text_body"))
     with pytest.raises(BadSampleError, match="name: the row has no id there"):
         list(read_documents(tmp_path / "x.jsonl", id_field="name"))
