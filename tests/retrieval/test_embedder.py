@@ -107,11 +107,12 @@ def test_no_logits_are_computed_and_the_model_is_left_as_it_was(llava):
 def test_images_of_one_batch_only_are_decoded(embedder, monkeypatch):
     alive = []
 
-    def embed(samples, names, positions):
+    def process(samples, names):
         alive.append(sum(isinstance(part, Image.Image) for sample in samples for part in sample))
-        return [np.eye(1, embedder.dim, dtype=np.float32) for _ in samples]
+        return len(samples)
 
-    monkeypatch.setattr(embedder, "_embed", embed)
+    monkeypatch.setattr(embedder, "_process", process)
+    monkeypatch.setattr(embedder, "_run", lambda count, positions: [np.eye(1, embedder.dim)] * count)
     embedder.embed_documents(documents([[picture(i), picture(i + 1)] for i in range(8)]))
     assert alive == [8, 8]
 
@@ -225,3 +226,24 @@ def test_from_pretrained():
     assert embedder.settings.model.endswith("mini-sugar")
     found = embedder.encode(["a dog.", "a cat."])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_batches_are_prepared_ahead_of_an_accelerator(embedder, llava, monkeypatch):
+    class Accelerated:
+        device = torch.device("meta")
+
+    done = []
+
+    def prepare(batch):
+        done.append(batch)
+        if batch == 3:
+            raise ValueError("the fault of batch 3")
+        return batch * 10
+
+    monkeypatch.setattr(embedder, "model", Accelerated())
+    found = embedder._ahead(prepare, [1, 2, 3, 4])
+    assert [next(found), next(found)] == [10, 20]
+    with pytest.raises(ValueError, match="the fault of batch 3"):  # when its turn comes
+        next(found)
+    assert done[:2] == [1, 2]
+    assert list(embedder._ahead(prepare, [])) == []

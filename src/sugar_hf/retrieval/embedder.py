@@ -1,7 +1,7 @@
 """From samples and documents to embeddings, in batches of similar length."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +18,12 @@ from ..model.prefixes_sugar import evaluation_mode
 from ..model.samples_sugar import longest_first, sample_size
 from .documents import Document
 from .fingerprint import ModelFingerprint
+from .settings import EmbeddingSettings
+
+__all__ = ["EmbeddingSettings", "SugarEmbedder"]
 
 POSITIONS = ("last", "all")
 UNIT_TOLERANCE = 1e-3
-#: Settings by which embeddings differ. Where a query is embedded does not depend on `positions`.
-_COMPARED = ("dim", "retrieval_dim", "image_pooling", "split_sentences")
-
-
-@dataclass(frozen=True)
-class EmbeddingSettings:
-    """How embeddings are made, for an index to keep beside them.
-
-    Args:
-        dim: Width of the embeddings.
-        retrieval_dim: Width of the model's embeddings.
-        truncate_dim: Only this many leading dimensions are kept, normalised anew; all when `None`.
-        positions: `"last"`: one embedding of a document, at its last slice; `"all"`: one at each slice end.
-        image_pooling: The model's.
-        split_sentences: Whether each sentence is a slice.
-        max_length: The most tokens of a document.
-        truncation: What becomes of a longer one: `False`: an error, `"slice"`: its last slices are dropped.
-        model: Where the model came from; information only.
-        dtype: The model's data type; information only.
-    """
-
-    dim: int
-    retrieval_dim: int
-    truncate_dim: int | None = None
-    positions: str = "last"
-    image_pooling: str = "mean"
-    split_sentences: bool = False
-    max_length: int | None = None
-    truncation: bool | str = False
-    model: str = ""
-    dtype: str = "float32"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a form for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "EmbeddingSettings":
-        """Read `to_dict` back.
-
-        Raises:
-            ValueError: A field is missing or unknown.
-        """
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise ValueError(f"unknown embedding settings: {', '.join(unknown)}")
-        if missing := sorted({"dim", "retrieval_dim"} - values.keys()):
-            raise ValueError(f"embedding settings lack {', '.join(missing)}")
-        return cls(**values)
-
-    def difference(self, other: "EmbeddingSettings") -> str | None:
-        """Say why embeddings made with the other settings cannot be compared with these; `None` if they can."""
-        found = [
-            f"{name} is {vars(self)[name]!r} and {vars(other)[name]!r}"
-            for name in _COMPARED
-            if vars(self)[name] != vars(other)[name]
-        ]
-        return "; ".join(found) or None
 
 
 class SugarEmbedder:
@@ -262,50 +207,50 @@ class SugarEmbedder:
             except BadSampleError as error:
                 errors[i] = error
                 sizes.append((0, 0))
-        if errors and on_error == "raise":
-            raise errors[min(errors)]
         order = [i for i in longest_first(sizes) if i not in errors]
-        if progress is not None and errors:
-            progress.update(len(errors))
+        batches = [[(i, documents[i]) for i in places] for places in _batched(order, self.batch_size)]
+        _report(errors, on_error, progress, len(errors))
         with evaluation_mode(self.model):
-            for start in range(0, len(order), self.batch_size):
-                places = order[start : start + self.batch_size]
-                for i, found in self._embed_or_fail([(i, documents[i]) for i in places]):
-                    if isinstance(found, np.ndarray):
-                        results[i] = found
-                        continue
-                    if on_error == "raise":
-                        raise found
-                    errors[i] = found
-                if progress is not None:
-                    progress.update(len(places))
+            for batch, (places, features, faults) in zip(batches, self._ahead(self._prepare, batches), strict=True):
+                if features is not None:
+                    for i, found in zip(places, self._run(features, self.positions), strict=True):
+                        if fault := _vector_fault(found):
+                            faults[i] = BadSampleError(fault, field="document", sample=documents[i].id)
+                        else:
+                            results[i] = found
+                errors.update(faults)
+                _report(faults, on_error, progress, len(batch))
         if skipped is not None:
             skipped.extend(errors[i] for i in sorted(errors))
         return [results.get(i) for i in range(len(documents))]
 
-    def _embed_or_fail(self, batch: list[tuple[int, Document]]) -> Iterator[tuple[int, np.ndarray | BadSampleError]]:
-        """Embed a batch; if anything in it is faulty, its documents one by one, so that the fault has a name."""
-        loaded = []
+    def _prepare(
+        self, batch: list[tuple[int, Document]]
+    ) -> tuple[list[int], BatchFeature | None, dict[int, BadSampleError]]:
+        """Decode and process some documents. Returns the sound ones, their inputs, and what is wrong with others."""
+        faults: dict[int, BadSampleError] = {}
+        samples: dict[int, Any] = {}
         for i, document in batch:
             try:
-                loaded.append((i, document, document.load()))
+                samples[i] = document.load()
             except BadSampleError as error:
-                yield i, error
-        if not loaded:
-            return
-        try:
-            vectors = self._embed([sample for _, _, sample in loaded], ["" for _ in loaded], self.positions)
-            _check_vectors(vectors, ["" for _ in loaded])
-        except ValueError as error:
-            if len(loaded) > 1:
-                for i, document, _ in loaded:
-                    yield from self._embed_or_fail([(i, document)])
-                return
-            i, document, _ = loaded[0]
-            yield i, BadSampleError(str(error).lstrip(" ,:"), field="document", sample=document.id)
-            return
-        for (i, _, _), found in zip(loaded, vectors, strict=True):
-            yield i, found
+                faults[i] = error
+        names = dict(batch)
+        while samples:
+            try:
+                return list(samples), self._process(list(samples.values()), [""] * len(samples)), faults
+            except ValueError as problem:  # of which document? Each alone will tell
+                found = len(faults)
+                for i in list(samples) if len(samples) > 1 else []:
+                    try:
+                        self._process([samples[i]], [""])
+                    except ValueError as error:
+                        faults[i] = _named(error, names[i])
+                        del samples[i]
+                if len(faults) == found:  # it is not of one document alone
+                    faults.update({i: _named(problem, names[i]) for i in samples})
+                    break
+        return [], None, faults
 
     def _encode(
         self,
@@ -319,23 +264,36 @@ class SugarEmbedder:
             raise ValueError(f"samples must be a list of samples, got a {type(samples).__name__}. For one: [sample].")
         names = [f"sample {i}" for i in range(len(samples))] if names is None else names
         order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
-        step = batch_size or self.batch_size
+        batches = _batched(order, batch_size or self.batch_size)
         found: dict[int, np.ndarray] = {}
+
+        def prepare(places: list[int]) -> BatchFeature:
+            return self._process([samples[i] for i in places], [names[i] for i in places])
+
         bar = tqdm(total=len(order), desc="Embedding", unit="samples", delay=2, disable=not show_progress)
         with evaluation_mode(self.model), bar:
-            for start in range(0, len(order), step):
-                places = order[start : start + step]
-                called = [names[i] for i in places]
-                vectors = self._embed([samples[i] for i in places], called, positions)
-                _check_vectors(vectors, called)
-                found.update(zip(places, vectors, strict=True))
+            for places, features in zip(batches, self._ahead(prepare, batches), strict=True):
+                for i, rows in zip(places, self._run(features, positions), strict=True):
+                    if fault := _vector_fault(rows):
+                        raise ValueError(f"{names[i]}: {fault}")
+                    found[i] = rows
                 bar.update(len(places))
         return [found[i] for i in range(len(order))]
 
-    @torch.inference_mode()
-    def _embed(self, samples: list[Any], names: Sequence[str], positions: str) -> list[np.ndarray]:
-        """Run one batch. Returns (1, dim) or (S, dim) for each sample."""
-        features = self.processor(
+    def _ahead(self, prepare: Callable[[Any], Any], batches: list[Any]) -> Iterator[Any]:
+        """Prepare each batch while an accelerator computes the one before it; a CPU does one thing at a time."""
+        if self.model.device.type == "cpu":
+            yield from map(prepare, batches)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(prepare, batch) for batch in batches[:1]]
+            for number in range(len(batches)):
+                prepared = waiting.pop().result()
+                waiting += [pool.submit(prepare, batch) for batch in batches[number + 1 : number + 2]]
+                yield prepared
+
+    def _process(self, samples: list[Any], names: Sequence[str]) -> BatchFeature:
+        return self.processor(
             samples,
             padding_side="left",
             names=names,
@@ -343,6 +301,10 @@ class SugarEmbedder:
             max_length=self.max_length,
             truncation=self.truncation,
         )
+
+    @torch.inference_mode()
+    def _run(self, features: BatchFeature, positions: str) -> list[np.ndarray]:
+        """Run one batch. Returns (1, dim) or (S, dim) for each sample."""
         inputs = BatchFeature(dict(features)).to(self.model.device, dtype=self.model.dtype)
         embeds, mask = self.model.get_retrieval_embeddings(**inputs)  # (B, S, d), (B, S)
         counts = mask.sum(dim=1)
@@ -362,15 +324,31 @@ class SugarEmbedder:
         return nn.functional.normalize(embeds[..., : self.truncate_dim], dim=-1)
 
 
-def _check_vectors(vectors: list[np.ndarray], names: Sequence[str]) -> None:
-    for name, found in zip(names, vectors, strict=True):
-        norms = np.linalg.norm(found, axis=1)
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))  # NaN is not within anything
-        if len(wrong):
-            raise ValueError(
-                f"{name}: the model gives no unit vector at slice {wrong[0]} (its length is {norms[wrong[0]]}). "
-                "Check the model's weights and its dtype; float16 may overflow where bfloat16 does not."
-            )
+def _batched(places: list[int], size: int) -> list[list[int]]:
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def _report(faults: dict[int, BadSampleError], on_error: str, progress: tqdm | None, done: int) -> None:
+    if faults and on_error == "raise":
+        raise faults[min(faults)]
+    if progress is not None and done:
+        progress.update(done)
+
+
+def _named(error: ValueError, document: Document) -> BadSampleError:
+    """What the processor says of a sample without a name, as the error of a document."""
+    return BadSampleError(str(error).lstrip(" ,:"), field="document", sample=document.id)
+
+
+def _vector_fault(rows: np.ndarray) -> str | None:
+    norms = np.linalg.norm(rows, axis=1)
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))  # NaN is not within anything
+    if not len(wrong):
+        return None
+    return (
+        f"the model gives no unit vector at slice {wrong[0]} (its length is {norms[wrong[0]]}). Check the model's "
+        "weights and its dtype; float16 may overflow where bfloat16 does not"
+    )
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
