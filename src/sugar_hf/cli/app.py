@@ -11,6 +11,7 @@ import typer
 from .embed import embed
 from .export import export
 from .index import index_app
+from .options import QueryCommand
 from .search import ask, explain, search
 
 HELP = """Train Sugar models, index interleaved documents, search them, and answer from them.
@@ -69,9 +70,8 @@ def train(context: typer.Context) -> None:
 
 
 app.add_typer(index_app, name="index")
-app.command()(search)
-app.command()(ask)
-app.command()(explain)
+for query_command in (search, ask, explain):
+    app.command(cls=QueryCommand)(query_command)
 app.command()(embed)
 app.command()(export)
 

@@ -117,9 +117,8 @@ def _picturebook(source: str) -> Iterator["Document"]:
     place, _, query = source.removeprefix(PICTUREBOOK).partition("?")
     split, _, kind = place.partition("/")
     try:
-        options = {
-            key: int(value) for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        }
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        options: dict[str, Any] = {key: int(value) for key, value in pairs}
     except ValueError as error:
         raise ValueError(f"{source}: {error}. Write picturebook:test/story?size=100&seed=1") from error
     if unknown := options.keys() - {"size", "seed"}:
