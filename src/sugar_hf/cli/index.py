@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .loading import load_embedder, parse_where, read_sources
+from .loading import join_processes, load_embedder, parse_where, read_sources
 from .options import (
     BatchSize,
     Captions,
@@ -18,6 +18,7 @@ from .options import (
     MaxLength,
     Model,
     OnError,
+    PartDocuments,
     Positions,
     Sources,
     SplitSentences,
@@ -63,6 +64,7 @@ def build(
     id_field: IdField = None,
     image_root: ImageRoot = None,
     captions: Captions = True,
+    part_documents: PartDocuments = 1024,
     on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
@@ -75,6 +77,7 @@ def build(
       torchrun --nproc_per_node 8 -m sugar_hf.cli index build big.index data/*.parquet
     """
     options = _json_option(backend_options, "--backend-options")
+    join_processes()
     skipped: list[Any] = []
     documents = read_sources(
         sources,
@@ -108,6 +111,7 @@ def build(
             backend_options=options,
             overwrite=overwrite,
             on_error=on_error,
+            part_documents=part_documents,
         )
     name_skipped(skipped)
     _show({"documents": len(made), **made.info()}, as_json, f"{len(made)} documents in {index}")
@@ -128,6 +132,7 @@ def add(
     id_field: IdField = None,
     image_root: ImageRoot = None,
     captions: Captions = True,
+    part_documents: PartDocuments = 1024,
     on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
@@ -137,6 +142,7 @@ def add(
       sugar-hf index add photos.index ~/Photos/new
       sugar-hf index add stories.index corrected.jsonl --on-duplicate update
     """
+    join_processes()
     from ..retrieval.index import SugarIndex
 
     opened = SugarIndex.load(index)
@@ -152,10 +158,18 @@ def add(
     )
     opened.embedder = load_embedder(model, device, dtype, batch_size, settings=opened.info()["settings"])
     with interruptible(_GO_ON):
-        report = opened.add(documents, on_error=on_error, on_duplicate=on_duplicate)
-    name_skipped([*skipped, *report.skipped])
-    shown = {"added": report.added, "skipped": len(skipped) + len(report.skipped), "documents": len(opened)}
-    _show(shown, as_json, f"{report.added} documents added to {index}, which now has {len(opened)}")
+        report = opened.add(documents, on_error=on_error, on_duplicate=on_duplicate, part_documents=part_documents)
+    name_skipped(skipped)
+    shown = {
+        "added": report.added,
+        "updated": report.updated,
+        "duplicates": report.duplicates,
+        "skipped": len(skipped) + len(report.skipped),
+        "documents": len(opened),
+        "seconds": round(report.seconds, 3),
+    }
+    changed = f", {report.updated} updated" if report.updated else ""
+    _show(shown, as_json, f"{report.added} documents added{changed}; {index} now has {len(opened)}")
 
 
 @index_app.command()

@@ -1,6 +1,8 @@
 """From what stands on the command line to models, documents and queries."""
 
+import atexit
 import json
+import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -10,7 +12,7 @@ from urllib.parse import parse_qsl
 import typer
 
 from .options import IMAGE_MARK
-from .output import say
+from .output import be_silent, say
 
 if TYPE_CHECKING:
     from ..retrieval.documents import Document
@@ -24,6 +26,18 @@ def quiet_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+def join_processes() -> None:
+    """Join the group of processes that torchrun or accelerate has started this one for; the first speaks for all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    from accelerate import PartialState
+
+    state = PartialState()  # takes a GPU of its own for each process
+    atexit.register(state.destroy_process_group)
+    if not state.is_main_process:
+        be_silent()
 
 
 def find_model(model: str | None, recorded: str | None = None) -> str:

@@ -37,6 +37,9 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: the accelerator, if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="Data type of the weights, such as bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
+PartDocuments = Annotated[
+    int, typer.Option(min=1, help="Documents between two points from which a stopped run goes on.")
+]
 TopK = Annotated[int, typer.Option(min=1, help="How many results.")]
 Where = Annotated[
     str | None,

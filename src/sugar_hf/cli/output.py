@@ -8,16 +8,25 @@ from typing import Any
 import typer
 
 _SHOWN = 5  # broken documents that are named
+_is_silent = False  # one of several processes speaks for all
+
+
+def be_silent() -> None:
+    """Leave speaking to another process."""
+    global _is_silent
+    _is_silent = True
 
 
 def emit(value: Any) -> None:
     """Write one JSON document, on one line, to the standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    if not _is_silent:
+        typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def say(text: str) -> None:
     """Tell the user something that is no result."""
-    typer.echo(text, err=True)
+    if not _is_silent:
+        typer.echo(text, err=True)
 
 
 def name_skipped(errors: list[Any]) -> None:
