@@ -3,9 +3,9 @@
     pip install "sugar-hf[ray]"
     python examples/embed_ray.py documents.parquet big.index --model sugar --workers 8 --gpus-per-worker 1
 
-Workers are actors of Ray Data that hold the model; each embeds whole parts of the data set and stages them in the index,
-which this process commits at the end. Data set, model and index lie where every node can read them, such as a network
-file system. A run that was stopped goes on with the parts that are missing; the result is that of one process. On one
+Workers are actors of Ray Data that hold the model; each embeds whole parts of the data set and stages them in the
+index, which this process commits at the end. Data set, model and index lie where every node can read them, such as a
+network file system. RAY_ADDRESS names the cluster; without it one is started on this machine. A run that was stopped goes on with the parts that are missing; the result is that of one process. On one
 machine with several GPUs, torchrun needs no Ray:
 
     torchrun --nproc_per_node 8 -m sugar_hf.cli index build big.index documents.parquet --model sugar
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import ray
 from datasets import Dataset, load_from_disk
+from sugar_hf.retrieval.index import SugarIndex
+from sugar_hf.retrieval.staging import Staging
 from tqdm.auto import tqdm
 
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
-from sugar_hf.retrieval.index import SugarIndex
-from sugar_hf.retrieval.staging import Staging
 
 
 def open_rows(path: str) -> Dataset:
@@ -54,7 +54,7 @@ class EmbedParts:
         return {"documents": np.array(counts)}
 
 
-def main(command: list[str] | None = None) -> SugarIndex:
+def main(command: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("documents", help="a Parquet file, or the folder of a saved data set")
     parser.add_argument("index", help="folder of the index; made if it is not there")
@@ -65,26 +65,32 @@ def main(command: list[str] | None = None) -> SugarIndex:
     parser.add_argument("--part-documents", type=int, default=1024, help="documents in a part")
     args = parser.parse_args(command)
 
+    # Load
     path, folder = str(Path(args.documents).absolute()), str(Path(args.index).absolute())
     options = {"batch_size": args.batch_size}
     here = SugarEmbedder.from_pretrained(args.model, device="cpu", **options)  # says what the index is made with
     index = SugarIndex.load(folder, here) if Path(folder, "CURRENT").exists() else SugarIndex.create(folder, here)
     count = len(open_rows(path))
-    with index.writer() as writer, tqdm(total=count, unit="documents") as bar:
-        _ = writer.staging  # begins the write that the actors join
-        parts = ray.data.range(math.ceil(count / args.part_documents))
-        embedded = parts.map_batches(
-            EmbedParts,
-            fn_constructor_args=(path, folder, args.part_documents, args.model, options),
-            batch_size=1,
-            concurrency=args.workers,
-            num_gpus=args.gpus_per_worker,
-        )
-        for row in embedded.iter_rows():
-            bar.update(row["documents"])
-        report = writer.commit(range(math.ceil(count / args.part_documents)))
+    numbers = range(math.ceil(count / args.part_documents))
+
+    # Embed
+    ray.init(include_dashboard=False)
+    try:
+        with index.writer() as writer, tqdm(total=count, unit="documents") as bar:
+            _ = writer.staging  # begins the write that the actors join
+            embedded = ray.data.range(len(numbers)).map_batches(
+                EmbedParts,
+                fn_constructor_args=(path, folder, args.part_documents, args.model, options),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=args.workers),
+                num_gpus=args.gpus_per_worker,
+            )
+            for row in embedded.iter_rows():
+                bar.update(int(row["documents"]))
+            report = writer.commit(numbers)
+    finally:
+        ray.shutdown()
     print(f"{report.added} documents added to {folder}")
-    return index
 
 
 if __name__ == "__main__":

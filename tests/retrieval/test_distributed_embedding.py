@@ -91,7 +91,7 @@ def test_each_process_embeds_its_parts_and_nothing_twice(runs):
         assert abs(len(shares[0]) - len(shares[1])) <= 4
         assert not shares[0] & shares[1]
     assert len(first[0]["embedded"]) + len(second[0]["embedded"]) == 33
-    assert [name for name in first[1]["embedded"][:4]] == ["more-0", "more-1", "more-2", "more-3"]
+    assert first[1]["embedded"][:4] == ["more-0", "more-1", "more-2", "more-3"]
 
 
 def test_one_process_speaks_for_all(runs):
