@@ -15,7 +15,7 @@ from transformers import Pipeline
 from .modeling_sugar import SugarForConditionalGeneration
 from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
-from .samples_sugar import is_chat, parse_sample
+from .samples_sugar import is_chat, longest_first, parse_sample, sample_size
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_NEW_TOKENS = 256
@@ -233,8 +233,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         if not len(samples):
             raise ValueError(f"there is no {name} to embed.")
         names = [f"{name} {i}" for i in range(len(samples))]
-        sizes = [_size(sample, where) for sample, where in zip(samples, names, strict=True)]
-        order = sorted(range(len(samples)), key=sizes.__getitem__, reverse=True)  # memory runs out at once or never
+        order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
         step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
         embeddings: dict[int, np.ndarray] = {}
         with tqdm(total=len(order), desc=f"Embedding {name}s", delay=2) as bar:
@@ -389,9 +388,3 @@ class DefaultModel(dict):
             if (folder / "config.json").is_file():
                 return str(folder.resolve()), "main"
         raise ValueError(f"no model: there is neither ./sugar nor {shipped}. Pass model=, or train one first.")
-
-
-def _size(sample: Any, where: str) -> tuple[int, int]:
-    """Order samples by length without loading an image: first by their number of images, then of characters."""
-    parts = [part for message in parse_sample(sample, where) for part in message.parts]
-    return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)

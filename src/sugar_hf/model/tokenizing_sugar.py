@@ -4,6 +4,7 @@ import copy
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -263,12 +264,16 @@ class Tokenizing:
 
     def _with_special_tokens(self, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         """Put around the tokens what the tokenizer puts around a text (bos, if anything)."""
+        before, after = self._special_tokens
+        end = tokens[-1][2]
+        return [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
+
+    @cached_property
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
         bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self._tokenizer("a")["input_ids"]
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        before, after = whole[:start], whole[start + len(bare) :]
-        end = tokens[-1][2]
-        return [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
+        return whole[:start], whole[start + len(bare) :]
 
 
 class _Encoding(BatchEncoding):
