@@ -5,8 +5,9 @@
 
 Workers are actors of Ray Data that hold the model; each embeds whole parts of the data set and stages them in the
 index, which this process commits at the end. Data set, model and index lie where every node can read them, such as a
-network file system. RAY_ADDRESS names the cluster; without it one is started on this machine. A run that was stopped goes on with the parts that are missing; the result is that of one process. On one
-machine with several GPUs, torchrun needs no Ray:
+network file system. RAY_ADDRESS names the cluster; without it one is started on this machine. A run that was stopped
+goes on with the parts that are missing, and the result is that of one process. On one machine with several GPUs,
+torchrun needs no Ray:
 
     torchrun --nproc_per_node 8 -m sugar_hf.cli index build big.index documents.parquet --model sugar
 """
@@ -19,12 +20,12 @@ from typing import Any
 import numpy as np
 import ray
 from datasets import Dataset, load_from_disk
-from sugar_hf.retrieval.index import SugarIndex
-from sugar_hf.retrieval.staging import Staging
 from tqdm.auto import tqdm
 
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_hf.retrieval.index import SugarIndex
+from sugar_hf.retrieval.staging import Staging
 
 
 def open_rows(path: str) -> Dataset:
@@ -44,7 +45,7 @@ class EmbedParts:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Embed and stage parts, unless they are there."""
         counts = []
-        for number in batch["id"].tolist():
+        for number in batch["number"].tolist():
             first = number * self.part_documents
             last = min(first + self.part_documents, len(self.rows))
             documents = [as_document(self.rows[i], i) for i in range(first, last)]
@@ -78,7 +79,8 @@ def main(command: list[str] | None = None) -> None:
     try:
         with index.writer() as writer, tqdm(total=count, unit="documents") as bar:
             _ = writer.staging  # begins the write that the actors join
-            embedded = ray.data.range(len(numbers)).map_batches(
+            parts = ray.data.from_items([{"number": i} for i in numbers], override_num_blocks=len(numbers))
+            embedded = parts.map_batches(
                 EmbedParts,
                 fn_constructor_args=(path, folder, args.part_documents, args.model, options),
                 batch_size=1,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sugar_hf.retrieval.index import SugarIndex
 
 from sugar_hf import picturebook
 from sugar_hf.data import SkippedRowsWarning
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_hf.retrieval.index import SugarIndex
 from sugar_hf.retrieval.reading import read_documents
 
 WORKER = Path(__file__).with_name("embedding_worker.py")
@@ -32,7 +32,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-BUILD = ["picturebook:test/words?size=21", "picturebook:test?size=12"]
+BUILD = ["picturebook:test/words?size=21", "picturebook:test/story?size=12"]
 OPTIONS = ["--model", MODEL, "--part-documents", "4", "--batch-size", "3"]
 
 
@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
         ["index", "add", target, str(folder / "more.jsonl"), *OPTIONS],
     ]
     (folder / "commands.json").write_text(json.dumps(commands))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, str(WORKER), str(folder / "commands.json"), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -69,9 +69,7 @@ def alone(runs):
     """The same, by one process."""
     folder, _ = runs
     embedder = SugarEmbedder.from_pretrained(MODEL, batch_size=3)
-    built = [
-        row for size, kind in ((21, "words"), (12, None)) for row in picturebook.load("test", kind=kind, size=size)
-    ]
+    built = [*picturebook.load("test", "words", 21), *picturebook.load("test", "story", 12)]
     made = SugarIndex.build(folder / "one.index", built, embedder, part_documents=4, show_progress=False)
     with pytest.warns(SkippedRowsWarning, match="sample 'broken'"):
         report = made.add(read_documents(folder / "more.jsonl"), on_error="skip", part_documents=4)

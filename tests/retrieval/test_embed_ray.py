@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sugar_hf.retrieval.index import SugarIndex
 
 from sugar_hf import picturebook
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_hf.retrieval.index import SugarIndex
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "embed_ray.py"
 MODEL = picturebook.checkpoint("mini-sugar")

@@ -32,11 +32,15 @@ def join_processes() -> None:
     """Join the group of processes that torchrun or accelerate has started this one for; the first speaks for all."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    from accelerate import PartialState
+    import torch
+    from torch import distributed
 
-    state = PartialState()  # takes a GPU of its own for each process
-    atexit.register(state.destroy_process_group)
-    if not state.is_main_process:
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")  # they tell each other a few words, no tensors
+        atexit.register(distributed.destroy_process_group)
+        if torch.accelerator.is_available():
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    if distributed.get_rank():
         be_silent()
 
 
