@@ -12,8 +12,6 @@ from builders import picture
 
 from sugar_hf.cli import main
 
-MODULE = [sys.executable, "-m", "sugar_hf.cli"]
-
 
 @dataclass
 class Result:
@@ -43,7 +41,7 @@ def process():
     def run(*command, **options):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [*MODULE, *map(str, command)],
+            [sys.executable, "-m", "sugar_hf.cli", *map(str, command)],
             env=environment,
             capture_output=True,
             text=True,
