@@ -5,9 +5,10 @@
     python benchmarks/retrieval.py --parts sizes --sizes runs/plain runs/nested --json retrieval.json --update-docs
 
 Parts: `vectors`, HNSW over vectors of 256 dimensions against exact search with FAISS and NumPy, on as many threads;
-`milvus`, milvus-lite; `embedding`, `SugarEmbedder` against sentence-transformers with the same language model; `sizes`,
-what cut and coarser embeddings of two models of `examples/demo.py` find, the second trained with `--matryoshka-dims 128
-64 32 16`. Ratios are of one run; with `--json` the parts that are not measured are kept from the file as it was.
+`milvus`, milvus-lite; `embedding`, `SugarEmbedder` against sentence-transformers with the same language model;
+`sizes`, what cut and coarser embeddings of two models of `examples/demo.py` find, the second trained with
+`--matryoshka-dims 128 64 32 16`. Ratios are of one run; with `--json` the parts that are not measured are kept from
+the file as it was.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def point(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_codec(by_codec: dict[str, dict[str, Any]]) -> str:
-    """The codec that reaches the wanted recall at the most queries a second; if none does, the one that comes closest."""
+    """The codec that reaches the wanted recall at the most queries a second, or else comes closest to it."""
 
     def merit(name: str) -> tuple[bool, float]:
         last = point(by_codec[name])
@@ -67,8 +68,8 @@ def summary(parts: dict[str, Any]) -> dict[str, Any]:
 
 def vectors_table(part: dict[str, Any]) -> str:
     rows = [
-        "| vectors | codes | recall@10 | `ef_search` | queries/s, HNSW / flat: batches of 512 | one at a time | build, s "
-        "| bytes a vector: codes + graph |",
+        "| vectors | codes | recall@10 | `ef_search` | queries/s, HNSW / flat: batches of 512 | one at a time "
+        "| build, s | bytes a vector: codes + graph |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind, by_codec in part["sets"].items():
