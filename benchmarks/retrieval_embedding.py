@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from transformers import PreTrainedTokenizerFast
 
 from sugar_hf import picturebook
 from sugar_hf.data import to_sample
@@ -38,7 +39,9 @@ def make_texts() -> list[str]:
 def as_sentence_transformer(embedder: SugarEmbedder, folder: str) -> SentenceTransformer:
     """The same language model and tokenizer, pooled at the last token; it has no retrieval head, which Sugar has."""
     embedder.model.vlm.base_model.language_model.save_pretrained(folder)
-    embedder.processor.tokenizer.save_pretrained(folder)
+    ours = embedder.processor.tokenizer
+    names = {"pad_token": ours.pad_token, "bos_token": ours.bos_token, "eos_token": ours.eos_token}
+    PreTrainedTokenizerFast(tokenizer_object=ours.backend_tokenizer, **names).save_pretrained(folder)
     transformer = Transformer(folder, max_seq_length=1024)
     pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device=str(embedder.model.device))
