@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
-from sugar_hf.retrieval.embedder import SugarEmbedder
 from transformers import PreTrainedTokenizerFast
 
 from sugar_hf import picturebook
@@ -19,6 +18,7 @@ from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.picturebook.tasks import retrieval_tasks
 from sugar_hf.retrieval.backends import Rows, open_backend
 from sugar_hf.retrieval.codecs import Codec
+from sugar_hf.retrieval.embedder import SugarEmbedder
 
 TEXTS, BATCH = 1024, 32
 TASK, POOL = "5 captions + 4 images", 1000

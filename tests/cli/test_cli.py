@@ -21,8 +21,6 @@ from sugar_hf.retrieval.embedder import SugarEmbedder
 
 COMMANDS = [
     ["search"],
-    ["ask"],
-    ["explain"],
     ["embed"],
     ["export"],
     *(["index", name] for name in ("build", "add", "delete", "info", "compact", "push")),

@@ -1,4 +1,4 @@
-"""The command line `sugar-hf`: embed, index, search, ask, explain, train, export.
+"""The command line `sugar-hf`: embed, index, search, train, export.
 
 What needs torch is imported inside the commands, so that help does not wait for it.
 """

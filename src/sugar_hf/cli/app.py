@@ -12,15 +12,14 @@ from .embed import embed
 from .export import export
 from .index import index_app
 from .options import QueryCommand
-from .search import ask, explain, search
+from .search import search
 
-HELP = """Train Sugar models, index interleaved documents, search them, and answer from them.
+HELP = """Train Sugar models, index interleaved documents, and search them.
 
 \b
   sugar-hf index build photos.index ~/Photos
   sugar-hf search photos.index "a red boat by the sea"
   sugar-hf search photos.index "the same, at night:" --image boat.jpg
-  sugar-hf ask photos.index "What colour is the boat?"
   sugar-hf train examples/recipes/llava15_7b.yaml
 
 `sugar-hf COMMAND --help` shows more examples. Results go to the standard output, everything else to the standard error
@@ -70,8 +69,7 @@ def train(context: typer.Context) -> None:
 
 
 app.add_typer(index_app, name="index")
-for query_command in (search, ask, explain):
-    app.command(cls=QueryCommand)(query_command)
+app.command(cls=QueryCommand)(search)
 app.command()(embed)
 app.command()(export)
 

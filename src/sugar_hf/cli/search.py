@@ -1,6 +1,8 @@
-"""`sugar-hf search`, `ask` and `explain`."""
+"""`sugar-hf search`."""
 
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from .loading import load_embedder, parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
@@ -74,8 +76,6 @@ def texts_of(document: "Document") -> list[str]:
 
 
 def _print_hits(hits: list["Hit"]) -> None:
-    import typer
-
     if not hits:
         say("nothing found")
     for number, hit in enumerate(hits, start=1):
@@ -84,11 +84,3 @@ def _print_hits(hits: list["Hit"]) -> None:
         shown = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
         pictures = f"  [{images} image{'s' if images > 1 else ''}]" if images else ""
         typer.echo(f"{number:2}. {hit.score:.4f}  {hit.id}  (slice {hit.slice}){pictures}  {shown}".rstrip())
-
-
-def ask() -> None:
-    """Answer a question from an index."""
-
-
-def explain() -> None:
-    """Explain a result."""
