@@ -48,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--objective", choices=tuple(ALPHA), default="mse")
     parser.add_argument("--alpha", type=float, help="weight of the structure loss")
     parser.add_argument("--label-kernel", choices=("calibrated", "aligned", "gak", "mean"), default="calibrated")
+    parser.add_argument("--matryoshka-dims", type=int, nargs="+", metavar="SIZE", help="sizes to cut embeddings to")
     parser.add_argument("--train-size", type=int, default=3600, help="rows of the picturebook to train on")
     parser.add_argument("--pool", type=int, default=200, help="candidates of each retrieval task")
     parser.add_argument("--seed", type=int, default=0)
@@ -139,6 +140,7 @@ def main() -> None:
         objective=args.objective,
         label_kernel=args.label_kernel,
         alpha=alpha,
+        matryoshka_dims=args.matryoshka_dims,
         logging_steps=25,
         train_sampling_strategy="sequential",  # keeps what tells and what shows the same scene in one batch
         save_strategy="no",

@@ -128,11 +128,11 @@ def test_options_given_to_pipeline_are_defaults(llava):
     assert len(pipe("A cat.", POOL, top_k=1, return_embeddings=False)) == 1
 
 
-def test_any_index_with_search_and_documents_will_do(retrieve):
+def test_any_index_with_search_embeddings_and_documents_will_do(retrieve):
     class Index:
         documents = ("x", "y")
 
-        def search(self, embeddings, top_k):
+        def search_embeddings(self, embeddings, top_k):
             assert embeddings.dtype == np.float32
             assert top_k == 3
             count = len(embeddings)

@@ -32,6 +32,7 @@ SCENARIOS = {
     "all_ends": {"positions_per_sample": 0},
     "infonce": {"objective": "infonce", "alpha": 0.3},
     "paper": {"label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
+    "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
 }
 

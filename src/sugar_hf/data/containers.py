@@ -191,7 +191,7 @@ def _pair_files(folder: Path, show_progress: bool) -> Iterator[RawRow]:
                 value = {
                     "key": os.path.relpath(stem, folder),
                     "image": os.path.relpath(_image_of(files), folder),
-                    "text": _caption(files),
+                    "text": read_caption(files),
                 }
                 yield RawRow(place, row, None, value)
             except BadSampleError as error:
@@ -205,7 +205,15 @@ def _image_of(files: dict[str, str]) -> str:
     return files["image"]
 
 
-def _caption(files: dict[str, str]) -> Any:
+def read_caption(files: dict[str, str]) -> Any:
+    """The caption in a `.txt` file, or under `caption` or `text` in a `.json` file.
+
+    Args:
+        files: Files of one stem, by their suffixes.
+
+    Raises:
+        BadSampleError: There is no such file, or it cannot be read or has no caption.
+    """
     for suffix in _CAPTION_SUFFIXES:
         if suffix not in files:
             continue

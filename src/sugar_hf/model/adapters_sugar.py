@@ -6,6 +6,7 @@ take both. The two libraries' own switches do not agree: `enable_adapters` of tr
 saved whole, such as the retrieval head, and both make adapters trainable that were loaded for inference.
 """
 
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -159,6 +160,12 @@ def _merge_quantised(base: SugarForConditionalGeneration, tuned: dict[str, Any],
 def has_adapters(model: nn.Module) -> bool:
     """Whether any module of the model has an adapter in it."""
     return is_peft_available() and bool(_found(model))
+
+
+def adapters_are_on(model: nn.Module) -> bool:
+    """Whether the model computes with adapters, and not as its base does."""
+    # where peft was never imported there are none, and importing it takes a second
+    return "peft" in sys.modules and any(not layer.disable_adapters for layer in _found(model))
 
 
 def _found(model: nn.Module) -> list[Any]:

@@ -15,7 +15,7 @@ from transformers import Pipeline
 from .modeling_sugar import SugarForConditionalGeneration
 from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
-from .samples_sugar import is_chat, parse_sample
+from .samples_sugar import is_chat, longest_first, parse_sample, sample_size
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_NEW_TOKENS = 256
@@ -30,7 +30,7 @@ class RetrievalIndex(Protocol):
 
     documents: Sequence[Any]
 
-    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_embeddings(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (q, k) and indices (q, k) for embeddings (q, d); an index of -1 fills up short results."""
 
 
@@ -46,7 +46,7 @@ class CandidateIndex:
         self.documents = documents
         self.embeddings = embeddings
 
-    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_embeddings(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (q, k) and indices (q, k), best first, for embeddings (q, d)."""
         scores = embeddings @ self.embeddings.T  # (q, N)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
@@ -170,8 +170,8 @@ class SugarRetrievalPipeline(_SugarPipeline):
             queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
                 queries, each of any form, interleaved ones as lists.
             candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
-                with `search` and `documents`. A list is embedded at each call: for more than one call, embed it once
-                with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
+                with `search_embeddings` and `documents`. A list is embedded at each call: for more than one call,
+                embed it once with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
                 These are the results of the query's beginnings if `prefix_check` finds so; else a warning says why
@@ -233,8 +233,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         if not len(samples):
             raise ValueError(f"there is no {name} to embed.")
         names = [f"{name} {i}" for i in range(len(samples))]
-        sizes = [_size(sample, where) for sample, where in zip(samples, names, strict=True)]
-        order = sorted(range(len(samples)), key=sizes.__getitem__, reverse=True)  # memory runs out at once or never
+        order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
         step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
         embeddings: dict[int, np.ndarray] = {}
         with tqdm(total=len(order), desc=f"Embedding {name}s", delay=2) as bar:
@@ -276,7 +275,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         embeds = embeds if return_positions else embeds[-1:]
         lists: list[list[dict[str, Any]]] = []
         if index is not None:
-            found = zip(*index.search(embeds, top_k), strict=True)
+            found = zip(*index.search_embeddings(embeds, top_k), strict=True)
             lists = [
                 [
                     {"index": int(place), "score": float(score), "candidate": index.documents[int(place)]}
@@ -389,9 +388,3 @@ class DefaultModel(dict):
             if (folder / "config.json").is_file():
                 return str(folder.resolve()), "main"
         raise ValueError(f"no model: there is neither ./sugar nor {shipped}. Pass model=, or train one first.")
-
-
-def _size(sample: Any, where: str) -> tuple[int, int]:
-    """Order samples by length without loading an image: first by their number of images, then of characters."""
-    parts = [part for message in parse_sample(sample, where) for part in message.parts]
-    return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)

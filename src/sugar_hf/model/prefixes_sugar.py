@@ -1,11 +1,13 @@
 """Whether the embedding at a slice end inside a longer sample is that of the sample which ends there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchFeature
 
 from .modeling_sugar import SugarForConditionalGeneration
@@ -59,11 +61,9 @@ def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: Sug
     Returns:
         The largest deviation and its reasons.
     """
-    wide, tall = _drawn(96, 48), _drawn(48, 64)
+    wide, tall = drawn_picture(96, 48), drawn_picture(48, 64)
     sample = [wide, tall, "A drawn picture.", wide, "Another text."]
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         whole = processor([sample])
         embeds = _embed(model, whole)
         found: dict[str, None] = {}  # in order, each once
@@ -78,10 +78,19 @@ def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: Sug
                 found[written] = None
             elif deviation > tolerance:
                 found["tokens see what comes after them"] = None
+    return PrefixCheck(largest, tuple(found))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off for a while; each module then is as it was."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
     finally:
         for module in in_training:  # not model.train(): a frozen part may have been in evaluation mode
             module.training = True
-    return PrefixCheck(largest, tuple(found))
 
 
 def _embed(model: SugarForConditionalGeneration, features: BatchFeature) -> Tensor:
@@ -109,7 +118,7 @@ def _tokens(features: BatchFeature, end: int) -> np.ndarray:
     return rows[:, : np.flatnonzero(rows[1] == end)[-1] + 1]
 
 
-def _drawn(width: int, height: int) -> Image.Image:
+def drawn_picture(width: int, height: int) -> Image.Image:
     """Draw a picture: two colour ramps."""
     columns, rows = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([columns, rows, 255 - columns], axis=-1).astype(np.uint8))

@@ -188,3 +188,14 @@ def first_slices(messages: list[Message], count: int) -> list[Message]:
         if count == 0 and any(part.slice_count for part in message.parts):
             break
     return kept
+
+
+def sample_size(sample: Any, where: str) -> tuple[int, int]:
+    """Measure a sample without loading an image: by its number of images, then of characters."""
+    parts = [part for message in parse_sample(sample, where) for part in message.parts]
+    return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)
+
+
+def longest_first(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Order samples so that similar lengths share a batch, and memory runs out at once or never."""
+    return sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)

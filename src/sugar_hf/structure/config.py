@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,9 @@ class StructureLossConfig:
             ``"kl"`` (rows of the label matrix are soft targets).
         reduction: of ``mse``. ``"mean"`` over all pairs; ``"paper"``: sum over pairs / n, which grows with the batch.
         temperature: of ``infonce`` and ``kl``.
+        matryoshka_dims: sizes k, for embeddings that may be cut: the loss is the mean over the sizes of the loss of
+            the first k numbers of each embedding, normalised anew (Kusupati et al. 2022). None: of all numbers alone.
+        matryoshka_weights: weights of the sizes in this mean; equal ones when None.
 
     Raises:
         ValueError: for an unknown choice or a number out of range, naming the field.
@@ -56,6 +59,8 @@ class StructureLossConfig:
     objective: str = "mse"
     reduction: str = "mean"
     temperature: float = 0.07
+    matryoshka_dims: Sequence[int] | None = None
+    matryoshka_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -75,6 +80,7 @@ class StructureLossConfig:
                 raise ValueError(f"{field} must be a positive number; got {values[field]!r}.")
         if self.block_means is not None:
             check_block_means(self.block_means)
+        _check_sizes(self.matryoshka_dims, self.matryoshka_weights)
 
     @classmethod
     def paper(cls, **changes: Any) -> StructureLossConfig:
@@ -111,3 +117,20 @@ def check_block_means(block_means: Mapping[str, float]) -> None:
     for block, mean in block_means.items():
         if not -1 <= mean < 1:
             raise ValueError(f"block_means[{block!r}] must be a mean cosine, -1 <= mean < 1; got {mean!r}.")
+
+
+def _check_sizes(dims: Sequence[int] | None, weights: Sequence[float] | None) -> None:
+    """Raise a ValueError unless there are different sizes of 1 or more, with a weight above 0 for each."""
+    if dims is not None and (
+        not dims or len(set(dims)) < len(dims) or not all(isinstance(dim, int) and dim >= 1 for dim in dims)
+    ):
+        raise ValueError(f"matryoshka_dims must be different whole numbers of 1 or more; got {list(dims)}.")
+    if weights is None:
+        return
+    if dims is None or len(weights) != len(dims):
+        raise ValueError(
+            f"matryoshka_weights must have a weight for each of matryoshka_dims, {dims and list(dims)}; got "
+            f"{list(weights)}."
+        )
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"matryoshka_weights must be positive numbers; got {list(weights)}.")

@@ -28,6 +28,9 @@ def structure_loss(
       a batch of samples with one slice each, there is nothing to contrast: the loss is 0, with a warning.
     - ``kl``: Kullback-Leibler divergence from the softmax of a row of M^l to that of M^r, without the diagonal.
 
+    With ``matryoshka_dims`` it is the weighted mean, over these sizes k, of the loss of the first k numbers of each
+    embedding. The labels are the same for all sizes.
+
     Args:
         embeddings: of all n prefix ends; need not be normalised.
         labels: label matrix, or the part of it for ``rows``.
@@ -40,7 +43,7 @@ def structure_loss(
         embeddings (n, d), labels (n, n) or (r, n), sample_ids (n,), rows (r,); returns () in float32 or wider.
 
     Raises:
-        ValueError: for shapes that do not fit, or ``infonce`` without ``sample_ids``.
+        ValueError: for shapes that do not fit, a size above d, or ``infonce`` without ``sample_ids``.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -58,31 +61,56 @@ def structure_loss(
             f"labels must have shape ({len(rows)}, {count}), a row for each of the {len(rows)} rows and a column for "
             f"each of the {count} embeddings; got {tuple(labels.shape)}."
         )
+    same = _same_sample(sample_ids, count) if config.objective == "infonce" else None  # (n, n)
     # Half precision would lose what tells close pairs apart; inside autocast too.
     with torch.autocast(embeddings.device.type, enabled=False):
-        unit = normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
-        similarity = unit[rows] @ unit.T  # M^r (r, n)
-        labels = labels.detach().to(similarity.dtype)
-        if config.objective == "mse":
-            squared = (similarity - labels).square()
-            return squared.sum() / (count * count if config.reduction == "mean" else count)
-        itself = rows[:, None] == torch.arange(count, device=rows.device)
-        logits = (similarity / config.temperature).masked_fill(itself, -math.inf)
-        if config.objective == "kl":
-            return _soft_target_loss(logits, labels / config.temperature, itself) / count
-        if sample_ids is None:
-            raise ValueError("objective='infonce' needs sample_ids, the sample that each embedding comes from.")
-        if sample_ids.shape != (count,):
-            raise ValueError(f"sample_ids must have shape ({count},); got {tuple(sample_ids.shape)}.")
-        same = sample_ids[:, None] == sample_ids  # (n, n)
-        contrasted = int((same.sum(1) > 1).sum())
-        if not contrasted:
-            warnings.warn(
-                "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
-                "positions per sample, from samples with at least two slices.",
-                stacklevel=2,
+        wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        labels = labels.detach().to(wide.dtype)
+        if config.matryoshka_dims is None:
+            return _loss_of_unit(normalize(wide, dim=-1), labels, config, same, rows)
+        if max(config.matryoshka_dims) > wide.shape[1]:
+            raise ValueError(
+                f"matryoshka_dims={list(config.matryoshka_dims)}: the embeddings have {wide.shape[1]} dimensions only."
             )
-        return _contrastive_loss(logits, same[rows] & ~itself) / max(contrasted, 1)
+        weights = config.matryoshka_weights or [1.0] * len(config.matryoshka_dims)
+        losses = [
+            weight * _loss_of_unit(normalize(wide[:, :size], dim=-1), labels, config, same, rows)
+            for size, weight in zip(config.matryoshka_dims, weights, strict=True)
+        ]
+        return torch.stack(losses).sum() / sum(weights)
+
+
+def _same_sample(sample_ids: Tensor | None, count: int) -> Tensor:
+    """Whether two of the ends (n, n) are of one sample."""
+    if sample_ids is None:
+        raise ValueError("objective='infonce' needs sample_ids, the sample that each embedding comes from.")
+    if sample_ids.shape != (count,):
+        raise ValueError(f"sample_ids must have shape ({count},); got {tuple(sample_ids.shape)}.")
+    same = sample_ids[:, None] == sample_ids
+    if not bool((same.sum(1) > 1).any()):
+        warnings.warn(
+            "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
+            "positions per sample, from samples with at least two slices.",
+            stacklevel=3,
+        )
+    return same
+
+
+def _loss_of_unit(
+    unit: Tensor, labels: Tensor, config: StructureLossConfig, same: Tensor | None, rows: Tensor
+) -> Tensor:
+    """The rows' share of the loss of embeddings (n, k) of length 1."""
+    count = len(unit)
+    similarity = unit[rows] @ unit.T  # M^r (r, n)
+    if config.objective == "mse":
+        squared = (similarity - labels).square()
+        return squared.sum() / (count * count if config.reduction == "mean" else count)
+    itself = rows[:, None] == torch.arange(count, device=rows.device)
+    logits = (similarity / config.temperature).masked_fill(itself, -math.inf)
+    if same is None:
+        return _soft_target_loss(logits, labels / config.temperature, itself) / count
+    contrasted = int((same.sum(1) > 1).sum())
+    return _contrastive_loss(logits, same[rows] & ~itself) / max(contrasted, 1)
 
 
 def _contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:

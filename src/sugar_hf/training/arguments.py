@@ -51,6 +51,11 @@ class StructureArguments:
             `"mean"` over all pairs, or `"paper"`: the sum over pairs divided by n, which grows with the batch.
         temperature (`float`, *optional*):
             Temperature of `"infonce"` and `"kl"`.
+        matryoshka_dims (`list[int]`, *optional*):
+            Sizes to which embeddings may be cut later: the structure loss is the mean over these sizes of the loss of
+            the first numbers of each embedding. None trains the whole embedding alone.
+        matryoshka_weights (`list[float]`, *optional*):
+            Weights of the sizes in this mean; equal ones by default.
         image_pooling (`str`, *optional*):
             `"mean"` or `"last"`; set in the model's configuration. None leaves the model as it is.
         head_learning_rate (`float`, *optional*):
@@ -127,6 +132,12 @@ class StructureArguments:
     temperature: float = field(
         default=DEFAULTS.temperature, metadata={"help": "Temperature of the objectives infonce and kl."}
     )
+    matryoshka_dims: list[int] | None = field(
+        default=None, metadata={"help": "Sizes to which embeddings may be cut, each trained with the structure loss."}
+    )
+    matryoshka_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of these sizes. None makes them equal."}
+    )
     image_pooling: str | None = field(
         default=None,
         metadata={"help": "Pooling of image tokens: mean or last. None leaves the model as it is."},
@@ -191,6 +202,8 @@ class StructureArguments:
             block_means=self.block_means,
             reduction=self.reduction,
             temperature=self.temperature,
+            matryoshka_dims=self.matryoshka_dims,
+            matryoshka_weights=self.matryoshka_weights,
         )
 
     def _check_structure_arguments(self) -> None:

@@ -55,8 +55,13 @@ def check_teacher_columns(collator: Any, train_dataset: Any, eval_dataset: Any) 
             check_cache(dataset, teacher)
 
 
-def structure_config(args: SugarTrainingArguments, dataset: Any) -> StructureLossConfig:
+def structure_config(args: SugarTrainingArguments, dataset: Any, retrieval_dim: int) -> StructureLossConfig:
     """The structure loss of the arguments, with the block means of the training set if it needs them."""
+    if args.matryoshka_dims and max(args.matryoshka_dims) > retrieval_dim:
+        raise ValueError(
+            f"matryoshka_dims={args.matryoshka_dims}: the model's embeddings have {retrieval_dim} dimensions. Give "
+            "sizes up to this."
+        )
     if args.alpha and args.centring and args.block_means is None:
         if not isinstance(dataset, Dataset) or not set(TEACHER_COLUMNS) <= set(dataset.column_names):
             raise ValueError(

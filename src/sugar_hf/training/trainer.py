@@ -125,7 +125,9 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             self._prepare_for_sharding()
         if args.alpha:
             check_teacher_columns(self.data_collator, train_dataset, eval_dataset)
-        self.structure_config = structure_config(args, self.train_dataset)
+        self.structure_config = structure_config(
+            args, self.train_dataset, _sugar_model(self.model).config.retrieval_dim
+        )
         self._apply_image_pooling(self.model)
         self.model.add_model_tags(["sugar"])
 

@@ -71,7 +71,8 @@ class VectorBackend(ABC):
             where: The filter on metadata, for backends that filter by themselves.
 
         Returns:
-            Scores (q, top_k) float32, best first, and row numbers (q, top_k) int64; -1 fills up short results.
+            Scores (q, top_k) float32, best first, and row numbers (q, top_k) int64; row -1 with score -inf fills up
+            short results.
         """
 
     @abstractmethod
@@ -80,10 +81,40 @@ class VectorBackend(ABC):
 
     def trim(self, row_count: int) -> None:
         """Drop rows from number `row_count` on, left over by a write that was never committed."""
+        return
 
     def save(self, folder: Path) -> list[str]:
         """Write what should not be built again at the next opening into an empty folder. Returns the file names."""
         return []
 
+    def drop(self) -> None:
+        """Delete all rows where the backend keeps them itself, when the index does without them for good."""
+        return
+
     def close(self) -> None:
         """Let go of files and connections."""
+        return
+
+
+def check_queries(queries: np.ndarray, dim: int, top_k: int) -> np.ndarray:
+    """Queries as contiguous float32.
+
+    Raises:
+        ValueError: They have no shape (q, d) or are no finite numbers, or `top_k` is below 1.
+    """
+    queries = np.asarray(queries)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"Queries must have the shape (q, {dim}), as the index has; got {queries.shape}.")
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: give 1 or more.")
+    if not np.isfinite(queries).all():
+        raise ValueError(f"Query {int(np.argmax(~np.isfinite(queries).all(1)))} has NaN or infinite numbers.")
+    return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def filled_up(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows (q, k) filled up to `top_k` columns: row -1, score -inf."""
+    missing = ((0, 0), (0, top_k - rows.shape[1]))
+    rows = np.pad(rows.astype(np.int64), missing, constant_values=-1)
+    scores = np.pad(scores.astype(np.float32), missing)
+    return np.where(rows < 0, np.float32(-np.inf), scores), rows

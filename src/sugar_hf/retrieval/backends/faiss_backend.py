@@ -1,0 +1,317 @@
+"""FAISS in this process: exact search over the codes, or a graph (HNSW) over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ..codecs import BinaryCodec, Codec, Int8Codec
+from ..filters import Filter
+from .base import Rows, VectorBackend, check_queries, filled_up
+
+GRAPH_FILE = "graph.faiss"
+# Rows that join the graph at once: each call costs time in proportion to all rows.
+BLOCK = 65536
+
+
+@dataclass(frozen=True)
+class FaissOptions:
+    """Options of the FAISS backend.
+
+    Args:
+        kind: `"flat"`: all rows are compared, results are exact. `"hnsw"`: a graph leads to the nearest rows; takes
+            the codecs float32, float16 and int8.
+        m: Neighbours of a row in the graph (twice as many in its lowest layer).
+        ef_construction: Candidates that are looked at when a row joins the graph.
+        ef_search: Candidates that a search looks at. More find more and take longer.
+        rescore: With the codec binary: this many times `top_k` rows are found by their signs and then scored by their
+            int8 codes. 0: the share of equal signs is the score.
+    """
+
+    kind: str = "flat"
+    m: int = 32
+    ef_construction: int = 200
+    ef_search: int = 128
+    rescore: int = 10
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("flat", "hnsw"):
+            raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
+        for name, value, least in (
+            ("m", self.m, 2),
+            ("ef_construction", self.ef_construction, 1),
+            ("ef_search", self.ef_search, 1),
+            ("rescore", self.rescore, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number of {least} or more.")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any] | None) -> FaissOptions:
+        """Options from a dict; an unknown one is an error."""
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(values or {}) - set(names))
+        if unknown:
+            raise ValueError(f"Unknown option {unknown[0]!r} of the FAISS backend; there are {', '.join(names)}.")
+        return cls(**(values or {}))
+
+
+class FaissBackend(VectorBackend):
+    """Searches codes with FAISS.
+
+    Codes are kept as they are stored, and compared without being decoded to single precision first. With `binary` the
+    signs are searched, and codes are read from the arrays that were added (which may be mapped from a file).
+
+    **When the graph is used.** A search that looks at `ef` candidates compares about `2 m ef` rows. With a filter
+    that lets a share f of the rows through, only that share of the candidates counts, so the search needs `ef / f` of
+    them to find as much. Comparing all allowed rows is exact; it is done where the graph would compare as many,
+    `2 m ef / f >= allowed rows`. Without a filter and with the default options that is up to 8192 rows, so that a
+    smaller index has no graph at all.
+
+    Args:
+        codec: How vectors are stored.
+        options: See [`FaissOptions`].
+        folder: What `save` wrote, to go on with its graph.
+
+    Raises:
+        ValueError: Unknown options, or a codec without a graph.
+    """
+
+    def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
+        self.codec, self.options = codec, FaissOptions.read(options)
+        self._signs: Any = faiss.IndexBinaryFlat(8 * codec.sign_width) if isinstance(codec, BinaryCodec) else None
+        if self._signs is not None and self.options.kind == "hnsw":
+            raise ValueError("kind='hnsw' takes vectors='float32', 'float16' or 'int8'; binary is searched flat.")
+        self._blocks = _Blocks()
+        self._storage: Any = None if self._signs is not None else _storage(codec)
+        self._graph: Any = None
+        if folder is not None and self.options.kind == "hnsw" and (folder / GRAPH_FILE).is_file():
+            self._graph = self._read_graph(folder / GRAPH_FILE)
+
+    def __len__(self) -> int:
+        return int((self._storage if self._signs is None else self._signs).ntotal)
+
+    # ---- Writing ----
+
+    def add(self, rows: Iterator[Rows]) -> None:
+        """Add rows, in order. Rows that a loaded graph already has are taken into it as they are.
+
+        Raises:
+            ValueError: Row numbers do not go on from the last one, or codes have another form.
+        """
+        waiting: list[np.ndarray] = []
+        count = 0
+        for some in rows:
+            if some.first != len(self) + count:
+                raise ValueError(f"Row {some.first} does not follow: {len(self) + count} rows are there.")
+            waiting.append(self._checked_codes(some.codes))
+            count += len(some.codes)
+            if count >= BLOCK:
+                self._add(waiting)
+                waiting, count = [], 0
+        if count:
+            self._add(waiting)
+
+    def _checked_codes(self, codes: np.ndarray) -> np.ndarray:
+        codec = self.codec
+        if codes.ndim != 2 or codes.shape[1] != codec.code_width or codes.dtype != codec.code_dtype:
+            raise ValueError(
+                f"Codes of {codec.name} have the shape (n, {codec.code_width}) and the type {codec.code_dtype}; "
+                f"got {codes.shape} of {codes.dtype}."
+            )
+        return codes
+
+    def _add(self, parts: list[np.ndarray]) -> None:
+        if isinstance(self.codec, BinaryCodec):
+            for part in parts:
+                self._signs.add(np.ascontiguousarray(part[:, : self.codec.sign_width]))
+                self._blocks.append(part)
+            return
+        codes = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        known = min(len(codes), max(0, self._graph.ntotal - len(self))) if self._graph is not None else len(codes)
+        self._store(codes[:known])
+        if known < len(codes):
+            # FAISS makes the same codes of the decoded vectors again
+            self._graph.add(np.ascontiguousarray(self.codec.decode(codes[known:])))
+        elif self._graph is None and self.options.kind == "hnsw" and len(self) > self._scanned(self.options.ef_search):
+            self._build_graph()
+
+    def _store(self, codes: np.ndarray) -> None:
+        if len(codes):
+            raw = np.ascontiguousarray(codes).view(np.uint8).reshape(len(codes), -1)
+            self._storage.add_sa_codes(raw)
+
+    def _build_graph(self) -> None:
+        """A graph of all rows."""
+        codes = faiss.vector_to_array(self._storage.codes).reshape(len(self), -1)
+        self._storage.reset()
+        self._graph = faiss.IndexHNSW(self._storage, self.options.m)
+        self._graph.hnsw.efConstruction = self.options.ef_construction
+        for start in range(0, len(codes), BLOCK):
+            part = np.ascontiguousarray(codes[start : start + BLOCK]).view(self.codec.code_dtype)
+            self._graph.add(np.ascontiguousarray(self.codec.decode(part)))
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Nothing: rows keep their numbers, and searches leave deleted ones out until the index is compacted."""
+
+    def trim(self, row_count: int) -> None:
+        """Drop rows from number `row_count` on. A graph that has them is built anew."""
+        if len(self) <= row_count:
+            return
+        last = faiss.IDSelectorRange(row_count, len(self))
+        if self._signs is not None:
+            self._signs.remove_ids(last)
+            self._blocks.trim(row_count)
+            return
+        self._storage.remove_ids(last)
+        if self._graph is not None and self._graph.ntotal > row_count:
+            self._graph = None
+            if row_count > self._scanned(self.options.ef_search):
+                self._build_graph()
+
+    # ---- Searching ----
+
+    def search(
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        *,
+        row_count: int,
+        allowed: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
+        where: Filter | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the rows of the largest inner products; see [`VectorBackend`].
+
+        Raises:
+            ValueError: Queries of another width, `top_k` below 1, more rows than there are, a filter on metadata, or a
+                graph that does not belong to the rows.
+        """
+        queries = check_queries(queries, self.codec.dim, top_k)
+        if where is not None:
+            raise ValueError("FAISS knows no metadata: evaluate the filter and give the allowed rows.")
+        if row_count > len(self):
+            raise ValueError(f"{row_count} rows are asked for, {len(self)} are there.")
+        if self._graph is not None and self._graph.ntotal != len(self):
+            raise ValueError(
+                f"The saved graph is of {self._graph.ntotal} rows, but {len(self)} are there: it is of another state."
+            )
+        if excluded is not None and len(excluded):
+            allowed = np.ones(row_count, dtype=bool) if allowed is None else allowed.copy()
+            allowed[excluded[excluded < row_count]] = False
+        if allowed is not None and allowed.shape != (row_count,):
+            raise ValueError(f"allowed must have the shape ({row_count},); got {allowed.shape}.")
+        count = row_count if allowed is None else int(np.count_nonzero(allowed))
+        found = min(top_k, count)
+        if not found or not len(queries):
+            return filled_up(np.empty((len(queries), 0)), np.empty((len(queries), 0)), top_k)
+        selector = self._selector(row_count, allowed)
+        if isinstance(self.codec, BinaryCodec):
+            scores, rows = self._search_signs(self.codec, queries, found, count, selector)
+        else:
+            scores, rows = self._search_codes(queries, found, count, selector)
+        return filled_up(scores, rows, top_k)
+
+    def _scanned(self, ef: int) -> int:
+        """About how many rows a search of the graph compares."""
+        return 2 * self.options.m * ef
+
+    def _selector(self, row_count: int, allowed: np.ndarray | None) -> Any:
+        """What FAISS asks whether a row may be found; None if all may."""
+        if allowed is not None:
+            return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        return faiss.IDSelectorRange(0, row_count) if row_count < len(self) else None
+
+    def _search_codes(
+        self, queries: np.ndarray, top_k: int, count: int, selector: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ef = -(-max(self.options.ef_search, top_k) * len(self) // count)  # rounded up
+        exact = None if selector is None else faiss.SearchParameters(sel=selector)
+        if self._graph is None or self._scanned(ef) >= count:
+            return self._storage.search(queries, top_k, params=exact)
+        wide = faiss.SearchParametersHNSW(efSearch=ef, sel=selector)
+        scores, rows = self._graph.search(queries, top_k, params=wide)
+        short = np.flatnonzero((rows < 0).any(1))  # the graph led nowhere
+        if len(short):
+            scores[short], rows[short] = self._storage.search(queries[short], top_k, params=exact)
+        return scores, rows
+
+    def _search_signs(
+        self, codec: BinaryCodec, queries: np.ndarray, top_k: int, count: int, selector: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        candidates = min(count, max(1, self.options.rescore) * top_k)
+        params = None if selector is None else faiss.SearchParameters(sel=selector)
+        distances, rows = self._signs.search(codec.signs(queries), candidates, params=params)
+        if not self.options.rescore:
+            return 1 - 2 * distances.astype(np.float32) / codec.dim, rows
+        vectors = codec.decode(self._blocks.take(rows.ravel())).reshape(*rows.shape, codec.dim)  # (q, candidates, d)
+        scores = np.einsum("qd,qcd->qc", queries, vectors)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+    # ---- Files ----
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the graph, without a second copy of the vectors."""
+        if self._graph is None:
+            return []
+        faiss.write_index(self._graph, str(folder / GRAPH_FILE), faiss.IO_FLAG_SKIP_STORAGE)
+        return [GRAPH_FILE]
+
+    def _read_graph(self, path: Path) -> Any:
+        graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
+        if not isinstance(graph, faiss.IndexHNSW) or graph.d != self.codec.dim:
+            raise ValueError(f"{path} is no graph of vectors of {self.codec.dim} dimensions.")
+        graph.storage, graph.own_fields = self._storage, False
+        graph.hnsw.efConstruction = self.options.ef_construction
+        return graph
+
+
+class _Blocks:
+    """Codes as they were added, row after row, without a copy."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._ends: list[int] = []
+
+    def append(self, codes: np.ndarray) -> None:
+        self._parts.append(codes)
+        self._ends.append(len(codes) + (self._ends[-1] if self._ends else 0))
+
+    def trim(self, row_count: int) -> None:
+        while self._ends and self._ends[-1] > row_count:
+            self._ends.pop()
+            part = self._parts.pop()
+            kept = row_count - (self._ends[-1] if self._ends else 0)
+            if kept > 0:
+                self.append(part[:kept])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The codes (r, w) of rows (r,)."""
+        ends = np.array(self._ends)
+        place = np.searchsorted(ends, rows, side="right")
+        found = np.empty((len(rows), self._parts[0].shape[1]), dtype=self._parts[0].dtype)
+        for number in np.unique(place):
+            part, where = self._parts[number], place == number
+            found[where] = part[rows[where] - (ends[number] - len(part))]
+        return found
+
+
+def _storage(codec: Codec) -> Any:
+    """The FAISS index that holds codes of this codec."""
+    inner = faiss.METRIC_INNER_PRODUCT
+    if codec.name == "float32":
+        return faiss.IndexFlat(codec.dim, inner)
+    if codec.name == "float16":
+        return faiss.IndexScalarQuantizer(codec.dim, faiss.ScalarQuantizer.QT_fp16, inner)
+    if isinstance(codec, Int8Codec):
+        storage = faiss.IndexScalarQuantizer(codec.dim, faiss.ScalarQuantizer.QT_8bit, inner)
+        faiss.copy_array_to_vector(np.concatenate([codec.low, codec.span]).astype(np.float32), storage.sq.trained)
+        storage.is_trained = True
+        return storage
+    raise ValueError(f"FAISS holds no codes of {codec.name}.")

@@ -1,0 +1,229 @@
+"""Milvus: a folder of its own with milvus-lite, or a server or cluster by its address."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..codecs import Codec
+from ..filters import Filter, typed_metadata
+from .base import Rows, VectorBackend, check_queries, filled_up
+
+LOCAL_NAME = "milvus.db"
+TOKEN_VARIABLE = "MILVUS_TOKEN"
+# Rows and row numbers of one call; a message may have 64 MiB.
+BLOCK = 1000
+LONGEST_ID = 2048  # bytes
+
+
+@dataclass(frozen=True)
+class MilvusOptions:
+    """Options of the Milvus backend.
+
+    Args:
+        uri: Address of a server, such as `"http://localhost:19530"`. None: files in the index's folder, with
+            milvus-lite, for one process at a time.
+        collection: Name of the collection.
+        token: Key of the server, `"user:password"` for one; by default the environment's MILVUS_TOKEN. It is never
+            written to disk.
+        kind: `"hnsw"` or `"flat"` (exact).
+        m: Neighbours of a row in the graph.
+        ef_construction: Candidates that are looked at when a row joins the graph.
+        ef_search: Candidates that a search looks at.
+    """
+
+    uri: str | None = None
+    collection: str = "sugar"
+    token: str | None = None
+    kind: str = "hnsw"
+    m: int = 32
+    ef_construction: int = 200
+    ef_search: int = 128
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("flat", "hnsw"):
+            raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
+
+    def __repr__(self) -> str:
+        return f"MilvusOptions(uri={self.uri!r}, collection={self.collection!r}, kind={self.kind!r})"  # no token
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any] | None) -> MilvusOptions:
+        """Options from a dict; an unknown one is an error."""
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(values or {}) - set(names))
+        if unknown:
+            raise ValueError(f"Unknown option {unknown[0]!r} of the Milvus backend; there are {', '.join(names)}.")
+        return cls(**(values or {}))
+
+
+class MilvusBackend(VectorBackend):
+    """Keeps rows in a Milvus collection, with document, slice and metadata beside the vector.
+
+    The collection's fields are `row` (primary key), `vector`, `document`, `slice` and `metadata` (as `typed_metadata`
+    sorts it). Rows are written with upsert, so that a write may be repeated.
+
+    Args:
+        codec: Has to be float32: Milvus compresses by itself.
+        options: See [`MilvusOptions`].
+        folder: Where the files are when there is no `uri`.
+
+    Raises:
+        ImportError: pymilvus or milvus-lite is not installed.
+        ValueError: Unknown options, another codec, neither `uri` nor `folder`, or a collection of other vectors.
+    """
+
+    holds_vectors = True
+    filters_metadata = True
+
+    def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
+        self.options = MilvusOptions.read(options)
+        if codec.name != "float32":
+            raise ValueError(f"vectors={codec.name!r}: Milvus takes vectors='float32'.")
+        if self.options.uri is None and folder is None:
+            raise ValueError("The Milvus backend needs a uri, or a folder for local files.")
+        self.dim = codec.dim
+        self._milvus = _import_milvus(local=self.options.uri is None)
+        if self.options.uri is None and folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._path = None if folder is None else str((folder / LOCAL_NAME).resolve())
+        token = self.options.token or os.environ.get(TOKEN_VARIABLE, "")
+        self._client = self._milvus.MilvusClient(uri=self.options.uri or self._path, token=token)
+        self._open_collection()
+
+    def _open_collection(self) -> None:
+        name, client = self.options.collection, self._client
+        if client.has_collection(name):
+            found = {field["name"]: field for field in client.describe_collection(name)["fields"]}
+            dim = int(found["vector"]["params"]["dim"]) if "vector" in found else None
+            if dim != self.dim or not {"row", "document", "slice", "metadata"} <= set(found):
+                raise ValueError(
+                    f"The Milvus collection {name!r} is not one of this index: it has the fields {', '.join(found)}, "
+                    f"and vectors of {dim} dimensions instead of {self.dim}. Give another `collection`."
+                )
+        else:
+            types = self._milvus.DataType
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("row", types.INT64, is_primary=True)
+            schema.add_field("vector", types.FLOAT_VECTOR, dim=self.dim)
+            schema.add_field("document", types.VARCHAR, max_length=LONGEST_ID)
+            schema.add_field("slice", types.INT64)
+            schema.add_field("metadata", types.JSON)
+            graph = {"M": self.options.m, "efConstruction": self.options.ef_construction}
+            index = client.prepare_index_params()
+            if self.options.kind == "hnsw":
+                index.add_index("vector", index_type="HNSW", metric_type="IP", params=graph)
+            else:
+                index.add_index("vector", index_type="FLAT", metric_type="IP", params={})
+            # a search sees what was written before it
+            client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        client.load_collection(name)
+
+    # ---- Writing ----
+
+    def add(self, rows: Iterator[Rows]) -> None:
+        """Add rows, in order; a row that is there already is replaced."""
+        for some in rows:
+            if some.vectors.ndim != 2 or some.vectors.shape[1] != self.dim:
+                raise ValueError(f"Vectors must have the shape (n, {self.dim}); got {some.vectors.shape}.")
+            data = [
+                {
+                    "row": some.first + number,
+                    "vector": vector,
+                    "document": document,
+                    "slice": int(place),
+                    "metadata": typed_metadata(metadata),
+                }
+                for number, (vector, document, place, metadata) in enumerate(
+                    zip(some.vectors.tolist(), some.document_ids, some.slices, some.metadata, strict=True)
+                )
+            ]
+            for start in range(0, len(data), BLOCK):
+                self._client.upsert(self.options.collection, data[start : start + BLOCK])
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Delete rows."""
+        for start in range(0, len(rows), BLOCK):
+            self._client.delete(self.options.collection, ids=rows[start : start + BLOCK].tolist())
+
+    def trim(self, row_count: int) -> None:
+        """Delete rows from number `row_count` on."""
+        self._client.delete(self.options.collection, filter=f"row >= {int(row_count)}")
+
+    # ---- Searching ----
+
+    def search(
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        *,
+        row_count: int,
+        allowed: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
+        where: Filter | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the rows of the largest inner products; see [`VectorBackend`].
+
+        Raises:
+            ValueError: Queries of another width, `top_k` below 1, or `allowed`, which would have to list rows.
+        """
+        queries = check_queries(queries, self.dim, top_k)
+        if allowed is not None:
+            raise ValueError("Milvus filters by itself: give `where` and `excluded` instead of `allowed`.")
+        conditions = [f"row < {int(row_count)}"]
+        if excluded is not None and len(excluded):
+            conditions.append(f"row not in [{', '.join(map(str, excluded.tolist()))}]")
+        if where is not None:
+            conditions.append(where.milvus("metadata"))
+        if not len(queries) or not row_count:
+            return filled_up(np.empty((len(queries), 0)), np.empty((len(queries), 0)), top_k)
+        hits = self._client.search(
+            self.options.collection,
+            queries.tolist(),
+            filter=" and ".join(conditions),
+            limit=top_k,
+            anns_field="vector",
+            search_params={"metric_type": "IP", "params": self._search_parameters(top_k)},
+        )
+        scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
+        rows = np.full((len(queries), top_k), -1, dtype=np.int64)
+        for number, found in enumerate(hits):
+            for rank, hit in enumerate(found):
+                scores[number, rank], rows[number, rank] = hit["distance"], hit["row"]
+        return scores, rows
+
+    def _search_parameters(self, top_k: int) -> dict[str, int]:
+        return {"ef": max(self.options.ef_search, top_k)} if self.options.kind == "hnsw" else {}
+
+    def drop(self) -> None:
+        """Delete the collection."""
+        self._client.drop_collection(self.options.collection)
+
+    def close(self) -> None:
+        """Close the connection, and local files."""
+        self._client.close()
+        if self.options.uri is None:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(str(self._path))
+
+
+def _import_milvus(local: bool) -> Any:
+    """The module pymilvus.
+
+    Raises:
+        ImportError: It is not installed, or with local files milvus-lite is not.
+    """
+    try:
+        import pymilvus
+
+        if local:
+            import milvus_lite  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'The Milvus backend needs {error.name}: pip install "sugar-hf[milvus]"') from error
+    return pymilvus

@@ -1,0 +1,184 @@
+"""Files of an index: names that stay inside, contents that are on the disk before they count, one writer at a time."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import DamagedIndexError, LockedIndexError, MissingFileError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)?")
+MEND = "Restore the file from a copy, or build the index again"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as the manifest knows it.
+
+    Args:
+        name: Its name in its folder.
+        size: Bytes.
+        sha256: Digest of its content.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileEntry":
+        """Look at a file, and see to it that it is on the disk."""
+        fsync(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(path.name, file.tell(), digest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form for JSON."""
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "FileEntry":
+        """Read `to_dict` back.
+
+        Raises:
+            ValueError: It is no such entry, or its name is none that an index gives.
+        """
+        name, size, digest = values["name"], values["size"], values["sha256"]
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise ValueError(f"the entry of {name!r} has no size and digest")
+        return cls(checked_name(name), size, digest)
+
+    def check(self, folder: Path, verify: bool) -> Path:
+        """Return the file's path if the file is as the manifest says.
+
+        Args:
+            folder: Where it is.
+            verify: Compare the content, not only the size.
+
+        Raises:
+            MissingFileError: It is not there.
+            DamagedIndexError: It is not as it was written.
+        """
+        path = inside(folder, self.name)
+        try:
+            size = path.stat().st_size
+            if size != self.size:
+                raise DamagedIndexError(f"{path} has {size} bytes instead of {self.size}. {MEND}.")
+            if verify:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                        raise DamagedIndexError(f"{path} was changed: its content is not what was written. {MEND}.")
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path} is missing. {MEND}.") from error
+        return path
+
+
+def checked_name(name: Any) -> str:
+    """Return a file name that an index may have given: no path, nothing hidden.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a file of an index")
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder.
+
+    Raises:
+        DamagedIndexError: The file is a link that leads out of the folder.
+    """
+    path = folder / checked_name(name)
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise DamagedIndexError(f"{path} is a link that leads out of the index. Put the file itself there.")
+    return path
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there as a whole or not at all, even after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    move_whole(temporary, path)
+
+
+def move_whole(temporary: Path, path: Path) -> None:
+    """Give a file that is written its name."""
+    fsync(temporary)
+    os.replace(temporary, path)
+    fsync(path.parent)
+
+
+def as_json(values: Any) -> bytes:
+    """Return JSON as an index writes it."""
+    return (json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, which may be gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class WriteLock:
+    """Held while an index is written. It goes with its process, however that ends.
+
+    Args:
+        folder: The folder of the index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = FileLock(folder / "LOCK", timeout=0)
+
+    def __enter__(self) -> "WriteLock":
+        owner = self._folder / "LOCK.owner"
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            try:
+                who = owner.read_text("utf-8")
+            except OSError:
+                who = "another process"
+            raise LockedIndexError(
+                f"{self._folder} is being written by {who}. Wait until it is done, or end that process."
+            ) from error
+        except OSError as error:
+            raise PermissionError(
+                f"{self._folder} cannot be written ({error}). It can be searched; to change it, copy it to a folder "
+                "of yours."
+            ) from error
+        try:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        except OSError:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()

@@ -1,0 +1,311 @@
+"""One generation of an index, open: its documents, which of them count, and where their vectors are searched."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from .backends import BACKENDS, Rows, VectorBackend, open_backend
+from .codecs import Codec
+from .documents import Document
+from .errors import DamagedIndexError
+from .files import MEND
+from .filters import Filter
+from .manifest import Manifest
+from .segments import Segment, open_tensors
+
+BLOCK = 16384  # rows that a backend gets at once
+MOST_RESULTS = 16384  # that a Milvus server gives
+
+
+class Catalogue:
+    """Ids and metadata of the documents of a base, read when they are first asked for. All its generations share it.
+
+    A document has its number for ever, so that what is known of it never changes.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._named = 0
+        self._metadata: list[dict[str, Any]] = []
+        self._lock = Lock()
+
+    def number(self, name: str, segments: Sequence[Segment], count: int) -> int | None:
+        """The number of the last document of this id among the first `count`."""
+        with self._lock:
+            if self._named < count:
+                for first, segment in _from_document(segments, self._named):
+                    for id_ in segment.ids(first):
+                        self._numbers[id_] = self._named
+                        self._named += 1
+        found = self._numbers.get(name)
+        return found if found is not None and found < count else None
+
+    def metadata(self, segments: Sequence[Segment], count: int) -> Sequence[dict[str, Any]]:
+        """Metadata of the first `count` documents."""
+        with self._lock:
+            if len(self._metadata) < count:
+                for first, segment in _from_document(segments, len(self._metadata)):
+                    self._metadata += segment.metadata(first)
+        return self._metadata if len(self._metadata) == count else self._metadata[:count]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An open generation; it stays as it is whatever is written afterwards.
+
+    Args:
+        manifest: What it consists of.
+        segments: Its segments.
+        codec: How vectors are stored; `None` as long as there are none.
+        backend: Searches the vectors; may hold rows of later generations; `None` without vectors.
+        row_document: (rows,) int32, the document of each row.
+        row_slice: (rows,) int32, the slice of each row.
+        deleted: Numbers of deleted documents, in the order in which they were deleted.
+        catalogue: Ids and metadata.
+    """
+
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+    codec: Codec | None
+    backend: VectorBackend | None
+    row_document: np.ndarray
+    row_slice: np.ndarray
+    deleted: np.ndarray
+    catalogue: Catalogue
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        previous: "Generation | None" = None,
+        *,
+        verify: bool,
+        options: Mapping[str, Any] | None = None,
+        is_writer: bool = False,
+    ) -> "Generation":
+        """Open a generation.
+
+        Args:
+            folder: The folder of the index.
+            manifest: Its manifest.
+            previous: One that is open; what it shares with this one is not read again.
+            verify: Compare the digests of all files.
+            options: Options of the backend that go before the manifest's.
+            is_writer: Whether rows that are new go to a backend that keeps them where others find them.
+
+        Raises:
+            DamagedIndexError: A file is missing or damaged.
+        """
+        shared = previous if previous and previous.is_beginning_of(manifest) else None
+        known = {segment.entry: segment for segment in previous.segments} if previous else {}
+        segments = tuple(
+            known[entry] if entry in known else Segment.open(folder / "segments", entry, verify)
+            for entry in manifest.segments
+        )
+        deleted = np.zeros(0, np.int64)
+        if manifest.deleted is not None:
+            path = manifest.deleted.file.check(folder, verify)
+            deleted = open_tensors(path).get_tensor("documents")
+            outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
+            if deleted.shape != (manifest.deleted.count,) or outside:
+                raise DamagedIndexError(f"{path} does not fit {manifest.name}. {MEND}.")
+        codec = None if manifest.codec is None else Codec.from_dict(manifest.codec)
+        first = shared.manifest.rows if shared else 0
+        found = list(_new_rows(segments, first))
+        row_document = np.concatenate(
+            [shared.row_document if shared else np.zeros(0, np.int32), *(x[0] for x in found)]
+        )
+        row_slice = np.concatenate([shared.row_slice if shared else np.zeros(0, np.int32), *(x[1] for x in found)])
+        graph_folder = _checked_graph(folder, manifest, verify)
+        backend = shared.backend if shared else None
+        catalogue = shared.catalogue if shared else Catalogue()
+        opened = cls(manifest, segments, codec, backend, row_document, row_slice, deleted, catalogue)
+        if codec is None:
+            return opened
+        must_add = is_writer or not BACKENDS[manifest.head.backend].holds_vectors
+        if backend is None:
+            values = {**manifest.head.backend_options, **(options or {})}
+            if BACKENDS[manifest.head.backend].holds_vectors:
+                # a name of its own: a base numbers its rows anew, and other indexes may be on the same server
+                values["collection"] = f"{values.get('collection', 'sugar')}_{manifest.uid}_{manifest.base}"
+                place: Path | None = folder / f"milvus-{manifest.base:06d}"
+                must_add = must_add or (values.get("uri") is None and place is not None and not place.exists())
+            else:
+                place = graph_folder
+            backend = open_backend(
+                manifest.head.backend, dim=manifest.head.dim, codec=codec, options=values, folder=place
+            )
+            first = 0
+            opened = replace(opened, backend=backend)
+        if must_add and first < manifest.rows:
+            if is_writer:
+                backend.trim(first)
+            backend.add(opened._rows(first, backend.holds_vectors))
+        return opened
+
+    def is_beginning_of(self, manifest: Manifest) -> bool:
+        """Whether the rows of a later manifest begin with this generation's."""
+        mine = self.manifest
+        return (mine.uid, mine.base) == (manifest.uid, manifest.base) and mine.rows <= manifest.rows
+
+    # ---- Documents, by their number in the base ----
+
+    @cached_property
+    def live(self) -> np.ndarray:
+        """(documents,) bool, whether a document is there."""
+        live = np.ones(self.manifest.documents, bool)
+        live[self.deleted] = False
+        return live
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Numbers of the documents that are there, ascending."""
+        return np.flatnonzero(self.live)
+
+    def number(self, name: str) -> int | None:
+        """The number of the document of this id; `None` if there is none."""
+        number = self.catalogue.number(name, self.segments, self.manifest.documents)
+        return number if number is not None and self.live[number] else None
+
+    def document(self, number: int) -> Document:
+        """Read a document."""
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        return self.segments[place].read(number - int(self._ends[place]) + self.segments[place].entry.documents)
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """Decode the vectors of rows, (n, d) float32."""
+        assert self.codec is not None
+        ends = np.cumsum([segment.entry.rows for segment in self.segments])
+        codes = []
+        for row in rows:
+            place = int(np.searchsorted(ends, row, side="right"))
+            first = row - int(ends[place]) + self.segments[place].entry.rows
+            codes.append(self.segments[place].codes(first, first + 1))
+        return self.codec.decode(np.concatenate(codes))
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([segment.entry.documents for segment in self.segments])
+
+    def matching(self, where: Filter) -> np.ndarray:
+        """Numbers of the documents that are there and that a filter finds."""
+        return np.flatnonzero(self.live & self._mask(where))
+
+    def _mask(self, where: Filter) -> np.ndarray:
+        return where.mask(self.catalogue.metadata(self.segments, self.manifest.documents))
+
+    # ---- Search ----
+
+    def search(
+        self, queries: np.ndarray, top_k: int, where: Filter | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find the nearest documents.
+
+        With a vector at each slice, a document counts by its best; the search is widened until `top_k` documents are
+        found or there are no more.
+
+        Args:
+            queries: (q, d) float32 unit vectors.
+            top_k: How many.
+            where: A filter on metadata.
+
+        Returns:
+            Scores (q, top_k) float32, document numbers and rows (q, top_k) int64; -inf and -1 fill up short results.
+        """
+        shape = (len(queries), top_k)
+        scores = np.full(shape, -np.inf, np.float32)
+        documents, rows = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+        count = self.manifest.rows
+        if self.backend is None or not count or not len(self.places) or not len(queries):
+            return scores, documents, rows
+        choice = self._choice(self.backend, where)
+        is_grouped = self.manifest.head.positions == "all"
+        limit = min(count, MOST_RESULTS) if self.backend.filters_metadata else count
+        width = min(limit, 4 * top_k if is_grouped else top_k)
+        while True:
+            found_scores, found = self.backend.search(queries, width, row_count=count, **choice)
+            found = np.where(np.isfinite(found_scores), found, -1)
+            picks = [self._best_rows(line, top_k) for line in found]
+            is_done = all(len(pick) == top_k or line[-1] < 0 for pick, line in zip(picks, found, strict=True))
+            if is_done or width == limit:
+                break
+            width = min(limit, 4 * width)
+        for i, pick in enumerate(picks):
+            scores[i, : len(pick)] = found_scores[i, pick]
+            rows[i, : len(pick)] = found[i, pick]
+            documents[i, : len(pick)] = self.row_document[found[i, pick]]
+        return scores, documents, rows
+
+    def _choice(self, backend: VectorBackend, where: Filter | None) -> dict[str, Any]:
+        """The rows that may be found, as the backend wants to be told."""
+        if backend.filters_metadata:
+            return {"where": where, "excluded": None if self._live_rows is None else np.flatnonzero(~self._live_rows)}
+        if where is None:
+            return {"allowed": self._live_rows}
+        return {"allowed": (self.live & self._mask(where))[self.row_document]}
+
+    @cached_property
+    def _live_rows(self) -> np.ndarray | None:
+        return self.live[self.row_document] if len(self.deleted) else None
+
+    def _best_rows(self, found: np.ndarray, top_k: int) -> np.ndarray:
+        """Places of the first row of each document in a line of rows, best first."""
+        found = found[found >= 0]
+        _, first = np.unique(self.row_document[found], return_index=True)
+        return np.sort(first)[:top_k]
+
+    # ---- For the backend ----
+
+    def _rows(self, first: int, with_documents: bool) -> Iterator[Rows]:
+        """Yield rows from number `first` on. A backend that keeps codes only gets nothing but codes."""
+        assert self.codec is not None
+        start = 0
+        for segment in self.segments:
+            ids, metadata = (segment.ids(), segment.metadata()) if with_documents else ([], [])
+            for low in range(max(0, first - start), segment.entry.rows, BLOCK):
+                high = min(low + BLOCK, segment.entry.rows)
+                codes, document = segment.codes(low, high), segment.document[low:high].tolist()
+                yield Rows(
+                    first=start + low,
+                    codes=codes,
+                    vectors=self.codec.decode(codes) if with_documents else np.zeros((0, self.codec.dim), np.float32),
+                    document_ids=[ids[i] for i in document] if with_documents else [],
+                    slices=segment.slice[low:high],
+                    metadata=[metadata[i] for i in document] if with_documents else [],
+                )
+            start += segment.entry.rows
+
+
+def _from_document(segments: Sequence[Segment], number: int) -> Iterator[tuple[int, Segment]]:
+    """Yield the segments with documents from this number on, and the first such document of each."""
+    start = 0
+    for segment in segments:
+        if number < start + segment.entry.documents:
+            yield max(0, number - start), segment
+        start += segment.entry.documents
+
+
+def _new_rows(segments: Sequence[Segment], first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield document and slice of the rows from number `first` on."""
+    start = documents = 0
+    for segment in segments:
+        begin = max(0, first - start)
+        if begin < segment.entry.rows:
+            yield segment.document[begin:] + np.int32(documents), segment.slice[begin:]
+        start += segment.entry.rows
+        documents += segment.entry.documents
+
+
+def _checked_graph(folder: Path, manifest: Manifest, verify: bool) -> Path | None:
+    if manifest.graph is None:
+        return None
+    graph = folder / manifest.graph.folder
+    for file in manifest.graph.files:
+        file.check(graph, verify)
+    return graph

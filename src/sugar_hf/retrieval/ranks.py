@@ -1,0 +1,52 @@
+"""Several processes that write one index, as torchrun and accelerate start them; one process is a group of one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among those that do the same work."""
+
+    def __init__(self) -> None:
+        is_group = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if is_group else 0
+        self.count = dist.get_world_size() if is_group else 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process opens and commits the write."""
+        return self.rank == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait at the end of the block for the others, and fail if one of them has failed in it.
+
+        Raises:
+            RuntimeError: Another process failed; says which, and with what.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._tell(f"{type(error).__name__}: {error}")
+            raise
+        failed = [(rank, text) for rank, text in enumerate(self._tell(None)) if text is not None]
+        if failed:
+            raise RuntimeError(f"process {failed[0][0]} failed: {failed[0][1]}")
+
+    def from_first(self, value: T) -> T:
+        """Return the first process's value in every process."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values[0]
+
+    def _tell(self, text: str | None) -> list[str | None]:
+        texts: list[str | None] = [text] * self.count
+        if self.count > 1:
+            dist.all_gather_object(texts, text)
+        return texts
