@@ -8,18 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 
 from sugar_hf.data import load_image
 from sugar_hf.evaluation import AnswerEvaluator, Block, Card, RetrievalEvaluator, Section, write_gallery
-from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, soft_alignment, triple_distance
+from sugar_hf.retrieval import explain, plot_alignment
+from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix
 
 EXAMPLES = 3
 ALIGNMENT_DELTA = 0.3
@@ -34,11 +29,12 @@ def write_demo_gallery(
     teacher: Any,
     photos: Sequence[Path],
 ) -> Path:
-    """Write `index.html` and `alignment.png` to a folder and return the page's path."""
+    """Write `index.html`, `alignment.png` and `alignment_stories.png` to a folder and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     *tasks, answers = evaluators
-    alignment = draw_alignments(tasks[-1], teacher)
-    alignment.save(folder / "alignment.png")
+    alignments = draw_alignments(tasks[-1], retrieve, teacher)
+    for name, picture in zip(("alignment.png", "alignment_stories.png"), alignments, strict=True):
+        picture.save(folder / name)
     sections = [Section("Before and after", "Held-out combinations; each pool and its size as in the command.", table)]
     sections += [retrieval_section(task, retrieve) for task in tasks]
     sections += [positions_section(tasks[-1], retrieve), answers_section(answers, generate)]
@@ -46,10 +42,11 @@ def write_demo_gallery(
     if photos:
         sections += [photo_section(photos, tasks[0], retrieve, generate)]
     note = (
-        "How often the soft alignment of two sequences visits each pair of slices. Left: the sentences of a story "
-        "against its own pictures. Right: a story against the one that the teachers find most like it."
+        "How often the soft alignment of two sequences, as the teachers see them, visits each pair of slices (the darker "
+        "the more often), their cosines, and the best path. First the sentences of a story against its own pictures, "
+        "then a story against the one that the teachers find most like it."
     )
-    sections += [Section("Alignment of two sequences", note, pictures=[alignment])]
+    sections += [Section("Alignment of two sequences", note, pictures=alignments)]
     return write_gallery(folder / "index.html", "Sugar on the picturebook", sections)
 
 
@@ -124,47 +121,18 @@ def photo_section(photos: Sequence[Path], task: RetrievalEvaluator, retrieve: An
     return Section("Your own pictures", note, cards=cards)
 
 
-def draw_alignments(task: RetrievalEvaluator, teacher: Any) -> Image.Image:
-    """Two heat maps: sentences against pictures of the first story, and that story against its nearest other."""
+def draw_alignments(task: RetrievalEvaluator, retrieve: Any, teacher: Any) -> list[Image.Image]:
+    """The sentences of the first story against its pictures, and that story against its nearest other."""
     stories = [[*query, *candidate] for query, candidate in zip(task.queries, task.candidates, strict=True)]
     features = SliceFeatures.pad(teacher.embed(stories))
     ends = torch.tensor([[index, len(story) - 1] for index, story in enumerate(stories)])
-    labels = label_matrix(features, ends, StructureLossConfig(label_kernel="aligned", delta=ALIGNMENT_DELTA))
-    nearest = int(labels[0].index_fill(0, torch.tensor([0]), -np.inf).argmax())
-    pairs = [(stories[0][::2], stories[0][1::2]), (stories[0], stories[nearest])]
-    figure, axes = plt.subplots(1, 2, figsize=(17, 8), gridspec_kw={"width_ratios": [1, 1.2]})
-    for axis, (rows, columns) in zip(axes, pairs, strict=True):
-        first, second = (SliceFeatures.pad(teacher.embed([sample])) for sample in (rows, columns))
-        distances = triple_distance(first, second)[0, 0]
-        sigma = ALIGNMENT_DELTA * ((len(rows) + len(columns)) / 2) ** 0.5
-        draw_heat_map(axis, soft_alignment(distances, sigma).numpy(), rows, columns)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    plt.close(figure)
-    return Image.open(buffer).convert("RGB")
-
-
-def draw_heat_map(axis: Any, visits: np.ndarray, rows: list[Any], columns: list[Any]) -> None:
-    shown = axis.imshow(visits, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    axis.figure.colorbar(shown, ax=axis, label="expected visits")
-    axis.set_xticks(range(len(columns)), [label(part) for part in columns], rotation=40, ha="right", fontsize=8)
-    axis.set_yticks(range(len(rows)), [label(part) for part in rows], fontsize=8)
-    for index, part in enumerate(columns):
-        if isinstance(part, Image.Image):
-            put_picture(axis, part, (index, -0.5), (0, 24))
-    for index, part in enumerate(rows):
-        if isinstance(part, Image.Image):
-            put_picture(axis, part, (-0.5, index), (-24, 0))
-
-
-def label(part: Any) -> str:
-    return "" if isinstance(part, Image.Image) else part if len(part) < 44 else f"{part[:41]}..."
-
-
-def put_picture(axis: Any, picture: Image.Image, place: tuple[float, float], offset: tuple[int, int]) -> None:
-    thumbnail = OffsetImage(np.asarray(picture), zoom=0.4)
-    box = AnnotationBbox(
-        thumbnail, place, xybox=offset, boxcoords="offset points", frameon=False, annotation_clip=False
-    )
-    axis.add_artist(box)
+    config = StructureLossConfig(label_kernel="aligned", delta=ALIGNMENT_DELTA)
+    labels = label_matrix(features, ends, config)
+    nearest = int(labels[0].index_fill(0, torch.tensor([0]), -torch.inf).argmax())
+    pictures = []
+    for query, document in ((stories[0][::2], stories[0][1::2]), (stories[0], stories[nearest])):
+        explanation = explain(query, document, retrieve.model, retrieve.processor, teacher=teacher, config=config)
+        buffer = io.BytesIO()
+        plot_alignment(explanation, which="teacher").savefig(buffer, format="png")
+        pictures.append(Image.open(buffer).convert("RGB"))
+    return pictures
