@@ -42,8 +42,8 @@ def write_demo_gallery(
     if photos:
         sections += [photo_section(photos, tasks[0], retrieve, generate)]
     note = (
-        "How often the soft alignment of two sequences, as the teachers see them, visits each pair of slices (the darker "
-        "the more often), their cosines, and the best path. First the sentences of a story against its own pictures, "
+        "How often the soft alignment of two sequences, as the teachers see them, visits each pair of slices (darker: "
+        "more often), their cosines, and the best path. First the sentences of a story against its own pictures, "
         "then a story against the one that the teachers find most like it."
     )
     sections += [Section("Alignment of two sequences", note, pictures=alignments)]
