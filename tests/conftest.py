@@ -10,6 +10,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the table of docs/backbones.md from what tests/families gives, instead of comparing",
     )
+    parser.addoption(
+        "--update-bad-input",
+        action="store_true",
+        help="write the table of docs/bad_input.md from the cases of tests/retrieval, instead of comparing",
+    )
 
 
 def pytest_configure(config):

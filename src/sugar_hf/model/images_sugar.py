@@ -232,7 +232,7 @@ def _check_pixels(image: Image.Image, name: str) -> None:
     if limit is not None and pixels > limit:
         raise _bomb(name, f"{image.width} x {image.height} pixels, the limit is {limit}")
     if not pixels:
-        raise BadImageError(f"{name} has no pixels ({image.width} x {image.height})", _REPLACE)
+        raise BadImageError(f"{name} has {image.width} x {image.height} pixels", _REPLACE)
 
 
 def _bomb(name: str, detail: str) -> BadImageError:

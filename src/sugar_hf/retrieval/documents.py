@@ -152,20 +152,11 @@ class Document:
             raise BadSampleError("the stored document lacks the field", field=error.args[0], sample=name) from error
 
     def _decoded(self, number: int, source: Any) -> Image.Image:
-        where = f"images[{number}]"
         try:
-            image = load_image(source, field=where)
+            return load_image(source, field=f"images[{number}]")
         except BadSampleError as error:
             error.at(sample=self.id)
             raise
-        if not image.width or not image.height:
-            raise BadSampleError(
-                f"the image has {image.width} x {image.height} pixels",
-                field=where,
-                sample=self.id,
-                mend="Replace or remove the image",
-            )
-        return image
 
     def _stored(self, number: int, source: Any) -> bytes:
         if isinstance(source, Mapping):

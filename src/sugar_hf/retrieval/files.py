@@ -100,9 +100,28 @@ def inside(folder: Path, name: str) -> Path:
         DamagedIndexError: The file is a link that leads out of the folder.
     """
     path = folder / checked_name(name)
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        raise DamagedIndexError(f"{path} is a link that leads out of the index. Put the file itself there.")
+    if path.is_symlink():
+        _check_link(path, folder)
     return path
+
+
+def check_links(folder: Path) -> None:
+    """Refuse an index with links in its place that lead out of it: reading, writing and cleaning would follow them.
+
+    Raises:
+        DamagedIndexError: There is one.
+    """
+    for place in (folder, folder / "segments", folder / "pending"):
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        _check_link(Path(entry.path), folder)
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DamagedIndexError(f"{path} is a link that leads out of the index. Put the file itself there.")
 
 
 def fsync(path: Path) -> None:
@@ -155,6 +174,7 @@ class WriteLock:
         self._lock = FileLock(folder / "LOCK", timeout=0)
 
     def __enter__(self) -> "WriteLock":
+        check_links(self._folder)
         owner = self._folder / "LOCK.owner"
         try:
             self._lock.acquire()

@@ -13,7 +13,7 @@ from .backends import BACKENDS, Rows, VectorBackend, open_backend
 from .codecs import Codec
 from .documents import Document
 from .errors import DamagedIndexError
-from .files import MEND
+from .files import MEND, check_links
 from .filters import Filter
 from .manifest import Manifest
 from .segments import Segment, open_tensors
@@ -102,6 +102,7 @@ class Generation:
         Raises:
             DamagedIndexError: A file is missing or damaged.
         """
+        check_links(folder)
         shared = previous if previous and previous.is_beginning_of(manifest) else None
         known = {segment.entry: segment for segment in previous.segments} if previous else {}
         segments = tuple(

@@ -1,0 +1,151 @@
+"""Bad input gets an error that says what to mend, or is used as the table in docs/bad_input.md says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from bad_input_cases import CASES, DOCUMENT, PNG, Place, render, replace, unprivileged
+from builders import cached_sugar, picture
+
+from sugar_hf.data import BadSampleError, SkippedRowsWarning
+from sugar_hf.retrieval import SugarEmbedder, SugarIndex
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow only warns, we refuse
+
+HOLD = (
+    "import sys, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\ninput()"
+)
+
+
+@contextmanager
+def other_process_holds(lock):
+    """Let another process hold a lock."""
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield
+        finally:
+            process.communicate("\n", timeout=60)
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return SugarEmbedder(*cached_sugar("llava"))
+
+
+@pytest.fixture(scope="module")
+def built(embedder, tmp_path_factory):
+    documents = [{"id": "one", "text": "a cat"}, {"id": "two", "document": [picture(0), "a dog"]}]
+    folder = tmp_path_factory.mktemp("built") / "index"
+    documents += [{"id": f"gone {i}", "text": f"a fish {i}"} for i in range(4)]
+    graph = {"kind": "hnsw", "m": 2, "ef_search": 1}  # small enough to be made of six vectors
+    index = SugarIndex.build(folder, documents, embedder, backend_options=graph, show_progress=False)
+    with pytest.warns(UserWarning, match="67% of the documents"):
+        index.delete([f"gone {i}" for i in range(4)])  # so that there is a file of what is deleted
+    return folder
+
+
+@pytest.fixture(scope="module")
+def web():
+    """A web server on this machine. Yields its address and what it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(PNG)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def place(embedder, built, web, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    folder = Path(tempfile.mkdtemp())  # not tmp_path, into which only its owner may look
+    folder.chmod(0o755)
+    place = Place(folder, built, embedder, monkeypatch)
+    place.on_error = "raise"
+    place.address, place.asked = web
+    place.other_process_writes = lambda: other_process_holds(place.index_folder / "LOCK")
+    yield place
+    shutil.rmtree(folder)
+    assert place.asked == [], "something was fetched"
+
+
+REFUSED = [case for case in CASES if case.error is not None]
+USED = [case for case in CASES if case.error is None]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_refused(case, place):
+    with pytest.raises(case.error, match=re.escape(case.says)) as caught:
+        case.act(place)
+    if case.error is BadSampleError and "on_error" in case.act.__code__.co_names:
+        assert caught.value.sample == "bad"
+        assert caught.value.field
+        assert "sample 'bad'" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", USED, ids=lambda case: case.name)
+def test_used(case, place):
+    case.act(place)
+
+
+WRITES = [case for case in REFUSED if case.group in ("Images", "Texts and documents", "Ids and metadata", "Writing")]
+WRITES += [case for case in REFUSED if case.group == "Vectors" and "add_embedded" in case.act.__code__.co_names]
+
+
+@pytest.mark.parametrize("case", WRITES, ids=lambda case: case.name)
+def test_after_a_refusal_the_index_is_as_it_was(case, place):
+    with pytest.raises(case.error):
+        case.act(place)
+    place.monkeypatch.undo()
+    index = SugarIndex.load(place.index_folder, SugarEmbedder(*cached_sugar("llava")))
+    assert [document.id for document in index] == ["one", "two"]
+    index.add([{"id": "good", "text": "a bird"}], show_progress=False)  # and the next write goes through
+    assert [document.id for document in place.index()] == ["one", "two", "good"]
+
+
+SKIPPABLE = [case for case in REFUSED if "on_error" in case.act.__code__.co_names]
+
+
+@pytest.mark.parametrize("case", SKIPPABLE, ids=lambda case: case.name)
+def test_skipped_with_a_warning_that_names_it(case, place):
+    place.on_error = "skip"
+    with pytest.warns(SkippedRowsWarning, match=rf"(?s)1 documents were left out.*'bad'.*{re.escape(case.says)}"):
+        case.act(place)
+    assert [document.id for document in place.index()] == ["one", "two", "good"]
+
+
+def test_the_table_in_the_documentation_is_that_of_the_cases(request):
+    table = render()
+    if request.config.getoption("--update-bad-input"):
+        DOCUMENT.write_text(replace(DOCUMENT.read_text(encoding="utf-8"), table), encoding="utf-8")
+    written = DOCUMENT.read_text(encoding="utf-8")
+    assert table in written, "write it anew: python -m pytest tests/retrieval/test_bad_input.py --update-bad-input"
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_unprivileged_takes_the_right_to_write(place):
+    with unprivileged(place.index_folder), pytest.raises(PermissionError):
+        (place.index_folder / "CURRENT").write_bytes(b"")
+    assert os.access(place.index_folder / "CURRENT", os.W_OK)
