@@ -170,8 +170,8 @@ class SugarRetrievalPipeline(_SugarPipeline):
             queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
                 queries, each of any form, interleaved ones as lists.
             candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
-                with `search_embeddings` and `documents`. A list is embedded at each call: for more than one call, embed
-                it once with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
+                with `search_embeddings` and `documents`. A list is embedded at each call: for more than one call,
+                embed it once with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
                 These are the results of the query's beginnings if `prefix_check` finds so; else a warning says why

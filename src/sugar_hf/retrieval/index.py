@@ -15,6 +15,7 @@ from .manifest import Head, holds_index, read_current
 from .opening import create_folder, make_head, open_folder
 from .ranks import Ranks
 from .results import Hit
+from .searching import SearchableIndex
 from .writing import AddReport, IndexWriter
 
 __all__ = ["AddReport", "Hit", "SugarIndex"]

@@ -217,7 +217,7 @@ class Staging:
 def _digest(tensors: dict[str, np.ndarray]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(memoryview(np.ascontiguousarray(tensors[name])))
+        found.update(np.ascontiguousarray(tensors[name]).data)
     return found.hexdigest()
 
 
