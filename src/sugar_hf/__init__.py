@@ -1,24 +1,34 @@
 """Sugar: one vision-language model that generates and retrieves over interleaved images and text.
 
 Importing the package registers the model with the Auto classes and both pipelines with `pipeline`. What trains is
-imported when it is first asked for.
+imported when it is first asked for; in a process that is the command line, all of it is.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .model import (
-    SugarConfig,
-    SugarForConditionalGeneration,
-    SugarGenerationPipeline,
-    SugarOutput,
-    SugarProcessor,
-    SugarRetrievalPipeline,
-    adapter_off,
-    adapter_on,
-    merge_adapter,
-)
+
+def _is_command_line() -> bool:
+    """Whether this process is `sugar-hf` or `python -m sugar_hf.cli`, whose help must not wait for torch."""
+    as_module = any(pair == ("-m", "sugar_hf.cli") for pair in zip(sys.orig_argv, sys.orig_argv[1:], strict=False))
+    return as_module or (bool(sys.argv) and Path(sys.argv[0]).stem == "sugar-hf")
+
+
+if TYPE_CHECKING or not _is_command_line():
+    from .model import (
+        SugarConfig,
+        SugarForConditionalGeneration,
+        SugarGenerationPipeline,
+        SugarOutput,
+        SugarProcessor,
+        SugarRetrievalPipeline,
+        adapter_off,
+        adapter_on,
+        merge_adapter,
+    )
 
 if TYPE_CHECKING:
     from . import picturebook
@@ -72,4 +82,6 @@ def __getattr__(name: str) -> Any:
         return import_module(".picturebook", __name__)
     if name in _LATER:
         return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    if name in __all__:
+        return getattr(import_module(".model", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,8 @@ def processes(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"processes-{request.param}")
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={request.param}"]
     command += ["--standalone", str(WORKER), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(filter(None, [str(WORKER.parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return request.param, folder, done.stderr

@@ -109,7 +109,7 @@ def test_mini_batches_give_the_gradients_of_the_whole_batch(tmp_path):
     assert parts.keys() == whole.keys()
     for name, gradient in parts.items():
         error = (gradient - whole[name]).abs().max() / whole[name].abs().max().clamp(min=1.0)
-        assert float(error) < 2e-6, name
+        assert float(error) < 1e-5, name  # of embeddings with other padding, to float32
 
 
 def test_without_sizes_a_step_is_what_it_was(tmp_path):

@@ -1,4 +1,4 @@
-"""examples/train_sugar.py from files on disk to a model that loads, retrieves and generates."""
+"""`sugar-hf train` from files on disk to a model that loads, retrieves and generates."""
 
 import json
 import re

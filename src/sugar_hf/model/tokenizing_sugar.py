@@ -14,6 +14,9 @@ from transformers import BatchEncoding, ProcessorMixin
 
 from .rendering_sugar import MARK, Rendered, control_tokens
 
+Run = tuple[int, int]  # first character, past the last
+Located = tuple[int, int, int]  # token id, first character, past the last
+
 
 @dataclass
 class Tokens:
@@ -156,7 +159,9 @@ class Tokenizing:
         samples = [self._samples[i] for i in self._current]
         records = self._records or [[] for _ in text]
         written = [_write(*row) for row in zip(text, records, samples, strict=True)]
-        rows = [self._tokenise(*row) for row in zip(written, samples, strict=True)]
+        plans = [self._plan(*row) for row in zip(written, samples, strict=True)]
+        encoded = self._encode([row.text for row in written], plans)
+        rows = [self._tokenise(*row) for row in zip(written, samples, encoded, strict=True)]
         for i, row in zip(self._current, rows, strict=True):
             self._done[i] = row
         ids = [row.ids for row in rows]
@@ -168,7 +173,8 @@ class Tokenizing:
             data["token_type_ids"] = self.pad([_second_part(row.targets) for row in rows], 0).tolist()
         return _Encoding(data, written, rows)
 
-    def _tokenise(self, written: _Written, sample: Rendered) -> Tokens:
+    def _plan(self, written: _Written, sample: Rendered) -> tuple[list[Run], set[Run]]:
+        """Cut a text into runs that are tokenised one by one. Returns them, and those that are literals."""
         pieces = list(zip(sample.pieces.values(), written.texts, strict=True))
         literals = [
             (start + match.start(), start + match.end())
@@ -178,8 +184,10 @@ class Tokenizing:
         cuts = {start + cut for piece, (start, _) in pieces for cut in piece.cuts}
         cuts -= {cut for cut in cuts for start, end in literals if start < cut < end}
         bounds = sorted({0, len(written.text), *cuts, *(bound for literal in literals for bound in literal)})
-        runs = list(pairwise(bounds))
-        tokens = self._encode(written.text, runs, set(literals))
+        return list(pairwise(bounds)), set(literals)
+
+    def _tokenise(self, written: _Written, sample: Rendered, tokens: list[Located]) -> Tokens:
+        pieces = list(zip(sample.pieces.values(), written.texts, strict=True))
         if sample.add_special_tokens:
             tokens = self._with_special_tokens(tokens)
         ids, starts, ends = (np.array(column, dtype=np.int64) for column in zip(*tokens, strict=True))
@@ -223,24 +231,23 @@ class Tokenizing:
                 break
         return np.zeros(len(ids), dtype=bool)
 
-    def _encode(
-        self, text: str, runs: list[tuple[int, int]], literals: set[tuple[int, int]]
-    ) -> list[tuple[int, int, int]]:
-        """Tokenise runs of a text one by one, literals as plain text. Returns (id, start, end) for each token."""
-        normal = [run for run in runs if run not in literals]
-        tokens = dict(zip(normal, self._encode_runs(text, normal), strict=True))
-        for run in literals:
-            tokens[run] = self._encode_runs(text, [run], split_special_tokens=True)[0]
-            if any(token in self._control_ids for token, _, _ in tokens[run]):  # an added token that is not special
-                characters = [(i, i + 1) for i in range(*run)]
-                tokens[run] = [token for row in self._encode_runs(text, characters) for token in row]
-        return [token for run in runs for token in tokens[run]]
+    def _encode(self, texts: list[str], plans: list[tuple[list[Run], set[Run]]]) -> list[list[Located]]:
+        """Tokenise the runs of all texts, literals as plain text. Returns the tokens of each text."""
+        normal = [(i, run) for i, (runs, literals) in enumerate(plans) for run in runs if run not in literals]
+        found = dict(zip(normal, self._encode_runs([(texts[i], run) for i, run in normal]), strict=True))
+        for i, (_, literals) in enumerate(plans):
+            for run in literals:
+                found[i, run] = self._encode_runs([(texts[i], run)], split_special_tokens=True)[0]
+                if any(token in self._control_ids for token, _, _ in found[i, run]):  # added, but not special
+                    rows = self._encode_runs([(texts[i], (start, start + 1)) for start in range(*run)])
+                    found[i, run] = [token for row in rows for token in row]
+        return [[token for run in runs for token in found[i, run]] for i, (runs, _) in enumerate(plans)]
 
-    def _encode_runs(self, text: str, runs: list[tuple[int, int]], **options: Any) -> list[list[tuple[int, int, int]]]:
+    def _encode_runs(self, runs: list[tuple[str, Run]], **options: Any) -> list[list[Located]]:
         # SentencePiece puts a space before the start of a string; after a newline it does not
-        strings = [text[start:end] if start == 0 else "\n" + text[start:end] for start, end in runs]
+        strings = [text[start:end] if start == 0 else "\n" + text[start:end] for text, (start, end) in runs]
         rows = []
-        for (start, end), (ids, offsets) in zip(runs, self._call(strings, **options), strict=True):
+        for (text, (start, end)), (ids, offsets) in zip(runs, self._call(strings, **options), strict=True):
             shift = start
             if start:
                 if ids[: len(self._newline)] == self._newline:
@@ -262,7 +269,7 @@ class Tokenizing:
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def _with_special_tokens(self, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    def _with_special_tokens(self, tokens: list[Located]) -> list[Located]:
         """Put around the tokens what the tokenizer puts around a text (bos, if anything)."""
         before, after = self._special_tokens
         end = tokens[-1][2]

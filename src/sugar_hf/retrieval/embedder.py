@@ -112,6 +112,7 @@ class SugarEmbedder:
     @property
     def settings(self) -> EmbeddingSettings:
         """How embeddings are made."""
+        name = str(self.model.config.name_or_path)
         return EmbeddingSettings(
             dim=self.dim,
             retrieval_dim=self.model.config.retrieval_dim,
@@ -121,7 +122,7 @@ class SugarEmbedder:
             split_sentences=self.split_sentences,
             max_length=self.max_length,
             truncation=self.truncation,
-            model=str(self.model.config.name_or_path),
+            model=str(Path(name).absolute()) if Path(name).is_dir() else name,  # found from any folder
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
 

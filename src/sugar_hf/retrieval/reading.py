@@ -201,7 +201,7 @@ def _document(raw: RawRow, text_field: str | None, id_field: str | None, images:
         return as_document({**row, "id": name}, raw.row)
     for key in ("document", "sample"):
         if row.get(key) is not None:
-            row[key] = _resolved(row[key], key, images)
+            row[key] = resolve_images(row[key], key, images)
             return as_document({**row, "id": name}, raw.row)
     return as_document({**_flat(row, images), "id": name}, raw.row)
 
@@ -228,20 +228,33 @@ def _flat(row: dict[str, Any], images: ImageSource) -> dict[str, Any]:
     return row
 
 
-def _resolved(sample: Any, where: str, images: ImageSource) -> Any:
-    """A sample out of a JSON file with its image names resolved; strings stay texts."""
+def resolve_images(sample: Any, where: str, images: ImageSource) -> Any:
+    """Resolve the image names of a sample out of a JSON file; strings stay texts.
+
+    Args:
+        sample: A text, a part, a list of those, or chat messages.
+        where: What to call it in errors.
+        images: Where image names start.
+
+    Raises:
+        BadSampleError: An image is missing, a URL, or lies outside the image root.
+    """
     if isinstance(sample, list):
-        return [_resolved(item, f"{where}[{i}]", images) for i, item in enumerate(sample)]
+        return [resolve_images(item, f"{where}[{i}]", images) for i, item in enumerate(sample)]
     if not isinstance(sample, dict):
         return sample
     if "role" in sample:
-        return {**sample, "content": _resolved(sample.get("content"), f"{where}.content", images)}
+        return {**sample, "content": resolve_images(sample.get("content"), f"{where}.content", images)}
     if sample.get("type") == "text" or (set(sample) == {"text"}):
         return sample["text"] if isinstance(sample.get("text"), str) else sample
     for key in ("image", "path"):
         if sample.get(key) is not None:
-            return {"type": "image", "image": images.take(sample[key], f"{where}.{key}")}
+            return {"type": "image", "image": _as_given(images.take(sample[key], f"{where}.{key}"))}
     return sample
+
+
+def _as_given(stored: dict[str, Any]) -> Path | bytes:
+    return Path(stored["path"]) if stored["bytes"] is None else stored["bytes"]
 
 
 def _identifier(raw: RawRow, id_field: str | None) -> str:

@@ -1,0 +1,89 @@
+"""Options that several commands share, and the order of a query's parts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Folders of images and texts, .jsonl, .json, .csv or .parquet files, saved data sets, single images or "
+        "texts, or the drawn world: picturebook:test/story?size=100",
+        show_default=False,
+    ),
+]
+Query = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT | --image FILE]...", help="The query, in reading order.")
+]
+QueryImage = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="FILE", help="An image of the query, in its place among the texts."),
+]
+QueryFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the query from a file instead: .json with chat messages or a list of texts and "
+        '{"image": "file"}; .jsonl with one such query a line, each answered by a line of JSON.',
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub name of the model. Default: the index's, else ./sugar, else the mini model."),
+]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: the accelerator, if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="Data type of the weights, such as bfloat16.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
+PartDocuments = Annotated[
+    int, typer.Option(min=1, help="Documents between two points from which a stopped run goes on.")
+]
+TopK = Annotated[int, typer.Option(min=1, help="How many results.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help='Only documents with this metadata, as JSON: \'{"kind": "story", "year": {"$gte": 2000}}\''),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
+OnError = Annotated[
+    Literal["raise", "skip"], typer.Option(help="What a broken document does; those that are skipped are named.")
+]
+Positions = Annotated[
+    Literal["last", "all"], typer.Option(help="Embed whole documents, at their last slice, or at each slice.")
+]
+TruncateDim = Annotated[int | None, typer.Option(min=1, help="Keep this many leading dimensions.")]
+SplitSentences = Annotated[bool, typer.Option("--split-sentences", help="Make one slice of each sentence.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="The most tokens of a document.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Drop the last slices of longer documents; else an error.")]
+TextField = Annotated[str | None, typer.Option(help="Column of the text. Default: text, caption or txt.")]
+IdField = Annotated[str | None, typer.Option(help="Column of the id. Default: id, key or file_name.")]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that image names in rows may not leave. Default: the file's."),
+]
+Captions = Annotated[
+    bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")
+]
+
+IMAGE_MARK = "\0image:"  # no argument of a program can hold a NUL
+
+
+class QueryCommand(TyperCommand):
+    """A command whose texts and `--image` options stay in the order in which they were given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn `--image FILE` into an argument, which keeps its place among the texts."""
+        ordered: list[str] = []
+        left = list(args)
+        while left:
+            item = left.pop(0)
+            if item == "--":
+                ordered += [item, *left]
+                break
+            name, equals, file = item.partition("=")
+            if name == "--image" and (equals or left):
+                ordered.append(IMAGE_MARK + (file if equals else left.pop(0)))
+            else:
+                ordered.append(item)
+        return super().parse_args(ctx, ordered)
