@@ -17,7 +17,7 @@ from typing import Any
 from urllib import request
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Formats that are opened, all of them parsed in Pillow itself or in its codec libraries. EPS and PDF run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -201,7 +201,9 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         _check_pixels(image, name)  # some formats learn their true size only now
-        return _to_rgb(ImageOps.exif_transpose(image), name)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied twice
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image, name)
     except BadImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
