@@ -53,12 +53,6 @@ def index(tmp_path):
 
 
 CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path:
-    - segments/000000.arrow
 license: apache-2.0
 size_categories: n<1K
 tags:
@@ -66,6 +60,12 @@ tags:
 - multimodal-retrieval
 - image
 - text
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path:
+    - segments/000000.arrow
 ---
 
 # stories

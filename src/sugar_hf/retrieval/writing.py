@@ -167,6 +167,8 @@ class IndexWriter:
         )
         self._swap(new)
         self._forget()
+        if replaced:
+            self._advise()
         if clipped:
             rows = new.rows - (0 if is_build else old.rows)
             warnings.warn(
@@ -182,14 +184,7 @@ class IndexWriter:
         if not len(numbers):
             return
         self._swap(self.generation.manifest.after(deleted=self._deleted(numbers)))
-        manifest = self.generation.manifest
-        share = 1 - len(self.generation.places) / manifest.documents
-        if share > MUCH_DELETED:
-            warnings.warn(
-                f"{share:.0%} of the documents in {self._index.folder} are deleted and still take space: compact() "
-                "gives it back.",
-                stacklevel=3,
-            )
+        self._advise()
 
     def compact(self) -> None:
         """Write all documents that are there anew, with their vectors as they are."""
@@ -201,6 +196,16 @@ class IndexWriter:
         self._swap(
             old.after(base=old.base + 1, segments=segments, next_segment=writer.number, deleted=None, graph=None)
         )
+
+    def _advise(self) -> None:
+        manifest = self.generation.manifest
+        share = 1 - len(self.generation.places) / manifest.documents
+        if share > MUCH_DELETED:
+            warnings.warn(
+                f"{share:.0%} of the documents in {self._index.folder} are deleted and still take space: compact() "
+                "gives it back.",
+                stacklevel=4,
+            )
 
     def _forget(self) -> None:
         """Throw away what is staged, as it counts now."""
