@@ -13,7 +13,7 @@ from .backends import BACKENDS, Rows, VectorBackend, open_backend
 from .codecs import Codec
 from .documents import Document
 from .errors import DamagedIndexError
-from .files import MEND, check_links
+from .files import MEND, check_links, inside
 from .filters import Filter
 from .manifest import Manifest
 from .segments import Segment, open_tensors
@@ -106,7 +106,7 @@ class Generation:
         shared = previous if previous and previous.is_beginning_of(manifest) else None
         known = {segment.entry: segment for segment in previous.segments} if previous else {}
         segments = tuple(
-            known[entry] if entry in known else Segment.open(folder / "segments", entry, verify)
+            known[entry] if entry in known else Segment.open(inside(folder, "segments"), entry, verify)
             for entry in manifest.segments
         )
         deleted = np.zeros(0, np.int64)
@@ -116,7 +116,7 @@ class Generation:
             outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
             if deleted.shape != (manifest.deleted.count,) or outside:
                 raise DamagedIndexError(f"{path} does not fit {manifest.name}. {MEND}.")
-        codec = None if manifest.codec is None else Codec.from_dict(manifest.codec)
+        codec = _codec(folder, manifest)
         first = shared.manifest.rows if shared else 0
         found = list(_new_rows(segments, first))
         row_document = np.concatenate(
@@ -306,7 +306,19 @@ def _new_rows(segments: Sequence[Segment], first: int) -> Iterator[tuple[np.ndar
 def _checked_graph(folder: Path, manifest: Manifest, verify: bool) -> Path | None:
     if manifest.graph is None:
         return None
-    graph = folder / manifest.graph.folder
+    graph = inside(folder, manifest.graph.folder)
     for file in manifest.graph.files:
         file.check(graph, verify)
     return graph
+
+
+def _codec(folder: Path, manifest: Manifest) -> Codec | None:
+    if manifest.codec is None:
+        return None
+    try:
+        codec = Codec.from_dict(manifest.codec)
+        if codec.dim != manifest.head.dim:
+            raise ValueError(f"the codec has {codec.dim} dimensions, the index {manifest.head.dim}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedIndexError(f"{folder / manifest.name} cannot be read: {error}. {MEND}.") from error
+    return codec

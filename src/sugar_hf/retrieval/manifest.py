@@ -111,6 +111,7 @@ class Manifest:
         deleted: Which documents are deleted.
         graph: What the backend saved.
         clipped: How many vectors had numbers outside of the codec's ranges.
+        write: Drawn for the write whose parts came last, by which parts are known that count already.
     """
 
     uid: str
@@ -123,6 +124,7 @@ class Manifest:
     deleted: Deleted | None = None
     graph: Graph | None = None
     clipped: int = 0
+    write: str = ""
 
     @property
     def documents(self) -> int:
@@ -168,6 +170,7 @@ class Manifest:
             "graph": graph
             and {"folder": graph.folder, "rows": graph.rows, "files": [file.to_dict() for file in graph.files]},
             "clipped": self.clipped,
+            "write": self.write,
         }
 
     @classmethod
@@ -206,6 +209,7 @@ class Manifest:
             deleted,
             graph,
             _count(values["clipped"]),
+            str(values["write"]),
         )
 
 

@@ -1,5 +1,6 @@
 """A write: documents are staged in parts, and one commit lets them count, all or none of them."""
 
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from ..data import BadSampleError
 from .backends import VectorBackend
 from .codecs import Codec
 from .errors import DamagedIndexError, DuplicateIdError
-from .files import FileEntry, WriteLock, fsync, remove
+from .files import FileEntry, WriteLock, fsync, inside, remove
 from .fingerprint import ModelFingerprint
 from .generation import Generation
 from .manifest import Deleted, Graph, Head, Manifest, read_manifest, write_current
@@ -80,6 +81,9 @@ class IndexWriter:
         try:
             self._index.refresh()  # what others wrote
             clean(self._index.folder, self.generation.manifest)
+            plan = read_plan(self._index.folder / "pending")
+            if plan is None or plan.get("write") == self.generation.manifest.write:
+                remove(self._index.folder / "pending")  # a kill came after the commit
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -113,7 +117,7 @@ class IndexWriter:
         found = read_plan(folder)
         if found is None or not _is_same_plan(found, plan):
             remove(folder)
-            write_plan(folder, plan)
+            write_plan(folder, {**plan, "write": uuid.uuid4().hex})
         self._staging = Staging(folder, self.head.dim, self.head.positions)
         return self._staging
 
@@ -146,7 +150,7 @@ class IndexWriter:
         clipped = 0 if codec is None else sum(codec.clipped(part.vectors) for part in parts)
         kept, tail = ((), ()) if is_build else _small_tail(self.generation.segments)
         (folder / "segments").mkdir(exist_ok=True)
-        writer = SegmentWriter(folder / "segments", old.next_segment)
+        writer = SegmentWriter(inside(folder, "segments"), old.next_segment)
         new_batches = () if codec is None else _part_batches(parts, codec)
         for batch in chain(_old_batches(tail), new_batches):
             writer.add(*batch)
@@ -159,9 +163,12 @@ class IndexWriter:
             deleted=None if is_build else self._deleted(replaced),
             graph=None if is_build else old.graph,
             clipped=clipped + (0 if is_build else old.clipped),
+            write=str((read_plan(folder / "pending") or {}).get("write")),
         )
         self._swap(new)
         self._forget()
+        if replaced:
+            self._advise()
         if clipped:
             rows = new.rows - (0 if is_build else old.rows)
             warnings.warn(
@@ -177,14 +184,7 @@ class IndexWriter:
         if not len(numbers):
             return
         self._swap(self.generation.manifest.after(deleted=self._deleted(numbers)))
-        manifest = self.generation.manifest
-        share = 1 - len(self.generation.places) / manifest.documents
-        if share > MUCH_DELETED:
-            warnings.warn(
-                f"{share:.0%} of the documents in {self._index.folder} are deleted and still take space: compact() "
-                "gives it back.",
-                stacklevel=3,
-            )
+        self._advise()
 
     def compact(self) -> None:
         """Write all documents that are there anew, with their vectors as they are."""
@@ -196,6 +196,16 @@ class IndexWriter:
         self._swap(
             old.after(base=old.base + 1, segments=segments, next_segment=writer.number, deleted=None, graph=None)
         )
+
+    def _advise(self) -> None:
+        manifest = self.generation.manifest
+        share = 1 - len(self.generation.places) / manifest.documents
+        if share > MUCH_DELETED:
+            warnings.warn(
+                f"{share:.0%} of the documents in {self._index.folder} are deleted and still take space: compact() "
+                "gives it back.",
+                stacklevel=4,
+            )
 
     def _forget(self) -> None:
         """Throw away what is staged, as it counts now."""

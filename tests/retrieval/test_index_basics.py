@@ -1,0 +1,523 @@
+"""What an index does: add, get, search, update, delete, compact."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from index_tools import DIM, FakeEmbedder, make, state, texts, vector
+
+from sugar_hf.data import SkippedRowsWarning
+from sugar_hf.retrieval import Document, DuplicateIdError, IndexMismatchError, SugarIndex, segments, writing
+from sugar_hf.retrieval.opening import make_head
+
+
+@pytest.fixture
+def embedder():
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def index(tmp_path, embedder):
+    return SugarIndex.build(tmp_path / "index", map(make, range(30)), embedder, part_documents=8, show_progress=False)
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+# --- adding
+
+
+def test_what_was_added_is_there_and_found(index, embedder, tmp_path):
+    assert len(index) == 30
+    assert embedder.embedded == [f"d{i}" for i in range(30)]
+    for opened in (index, SugarIndex.load(tmp_path / "index", embedder)):
+        assert state(opened) == {f"d{i}": (texts(make(i)), {"number": i}) for i in range(30)}
+        assert "d7" in opened
+        assert "d30" not in opened
+        assert opened.get("d7").metadata == {"number": 7}
+        hits = opened.search("document 7, third", 3)
+        assert hits[0].id == "d7"
+        assert hits[0].score == pytest.approx(1, abs=1e-5)
+        assert (hits[0].slice, hits[0].metadata) == (-1, {"number": 7})
+        assert hits[0].document.load() == texts(make(7))
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_list_of_queries_gives_a_list_of_lists(index):
+    found = index.search(["document 3, third", "document 4, third"], 2, return_vectors=True)
+    assert [hits[0].id for hits in found] == ["d3", "d4"]
+    np.testing.assert_allclose(found[0][0].vector, vector("document 3, third"), atol=1e-6)
+    assert found[0][0].vector @ vector("document 3, third") == pytest.approx(found[0][0].score, abs=1e-6)
+
+
+def test_a_stream_is_read_a_part_ahead_at_most(tmp_path, embedder):
+    read = []
+
+    def stream():
+        for number in range(20):
+            assert number - len(embedder.embedded) <= 4, "more than a part is held"
+            read.append(number)
+            yield make(number)
+
+    report = SugarIndex.create(tmp_path / "i", embedder).add(stream(), part_documents=4, show_progress=False)
+    assert len(read) == report.added == 20
+    assert report.seconds > 0
+
+
+def test_anything_that_says_something_is_a_document(tmp_path, embedder):
+    items = ["a text", {"text": "b", "year": 2000}, {"id": "x", "document": ["c", "d"], "metadata": {"k": True}}]
+    index = SugarIndex.create(tmp_path / "i", embedder)
+    index.add(items, show_progress=False)
+    found = {document.id: document.metadata for document in index}
+    assert found == {"0": {}, "1": {"year": 2000}, "x": {"k": True}}
+
+
+@pytest.mark.parametrize("documents", ["text", {"text": "a"}, b"x"])
+def test_one_document_is_no_list(index, documents):
+    with pytest.raises(ValueError, match="documents must be a list"):
+        index.add(documents)
+
+
+def test_no_documents_change_nothing(index):
+    before = index.info()
+    assert index.add([]).added == 0
+    assert index.info() == before
+
+
+def test_an_index_without_documents_finds_nothing(tmp_path, embedder):
+    index = SugarIndex.build(tmp_path / "i", [], embedder, show_progress=False)
+    assert len(index) == 0
+    assert index.search("x") == []
+    assert index.search(["x", "y"]) == [[], []]
+    scores, places = index.search_embeddings(vector("x")[None], 2)
+    assert places.tolist() == [[-1, -1]]
+    assert np.isneginf(scores).all()
+    index.add([make(1)], show_progress=False)
+    assert ids(index.search("x")) == ["d1"]
+    with pytest.warns(UserWarning, match="100% of the documents"):
+        index.delete("d1")
+    assert index.search("x") == []
+    index.compact()
+    assert index.search("x") == []
+    index.add([make(2)], show_progress=False)
+    assert ids(SugarIndex.load(tmp_path / "i", embedder).search("x")) == ["d2"]
+
+
+def test_documents_that_cannot_be_embedded(index, tmp_path):
+    broken = [make(40), make(41, "BROKEN"), {"id": "d42", "metadata": {"a": 1}}, make(43)]
+    before = state(index)
+    with pytest.raises(ValueError, match="d41"):
+        index.add(broken[:2], show_progress=False)
+    with pytest.raises(ValueError, match="d42"):
+        index.add(broken[2:], show_progress=False)
+    assert state(index) == before
+    with pytest.warns(SkippedRowsWarning, match="2 documents were left out"):
+        report = index.add(broken, on_error="skip", show_progress=False)
+    assert report.added == 2
+    assert sorted(error.sample for error in report.skipped) == ["d41", "d42"]
+    assert {"d40", "d43"} <= set(state(index))
+
+
+# --- ids
+
+
+def test_ids_that_are_there_are_refused_and_named(index):
+    before = state(index)
+    with pytest.raises(DuplicateIdError, match=r"2 ids.*'d3', 'd4'.*update") as error:
+        index.add([make(3), make(100), make(4)], show_progress=False)
+    assert "on_duplicate='skip'" in str(error.value)
+    with pytest.raises(DuplicateIdError, match="1 id is .*'d50'"):
+        index.add([make(50), make(51), make(50)], show_progress=False)
+    with pytest.raises(DuplicateIdError, match="'d60'"):  # in another part
+        index.add([make(60), make(61), make(60)], part_documents=1, show_progress=False)
+    with pytest.raises(DuplicateIdError, match=r"8 ids .*, \.\.\."):
+        index.add(map(make, range(8)), show_progress=False)
+    assert state(index) == before
+
+
+def test_ids_that_are_there_may_be_left_out(index):
+    report = index.add(
+        [make(3, "new"), make(100), make(100, "again")], on_duplicate="skip", show_progress=False
+    )
+    assert (report.added, report.duplicates) == (1, 2)
+    assert texts(index.get("d3")) == texts(make(3))
+    assert texts(index.get("d100")) == texts(make(100))
+
+
+def test_update_replaces_and_keeps_the_id(index, tmp_path, embedder):
+    report = index.update([make(3, "changed", fresh=True), make(5, "changed too")], show_progress=False)
+    assert (report.added, report.updated, len(index)) == (0, 2, 30)
+    for opened in (index, SugarIndex.load(tmp_path / "index", embedder)):
+        assert texts(opened.get("d3"))[0] == "changed"
+        assert opened.get("d3").metadata == {"number": 3, "fresh": True}
+        assert opened.search("changed, third", 1)[0].id == "d3"
+        assert opened.search("document 3, third", 1)[0].id != "d3"
+    with pytest.raises(KeyError, match="'d99'"):
+        index.update([make(99)], show_progress=False)
+    with pytest.raises(DuplicateIdError, match="'d7'"):
+        index.update([make(7), make(7)], show_progress=False)
+    report = index.add([make(3, "b"), make(101)], on_duplicate="update", show_progress=False)
+    assert (report.added, report.updated, len(index)) == (1, 1, 31)
+
+
+# --- deleting
+
+
+def test_delete_by_id_and_filter(index, tmp_path, embedder):
+    assert index.delete("d1") == 1
+    assert index.delete(["d2", "d3", "d2"]) == 2
+    with pytest.warns(UserWarning, match="compact"):
+        assert index.delete(where={"number": {"$gte": 20}}) == 10
+    assert index.delete(where={"number": {"$gte": 20}}) == 0
+    for opened in (index, SugarIndex.load(tmp_path / "index", embedder)):
+        assert set(state(opened)) == {"d0", *(f"d{i}" for i in range(4, 20))}
+        assert opened.search("document 1, third", 1)[0].id != "d1"
+        assert len(opened.search("document 1, third", 30)) == 17
+        with pytest.raises(KeyError, match="'d1'"):
+            opened.get("d1")
+    with pytest.raises(KeyError, match="'d1'; nothing was deleted"):
+        index.delete(["d4", "d1"])
+    assert "d4" in index
+    with pytest.raises(ValueError, match="give ids"):
+        index.delete()
+    with pytest.raises(ValueError, match="give ids"):
+        index.delete("d4", where={"number": 4})
+    with pytest.raises(ValueError, match="unknown operator"):
+        index.delete(where={"number": {"$like": 4}})
+
+
+def test_an_empty_filter_deletes_nothing(index):
+    with pytest.raises(ValueError, match="give ids"):
+        index.delete(where={})
+    assert len(index) == 30
+
+
+def test_a_deleted_id_can_be_used_again(index, tmp_path, embedder):
+    index.delete("d4")
+    index.add([make(4, "again")], show_progress=False)
+    index.add([make(200)], show_progress=False)
+    assert texts(SugarIndex.load(tmp_path / "index").get("d4"))[0] == "again"
+    assert index.info()["deleted_share"] == round(1 / 32, 4)
+
+
+def test_compact_gives_space_back_and_changes_nothing_else(index, embedder):
+    with pytest.warns(UserWarning, match="compact"):
+        index.delete([f"d{i}" for i in range(0, 30, 2)])
+    embedder.embedded.clear()
+    index.add([make(300)], show_progress=False)
+    before, found, size = state(index), ids(index.search("document 5, third", 20)), index.info()["bytes_on_disk"]
+    assert index.info()["advice"]
+    index.compact()
+    assert state(index) == before
+    assert ids(index.search("document 5, third", 20)) == found
+    info = index.info()
+    assert info["bytes_on_disk"] < size
+    assert (info["deleted_share"], info["segments"], info["rows"], info["advice"]) == (0, 1, 16, None)
+    assert embedder.embedded == ["d300"]
+
+
+# --- search
+
+
+def test_filters(index):
+    found = index.search("document 7, third", 30, where={"number": {"$in": [7, 9, 40]}})
+    assert ids(found)[0] == "d7"
+    assert set(ids(found)) == {"d7", "d9"}
+    _, places = index.search_embeddings(vector("x")[None], 3, where={"number": 8})
+    assert places.tolist() == [[8, -1, -1]]
+    assert index.search("a", where={"nothing": 1}) == []
+    with pytest.raises(ValueError, match="unknown operator"):
+        index.search("a", where={"number": {"$near": 3}})
+
+
+def test_places_are_those_of_the_documents(index):
+    index.delete(["d0", "d5"])
+    documents = index.documents
+    assert len(documents) == 28
+    assert documents[0] == texts(make(1))
+    assert documents[-1] == texts(make(29))
+    _, places = index.search_embeddings(np.stack([vector(f"document {i}, third") for i in (1, 6, 29)]), 1)
+    assert [documents[place] for place in places[:, 0]] == [texts(make(i)) for i in (1, 6, 29)]
+    with pytest.raises(IndexError):
+        documents[28]
+
+
+def test_every_slice_is_found_and_a_document_once(tmp_path):
+    embedder = FakeEmbedder(positions="all")
+    index = SugarIndex.build(tmp_path / "i", map(make, range(25)), embedder, part_documents=10, show_progress=False)
+    assert (len(index), index.info()["rows"]) == (25, 75)
+    for slice_, text in enumerate(texts(make(7))):
+        hits = index.search(text, 25)
+        assert (hits[0].id, hits[0].slice) == ("d7", slice_)
+        assert len(set(ids(hits))) == 25
+        query = vector(text)
+        best = {f"d{i}": max(float(vector(other) @ query) for other in texts(make(i))) for i in range(25)}
+        assert ids(hits) == sorted(best, key=best.get, reverse=True)
+        np.testing.assert_allclose([hit.score for hit in hits], [best[name] for name in ids(hits)], atol=1e-5)
+        assert ids(index.search(text, 3)) == ids(hits)[:3]
+    index.delete("d7")
+    index.compact()
+    hits = index.search("document 8, second", 40)
+    assert (hits[0].id, hits[0].slice, len(hits)) == ("d8", 1, 24)
+
+
+def test_a_long_document_does_not_hide_the_others(tmp_path):
+    index = SugarIndex.create(tmp_path / "i", dim=DIM, positions="all")
+    near = np.stack([vector("q") + 0.001 * vector(str(i)) for i in range(300)])
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    others = [vector(f"o{i}")[None] for i in range(5)]
+    index.add_embedded([{"id": name, "text": "t"} for name in ("long", *"abcde")], [near, *others])
+    scores, places = index.search_embeddings(vector("q")[None], 6)
+    assert sorted(places[0].tolist()) == [0, 1, 2, 3, 4, 5]
+    assert places[0, 0] == 0
+    assert (np.diff(scores[0]) <= 0).all()
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k_has_to_ask_for_something(index, top_k):
+    with pytest.raises(ValueError, match="at least one"):
+        index.search("a", top_k)
+
+
+def test_bad_embeddings_are_refused(index):
+    with pytest.raises(IndexMismatchError, match=r"\(q, 16\), got \(1, 8\)"):
+        index.search_embeddings(np.ones((1, 8), np.float32), 1)
+    with pytest.raises(ValueError, match="NaN"):
+        index.search_embeddings(np.full((1, DIM), np.nan, np.float32), 1)
+
+
+# --- vectors of one's own
+
+
+def unit(count):
+    return np.stack([vector(f"v{i}") for i in range(count)])
+
+
+def test_vectors_of_ones_own(tmp_path):
+    index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    assert index.add_embedded(map(make, range(5)), unit(5)).added == 5
+    report = index.add_embedded(map(make, (3, 5)), [unit(9)[8], unit(8)[7]], on_duplicate="skip")
+    assert (report.added, report.duplicates) == (1, 1)
+    _, places = index.search_embeddings(unit(8)[7:], 1)
+    assert places.tolist() == [[5]]
+    with pytest.raises(ValueError, match="without a model"):
+        index.search("a")
+    with pytest.raises(ValueError, match="without a model"):
+        index.add([make(9)])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "error", "message"),
+    [
+        (np.ones((2, 8), np.float32), IndexMismatchError, "'d0': expected vectors of 16 dimensions"),
+        (2 * unit(2), ValueError, "'d0': its vector has the length 2"),
+        (np.zeros((2, DIM), np.float32), ValueError, "length 0"),
+        (np.full((2, DIM), np.nan, np.float32), ValueError, "'d0'.*NaN"),
+        (np.full((2, DIM), np.inf, np.float32), ValueError, "infinite"),
+        ([unit(1), unit(2)], IndexMismatchError, "'d1': got 2 vectors"),
+        (unit(1), ValueError, "'d1' has no vector"),
+        (unit(3), ValueError, "more vectors than documents"),
+    ],
+)
+def test_bad_vectors_are_refused(tmp_path, vectors, error, message):
+    index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    with pytest.raises(error, match=message):
+        index.add_embedded([make(0), make(1)], vectors)
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize("vectors", ["float16", "int8", "binary"])
+def test_smaller_vectors(tmp_path, vectors, embedder):
+    index = SugarIndex.build(tmp_path / "i", map(make, range(200)), embedder, vectors=vectors, show_progress=False)
+    index = SugarIndex.load(tmp_path / "i", embedder)
+    found = [index.search(f"document {i}, third", 1)[0] for i in range(0, 200, 20)]
+    assert ids(found) == [f"d{i}" for i in range(0, 200, 20)]
+    assert all(hit.score == pytest.approx(1, abs=0.05) for hit in found)
+    assert index.info()["bytes_per_vector"] == {"float16": 32, "int8": 16, "binary": 18}[vectors]
+    index.delete("d0")
+    index.compact()
+    assert index.search("document 20, third", 1)[0].id == "d20"
+
+
+def test_numbers_outside_of_the_first_ones_ranges_are_counted(tmp_path):
+    index = SugarIndex.create(tmp_path / "i", dim=DIM, vectors="int8")
+    narrow = np.abs(unit(50))
+    index.add_embedded(map(make, range(50)), narrow)
+    codec = index.generation.codec.to_dict()
+    with pytest.warns(UserWarning, match="3 of 3 new vectors lie outside"):
+        index.add_embedded(map(make, range(50, 53)), -narrow[:3])
+    assert index.info()["clipped"] == 3
+    assert SugarIndex.load(tmp_path / "i").generation.codec.to_dict() == codec
+
+
+def test_a_graph_is_kept_and_grows(tmp_path):
+    options = {"kind": "hnsw", "m": 4, "ef_search": 8}
+    index = SugarIndex.create(tmp_path / "i", dim=DIM, backend_options=options)
+    vectors = unit(600)
+    index.add_embedded(map(make, range(500)), vectors[:500])
+    graph = index.generation.manifest.graph
+    assert graph.rows == 500
+    index.add_embedded(map(make, range(500, 510)), vectors[500:510])
+    assert index.generation.manifest.graph == graph  # ten rows are no reason to write it again
+    index.add_embedded(map(make, range(510, 600)), vectors[510:])
+    assert index.generation.manifest.graph.rows == 600
+    for opened in (index, SugarIndex.load(tmp_path / "i")):
+        _, places = opened.search_embeddings(vectors, 1)
+        assert (places[:, 0] == np.arange(600)).mean() > 0.95
+
+
+# --- how it is made
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim=0"),
+        ({}, "give an embedder"),
+        ({"dim": 4, "backend": "x"}, "backend='x'"),
+        ({"dim": 4, "vectors": "int4"}, "vectors='int4'"),
+        ({"dim": 4, "positions": "first"}, "positions='first'"),
+        ({"dim": 4, "backend_options": {"speed": 1}}, "'speed'"),
+        ({"dim": 4, "vectors": "binary", "backend_options": {"kind": "hnsw"}}, "binary"),
+        ({"dim": 4, "vectors": "int8", "backend": "milvus"}, "Milvus takes vectors='float32'"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        SugarIndex.create(tmp_path / "i", **options)
+    assert not (tmp_path / "i").exists()
+
+
+def test_folders_that_are_taken(tmp_path, index, embedder):
+    folder = tmp_path / "index"
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        SugarIndex.create(folder, dim=4)
+    with pytest.raises(FileExistsError, match="30 documents"):
+        SugarIndex.build(folder, [make(1)], embedder)
+    with pytest.raises(FileExistsError, match="holds 'photo.jpg' and no index"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "photo.jpg").write_text("x")
+        SugarIndex.create(tmp_path / "mine", dim=4)
+    with pytest.raises(FileNotFoundError, match="holds no index"):
+        SugarIndex.load(tmp_path / "nowhere")
+    replaced = SugarIndex.build(folder, [make(1)], embedder, overwrite=True, vectors="float16", show_progress=False)
+    assert set(state(replaced)) == {"d1"}
+    assert index.refresh()
+    assert set(state(index)) == {"d1"}
+    assert ids(index.search("a")) == ["d1"]
+    emptied = SugarIndex.create(folder, dim=4, overwrite=True)
+    assert (len(emptied), emptied.info()["dim"]) == (0, 4)
+
+
+def test_info_is_json(index):
+    info = json.loads(json.dumps(index.info()))
+    assert (info["documents"], info["rows"], info["dim"], info["vectors"]) == (30, 30, DIM, "float32")
+    assert (info["generation"], info["model"], info["bytes_per_vector"]) == (1, "fake", 64)
+    assert (info["positions"], info["backend"], info["deleted_share"]) == ("last", "faiss", 0)
+
+
+def test_a_token_is_not_written():
+    options = {"uri": "http://localhost:1", "token": "secret"}
+    head, secrets = make_head(None, 4, "milvus", "float32", None, options)
+    assert head.backend_options == {"uri": "http://localhost:1"}
+    assert secrets == {"token": "secret"}
+
+
+# --- the model
+
+
+def test_another_model_is_refused_with_what_differs(index, tmp_path):
+    folder = tmp_path / "index"
+    with pytest.raises(IndexMismatchError, match="weights of backbone differ"):
+        SugarIndex.load(folder, FakeEmbedder(weights="b"))
+    with pytest.raises(IndexMismatchError, match="16 dimensions, the embedder gives 8"):
+        SugarIndex.load(folder, FakeEmbedder(dim=8))
+    opened = SugarIndex.load(folder)
+    with pytest.raises(IndexMismatchError, match="weights"):
+        opened.embedder = FakeEmbedder(weights="b")
+    assert opened.embedder is None
+    index.embedder.fingerprint = FakeEmbedder(weights="b").fingerprint  # trained on meanwhile
+    with pytest.raises(IndexMismatchError, match="weights"):
+        index.search("a")
+    with pytest.raises(IndexMismatchError, match="weights"):
+        index.add([make(50)])
+
+
+def test_queries_need_no_positions_but_documents_do(index, tmp_path):
+    opened = SugarIndex.load(tmp_path / "index", FakeEmbedder(positions="all"))
+    assert ids(opened.search("document 2, third", 1)) == ["d2"]
+    with pytest.raises(IndexMismatchError, match="positions='last'"):
+        opened.add([make(50)])
+
+
+# --- files
+
+
+def test_segments_are_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "MOST_DOCUMENTS", 10)
+    monkeypatch.setattr(segments, "BATCH_DOCUMENTS", 4)
+    index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    index.add_embedded(map(make, range(45)), unit(45))
+    assert [entry.documents for entry in index.generation.manifest.segments] == [12, 12, 12, 9]
+    opened = SugarIndex.load(tmp_path / "i")
+    assert [document.id for document in opened] == [f"d{i}" for i in range(45)]
+    _, places = opened.search_embeddings(unit(45), 1)
+    assert places[:, 0].tolist() == list(range(45))
+
+
+def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "MOST_SMALL_SEGMENTS", 4)
+    index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    for number in range(12):
+        index.add_embedded([make(number)], unit(number + 1)[-1:])
+        if number == 6:
+            index.delete("d2")
+        if number == 8:
+            index.add_embedded([make(2, "again")], unit(3)[-1:])
+    assert index.info()["segments"] <= 4
+    assert len(list((tmp_path / "i" / "segments").iterdir())) <= 2 * 8
+    for opened in (index, SugarIndex.load(tmp_path / "i")):
+        assert set(state(opened)) == {f"d{i}" for i in range(12)}
+        assert texts(opened.get("d2"))[0] == "again"
+        _, places = opened.search_embeddings(unit(12), 1)
+        assert [opened.documents[place][0] for place in places[:, 0]] == [
+            "again" if i == 2 else f"document {i}" for i in range(12)
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:.*deleted and still take space")
+def test_random_changes_are_those_of_a_dict(tmp_path):
+    draw = random.Random(5)
+    embedder = FakeEmbedder()
+    index = SugarIndex.create(tmp_path / "i", embedder)
+    reader = SugarIndex.load(tmp_path / "i", embedder)
+    expected = {}
+    for step in range(60):
+        kind = draw.choice(["add", "add", "update", "delete", "compact"])
+        if kind == "add":
+            new = [make(100 * step + i, f"step {step} {i}") for i in range(draw.randint(1, 6))]
+            index.add(new, show_progress=False, part_documents=draw.randint(1, 4))
+            expected |= {document.id: document for document in new}
+        elif kind == "update" and expected:
+            names = draw.sample(sorted(expected), min(2, len(expected)))
+            new = [Document(name, [f"changed in {step}", name], {"step": step}) for name in names]
+            index.update(new, show_progress=False)
+            expected |= {document.id: document for document in new}
+        elif kind == "delete" and len(expected) > 4:
+            names = draw.sample(sorted(expected), 2)
+            index.delete(names)
+            expected = {name: document for name, document in expected.items() if name not in names}
+        elif kind == "compact" and step % 3 == 0:
+            index.compact()
+        wanted = {name: (texts(document), document.metadata) for name, document in expected.items()}
+        assert state(index) == wanted
+        if step % 5 == 0:
+            reader.refresh()
+            for opened in (reader, SugarIndex.load(tmp_path / "i", embedder)):
+                assert state(opened) == wanted
+                assert {name: name in opened for name in expected} == dict.fromkeys(expected, True)
+                query = vector(f"query {step}")
+                best = sorted(expected, key=lambda n: -float(vector(texts(expected[n])[-1]) @ query))[:5]
+                assert ids(opened.search(f"query {step}", 5)) == best

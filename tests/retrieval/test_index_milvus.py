@@ -1,0 +1,78 @@
+"""An index that Milvus searches, with milvus-lite: the same as with FAISS, through all changes."""
+
+import shutil
+
+import pytest
+from index_tools import FakeEmbedder, make, state
+
+from sugar_hf.retrieval import SugarIndex
+
+QUIET = {"show_progress": False}
+
+
+def ids(index, query="document 3, third", top_k=8, **options):
+    return [(hit.id, hit.slice, round(hit.score, 4)) for hit in index.search(query, top_k, **options)]
+
+
+@pytest.mark.filterwarnings("ignore:.*deleted and still take space")
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_the_same_results_as_faiss(tmp_path, positions):
+    made = {}
+    for backend, options in (("faiss", {}), ("milvus", {"kind": "flat"})):
+        embedder = FakeEmbedder(positions=positions)
+        made[backend] = SugarIndex.build(
+            tmp_path / backend, map(make, range(30)), embedder, backend=backend, backend_options=options, **QUIET
+        )
+    faiss, milvus = made["faiss"], made["milvus"]
+
+    def compare():
+        assert state(milvus) == state(faiss)
+        for query in ("document 3, third", "document 8, second"):
+            assert ids(milvus, query) == ids(faiss, query)
+            where = {"number": {"$gte": 5}, "$or": [{"number": {"$lt": 12}}, {"number": 20}]}
+            assert ids(milvus, query, where=where) == ids(faiss, query, where=where)
+
+    compare()
+    for change in (
+        lambda index: index.delete(["d3", "d4"]),
+        lambda index: index.add(map(make, range(40, 50)), part_documents=3, **QUIET),
+        lambda index: index.update([make(5, "changed"), make(41, "changed too")], **QUIET),
+        lambda index: index.delete(where={"number": {"$lt": 9}}),
+        lambda index: index.compact(),
+        lambda index: index.add([make(3)], **QUIET),
+    ):
+        change(faiss)
+        change(milvus)
+        compare()
+    assert [path.name for path in milvus.folder.glob("milvus-*")] == ["milvus-000002"]  # that of the last base
+    milvus.close()
+    milvus = SugarIndex.load(milvus.folder, milvus.embedder)
+    compare()
+    milvus.close()
+
+
+def test_rows_of_a_write_that_failed_are_not_found(tmp_path, monkeypatch):
+    embedder = FakeEmbedder()
+    options = {"backend": "milvus", "backend_options": {"kind": "flat"}}
+    index = SugarIndex.build(tmp_path / "i", map(make, range(6)), embedder, **options, **QUIET)
+    with monkeypatch.context() as patched:
+        patched.setattr("sugar_hf.retrieval.writing.write_current", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index.add([make(20), make(21)], **QUIET)
+    assert {name for name, _, _ in ids(index, top_k=20)} == {f"d{i}" for i in range(6)}
+    index.add([make(30)], **QUIET)
+    assert {name for name, _, _ in ids(index, top_k=20)} == {"d30", *(f"d{i}" for i in range(6))}
+    assert ids(index, "document 30, third", 1)[0][0] == "d30"
+    index.close()
+
+
+def test_files_that_milvus_lost_are_made_anew(tmp_path):
+    embedder = FakeEmbedder()
+    options = {"backend": "milvus", "backend_options": {"kind": "flat"}}
+    index = SugarIndex.build(tmp_path / "i", map(make, range(6)), embedder, **options, **QUIET)
+    found = ids(index)
+    index.close()
+    shutil.copytree(tmp_path / "i", tmp_path / "copy", ignore=shutil.ignore_patterns("milvus-*"))
+    copy = SugarIndex.load(tmp_path / "copy", embedder)
+    assert ids(copy) == found
+    copy.close()
