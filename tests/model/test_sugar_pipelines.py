@@ -132,7 +132,7 @@ def test_any_index_with_search_and_documents_will_do(retrieve):
     class Index:
         documents = ("x", "y")
 
-        def search(self, embeddings, top_k):
+        def search_embeddings(self, embeddings, top_k):
             assert embeddings.dtype == np.float32
             assert top_k == 3
             count = len(embeddings)

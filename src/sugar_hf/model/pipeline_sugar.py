@@ -30,7 +30,7 @@ class RetrievalIndex(Protocol):
 
     documents: Sequence[Any]
 
-    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_embeddings(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (q, k) and indices (q, k) for embeddings (q, d); an index of -1 fills up short results."""
 
 
@@ -46,7 +46,7 @@ class CandidateIndex:
         self.documents = documents
         self.embeddings = embeddings
 
-    def search(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_embeddings(self, embeddings: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (q, k) and indices (q, k), best first, for embeddings (q, d)."""
         scores = embeddings @ self.embeddings.T  # (q, N)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
@@ -87,7 +87,7 @@ def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
     return [item["query"] if isinstance(item, dict) and "query" in item else item for item in inputs], False
 
 
-class _SugarPipeline(Pipeline):
+class SugarPipeline(Pipeline):
     """What both pipelines share: the processor runs in the forward step, on the whole batch, whatever is in it."""
 
     _load_processor = True
@@ -141,7 +141,7 @@ class _SugarPipeline(Pipeline):
         return features.to(self.device, dtype=self.model.dtype)
 
 
-class SugarRetrievalPipeline(_SugarPipeline):
+class SugarRetrievalPipeline(SugarPipeline):
     """Embed interleaved queries and find the nearest candidates.
 
     ```python
@@ -170,7 +170,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
             queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
                 queries, each of any form, interleaved ones as lists.
             candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
-                with `search` and `documents`. A list is embedded at each call: for more than one call, embed it once
+                with `search_embeddings` and `documents`. A list is embedded at each call: for more than one call, embed it once
                 with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
@@ -276,7 +276,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         embeds = embeds if return_positions else embeds[-1:]
         lists: list[list[dict[str, Any]]] = []
         if index is not None:
-            found = zip(*index.search(embeds, top_k), strict=True)
+            found = zip(*index.search_embeddings(embeds, top_k), strict=True)
             lists = [
                 [
                     {"index": int(place), "score": float(score), "candidate": index.documents[int(place)]}
@@ -292,7 +292,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         return answer if index is None else {"results": results, **answer}
 
 
-class SugarGenerationPipeline(_SugarPipeline):
+class SugarGenerationPipeline(SugarPipeline):
     """Answer chats and prompts with images in any place.
 
     ```python
