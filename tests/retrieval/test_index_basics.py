@@ -128,7 +128,7 @@ def test_ids_that_are_there_are_refused_and_named(index):
     with pytest.raises(DuplicateIdError, match=r"2 ids.*'d3', 'd4'.*update") as error:
         index.add([make(3), make(100), make(4)], show_progress=False)
     assert "on_duplicate='skip'" in str(error.value)
-    with pytest.raises(DuplicateIdError, match="1 id is .*'d50'"):
+    with pytest.raises(DuplicateIdError, match=r"1 id is .*'d50'"):
         index.add([make(50), make(51), make(50)], show_progress=False)
     with pytest.raises(DuplicateIdError, match="'d60'"):  # in another part
         index.add([make(60), make(61), make(60)], part_documents=1, show_progress=False)
@@ -138,9 +138,7 @@ def test_ids_that_are_there_are_refused_and_named(index):
 
 
 def test_ids_that_are_there_may_be_left_out(index):
-    report = index.add(
-        [make(3, "new"), make(100), make(100, "again")], on_duplicate="skip", show_progress=False
-    )
+    report = index.add([make(3, "new"), make(100), make(100, "again")], on_duplicate="skip", show_progress=False)
     assert (report.added, report.duplicates) == (1, 2)
     assert texts(index.get("d3")) == texts(make(3))
     assert texts(index.get("d100")) == texts(make(100))
@@ -396,9 +394,9 @@ def test_folders_that_are_taken(tmp_path, index, embedder):
         SugarIndex.create(folder, dim=4)
     with pytest.raises(FileExistsError, match="30 documents"):
         SugarIndex.build(folder, [make(1)], embedder)
-    with pytest.raises(FileExistsError, match="holds 'photo.jpg' and no index"):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "photo.jpg").write_text("x")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_text("x")
+    with pytest.raises(FileExistsError, match=r"holds 'photo\.jpg' and no index"):
         SugarIndex.create(tmp_path / "mine", dim=4)
     with pytest.raises(FileNotFoundError, match="holds no index"):
         SugarIndex.load(tmp_path / "nowhere")

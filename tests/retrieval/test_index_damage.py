@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written_can_be_searched(whole):
             assert index.search("document 7, third", 1)[0].id == "d7"
             assert len(state(index)) == 30
             for write in (lambda: index.delete("d1"), index.compact, lambda: index.add([make(50)])):
-                with pytest.raises(PermissionError, match="cannot be written .* It can be searched"):
+                with pytest.raises(PermissionError, match=r"cannot be written .* It can be searched"):
                     write()
             assert not index.refresh()
             assert len(index) == 30

@@ -146,9 +146,7 @@ def test_what_could_harm_is_not_taken(index, repository, tmp_path):
         head = manifest.head
         if "uri" in change:
             head = hub.replace(head, backend="milvus", backend_options=change)
-        hub.write_current(
-            repository.folder, hub.replace(manifest, graph=change.get("graph", None), head=head)
-        )
+        hub.write_current(repository.folder, hub.replace(manifest, graph=change.get("graph", None), head=head))
         with pytest.raises(DamagedIndexError, match="was not written by push_to_hub"):
             SugarIndex.from_hub("me/stories", folder=tmp_path / "pulled")
 

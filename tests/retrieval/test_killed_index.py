@@ -1,5 +1,6 @@
 """Writes that are killed at random moments: the state before or after them, and no work twice. Real `kill -9`."""
 
+import itertools
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from index_tools import FakeEmbedder, make, state, texts
 
-from sugar_hf.retrieval import DamagedIndexError, SugarIndex, Staging
+from sugar_hf.retrieval import DamagedIndexError, Staging, SugarIndex
 
 SCRIPT = Path(__file__).with_name("killed_index.py")
 KILLS = 30
@@ -75,7 +76,7 @@ def test_thirty_kills(tmp_path):
     while kills < KILLS:
         if folder.exists():
             subprocess.run(["rm", "-r", str(folder)], check=True)
-        for number, (before, after) in enumerate(zip(STATES, STATES[1:], strict=False)):
+        for number, (before, after) in enumerate(itertools.pairwise(STATES)):
             tries = draw.randint(1, 4)
             while True:
                 parts = staged(folder) if folder.exists() else set()

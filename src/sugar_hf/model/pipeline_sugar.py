@@ -87,7 +87,7 @@ def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
     return [item["query"] if isinstance(item, dict) and "query" in item else item for item in inputs], False
 
 
-class _SugarPipeline(Pipeline):
+class SugarPipeline(Pipeline):
     """What both pipelines share: the processor runs in the forward step, on the whole batch, whatever is in it."""
 
     _load_processor = True
@@ -141,7 +141,7 @@ class _SugarPipeline(Pipeline):
         return features.to(self.device, dtype=self.model.dtype)
 
 
-class SugarRetrievalPipeline(_SugarPipeline):
+class SugarRetrievalPipeline(SugarPipeline):
     """Embed interleaved queries and find the nearest candidates.
 
     ```python
@@ -291,7 +291,7 @@ class SugarRetrievalPipeline(_SugarPipeline):
         return answer if index is None else {"results": results, **answer}
 
 
-class SugarGenerationPipeline(_SugarPipeline):
+class SugarGenerationPipeline(SugarPipeline):
     """Answer chats and prompts with images in any place.
 
     ```python
@@ -353,13 +353,7 @@ class SugarGenerationPipeline(_SugarPipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
         features = self._process(model_inputs, add_generation_prompt=True)
-        config = self.model.generation_config
-        if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & generate_kwargs.keys():
-            generate_kwargs["max_new_tokens"] = DEFAULT_NEW_TOKENS
-        if config.pad_token_id is None:
-            tokenizer = self.processor.tokenizer
-            padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            generate_kwargs.setdefault("pad_token_id", padding)
+        generate_kwargs = generation_options(self.model, self.processor, generate_kwargs)
         batch, length = features["input_ids"].shape
         sequences = self.model.generate(**features, **generate_kwargs)[:, length:]
         return {"sequences": sequences.reshape(batch, -1, sequences.shape[1])}  # (B, returned sequences, L)
@@ -371,6 +365,20 @@ class SugarGenerationPipeline(_SugarPipeline):
 
 
 PIPELINES = {"sugar-retrieval": SugarRetrievalPipeline, "sugar-generation": SugarGenerationPipeline}
+
+
+def generation_options(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, generate_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Complete options of `generate` by what neither they nor the model's generation config say."""
+    config = model.generation_config
+    defaults: dict[str, Any] = {}
+    if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & generate_kwargs.keys():
+        defaults["max_new_tokens"] = DEFAULT_NEW_TOKENS
+    if config.pad_token_id is None:
+        tokenizer = processor.tokenizer
+        defaults["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return {**defaults, **generate_kwargs}
 
 
 class DefaultModel(dict):

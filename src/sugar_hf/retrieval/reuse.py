@@ -1,0 +1,310 @@
+"""Keys and values of a prompt's beginning, computed once and used again where that changes nothing."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Cache
+
+from ..model import SugarForConditionalGeneration, SugarProcessor
+
+# Distances of logits, relative to their size, that rounding alone may make.
+TOLERANCE = 1e-3
+HALF_TOLERANCE = 0.1
+
+Features = dict[str, Tensor]
+
+
+def belongs_to_tokens(name: str) -> bool:
+    """Whether an input of this name is a row of numbers, one for each token; the others are those of the images."""
+    return name in ("input_ids", "attention_mask", "slice_map") or name.endswith("token_type_ids")
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """The beginning of a prompt of C tokens, and what the model has computed of it.
+
+    Args:
+        features: The processor's output for it: ids (1, C), and the inputs of the images that lie in these tokens.
+        cache: Keys and values of the C tokens.
+    """
+
+    features: Features
+    cache: Cache
+
+    @property
+    def length(self) -> int:
+        """C, its number of tokens."""
+        return self.features["input_ids"].shape[1]
+
+    def copied(self, length: int | None = None) -> "CachedPrefix | None":
+        """Copy it, or its first `length` tokens; `None` if the cache has dropped what it would go back to."""
+        length = self.length if length is None else length
+        cache = copy.deepcopy(self.cache)
+        if length < self.length:
+            if not all(layer.is_croppable for layer in cache.layers):
+                return None
+            try:
+                cache.crop(length - self.length)
+            except RuntimeError:  # a sliding window that has moved on
+                return None
+        return CachedPrefix(_cut(self.features, length), cache)
+
+
+def encode_prefix(
+    model: SugarForConditionalGeneration, features: Features, length: int
+) -> tuple[CachedPrefix, Tensor]:
+    """Run the first tokens of a sample, keep their keys and values, and embed their slices.
+
+    Args:
+        model: The model, in evaluation mode.
+        features: The processor's output for one sample, on the model's device, with all of its images in the first
+            `length` tokens.
+        length: How many tokens.
+
+    Returns:
+        What was computed, and (S, d) float32 unit vectors of the S slices that end within these tokens.
+    """
+    cut = _cut(features, length)
+    output = model(**cut, use_cache=True, skip_logits=True)
+    return CachedPrefix(cut, output.past_key_values), output.retrieval_embeds[0]
+
+
+def end_of_last_slice(features: Features) -> int:
+    """Return the number of tokens of one sample up to the end of its last slice."""
+    return int(features["slice_map"][0].nonzero()[-1]) + 1
+
+
+def shared_length(prefix: CachedPrefix, features: Features, image_token_id: int) -> int:
+    """Count the leading tokens of a prompt that a prefix has too; 0 unless they hold all images of the prefix.
+
+    At least one token of the prompt is left for the model, whose output says what comes next.
+    """
+    count = min(prefix.length, features["input_ids"].shape[1] - 1)
+    same = torch.ones(count, dtype=torch.bool, device=features["input_ids"].device)
+    for name in features:
+        if belongs_to_tokens(name) and name != "slice_map":  # an image makes some of them appear
+            found = prefix.features.get(name)
+            ours = features[name][0, :count] if found is None else found[0, :count]
+            same &= ours == features[name][0, :count]
+    length = count if bool(same.all()) else int(same.int().argmin())
+    beyond = prefix.features["input_ids"][0, length:]
+    return 0 if bool((beyond == image_token_id).any()) else length
+
+
+def remaining_images(prefix: Features, features: Features) -> Features | None:
+    """Take the image inputs of a prompt that are not those of its beginning.
+
+    Args:
+        prefix: The inputs of the beginning, with its images only.
+        features: The inputs of the whole.
+
+    Returns:
+        The inputs of the images that are left, empty if there are none; `None` if the whole does not begin with the
+        images of the prefix, as where the number of images decides how each is cut.
+    """
+    remaining: Features = {}
+    for name in {*prefix, *features}:
+        if belongs_to_tokens(name):
+            continue
+        if name not in features:
+            return None
+        whole = features[name]
+        if name not in prefix:
+            remaining[name] = whole
+            continue
+        part = prefix[name]
+        if part.ndim != whole.ndim or any(a > b for a, b in zip(part.shape, whole.shape, strict=True)):
+            return None
+        longer = [axis for axis in range(part.ndim) if whole.shape[axis] > part.shape[axis]]
+        if not longer:
+            if not torch.equal(part, whole):
+                return None
+            continue
+        axis, count = longer[0], part.shape[longer[0]]  # images come before what an image is made of
+        # where images are padded to the largest, a larger one may have come
+        padded = torch.zeros_like(whole.narrow(axis, 0, count))
+        padded[tuple(slice(size) for size in part.shape)] = part
+        if not torch.equal(padded, whole.narrow(axis, 0, count)):
+            return None
+        remaining[name] = whole.narrow(axis, count, whole.shape[axis] - count)
+    return remaining
+
+
+def why_not_beginning(prefix: CachedPrefix, features: Features, image_token_id: int) -> str | None:
+    """Say why a prompt does not begin with a prefix; `None` if it does."""
+    if shared_length(prefix, features, image_token_id) < prefix.length:
+        return "the beginning of a prompt is written otherwise when more follows"
+    if remaining_images(prefix.features, features) is None:
+        return "images are read otherwise when more of them follow"
+    return None
+
+
+class PromptCache:
+    """The prefixes that were used last.
+
+    Args:
+        model: The model that computed them.
+        size: How many are kept, on the model's device: a token takes keys and values of every layer.
+    """
+
+    def __init__(self, model: SugarForConditionalGeneration, size: int) -> None:
+        self._image_token_id = model.config.image_token_id
+        self._size = size
+        self._entries: list[CachedPrefix] = []  # the last used is the last
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, prefix: CachedPrefix) -> None:
+        """Keep a prefix, which nobody else may change from now on."""
+        if self._size:
+            self._entries = [*self._entries, prefix][-self._size :]
+
+    def find(self, features: Features) -> CachedPrefix | None:
+        """Return a copy of the longest beginning of a prompt that is known; `None` if none is."""
+        lengths = [shared_length(entry, features, self._image_token_id) for entry in self._entries]
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+            entry, length = self._entries[place], lengths[place]
+            if not length or remaining_images(entry.features, features) is None:
+                continue
+            found = entry.copied(length)
+            if found is not None:
+                self._entries.append(self._entries.pop(place))
+                return found
+        return None
+
+
+def generate_after(
+    model: SugarForConditionalGeneration, prefix: CachedPrefix, features: Features, **generate_kwargs: Any
+) -> Any:
+    """Generate from a prompt whose beginning is already computed. The cache of the prefix grows with it.
+
+    Args:
+        model: The model.
+        prefix: From [`encode_prefix`], or from [`PromptCache`]; all of its tokens are the prompt's first ones.
+        features: The processor's output for the whole prompt, a batch of one on the model's device.
+        **generate_kwargs: Passed to `generate`.
+
+    Returns:
+        What `generate` returns; sequences hold the whole prompt.
+
+    Raises:
+        ValueError: If the prompt does not begin with the prefix.
+    """
+    obstacle = why_not_beginning(prefix, features, model.config.image_token_id)
+    if obstacle is not None:
+        raise ValueError(f"{obstacle}: generate without what is cached.")
+    images = remaining_images(prefix.features, features) or {}
+    inputs = {name: value for name, value in features.items() if name != "slice_map"}
+    # From the whole prompt, as for a new one: some backbones count an image otherwise than by its tokens, and keep
+    # from the last forward pass, which may have been another prompt's, what the counting goes on from.
+    positions = model.vlm._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
+    tokens = {name: value for name, value in inputs.items() if belongs_to_tokens(name)}
+    return model.generate(**tokens, **images, position_ids=positions, past_key_values=prefix.cache, **generate_kwargs)
+
+
+@dataclass(frozen=True)
+class ReuseCheck:
+    """What [`check_reuse`] found.
+
+    Args:
+        deviation: The largest distance between logits with and without reuse, relative to their size.
+        reasons: Why nothing is reused; empty if all is well.
+    """
+
+    deviation: float
+    reasons: tuple[str, ...]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the beginning of a prompt is the same whatever follows."""
+        return not self.reasons
+
+    def __str__(self) -> str:
+        if self.is_exact:
+            return "What is computed for the beginning of a prompt can be used for the whole of it."
+        return (
+            f"With this model, nothing of a prompt is reused: {'; '.join(self.reasons)}. Every prompt is computed as "
+            "a whole, with the same answers."
+        )
+
+
+@torch.no_grad()
+def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor) -> ReuseCheck:
+    """Find out whether the keys and values of a prompt's beginning are those it has in the whole.
+
+    No list of models is consulted: a drawn prompt with images at its beginning, and more of them after it if the
+    model can be given these alone, is continued in both ways, and the logits of two tokens are compared. What depends
+    on the single prompt is looked at again for each.
+
+    Args:
+        model: A Sugar model, on any device and in any dtype; left as it is.
+        processor: Its processor.
+    """
+    grey = Image.linear_gradient("L")
+    drawn = Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180)))
+    wide, tall = drawn.resize((96, 48)), drawn.resize((48, 64))
+    start = [wide, tall, "What is drawn here?"]
+    follow_ups = (["Look at this, too:", tall, "A drawn picture."], ["This may help: a drawn picture."])
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    found: dict[str, None] = {}  # in order, each once
+    try:
+        for more in follow_ups:
+            begin, whole = (
+                prepared(model, processor, [as_prompt(processor, parts)]) for parts in (start, start + more)
+            )
+            prefix, _ = encode_prefix(model, begin, end_of_last_slice(begin))
+            obstacle = why_not_beginning(prefix, whole, model.config.image_token_id)
+            if obstacle is None:
+                deviation = _deviation(model, prefix, whole)
+                tolerance = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
+                if deviation <= tolerance:
+                    return ReuseCheck(deviation, ())
+                return ReuseCheck(deviation, (f"tokens see what comes after them (logits differ by {deviation:.2g})",))
+            found[obstacle] = None
+    finally:
+        for module in in_training:
+            module.training = True
+    return ReuseCheck(0.0, tuple(found))
+
+
+def prepared(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, prompts: list[Any], **options: Any
+) -> Features:
+    """Process prompts for generation, padded on the left, on the model's device."""
+    options = {"padding_side": "left", "add_generation_prompt": True, **options}
+    return dict(processor(prompts, **options).to(model.device, dtype=model.dtype))
+
+
+def as_prompt(processor: SugarProcessor, parts: list[Any], history: list[dict[str, Any]] | None = None) -> Any:
+    """Make a sample of the user's turn: a chat, or the bare parts where the model has no chat template."""
+    if processor.chat_template is None:
+        return parts
+    return [*(history or []), {"role": "user", "content": parts}]
+
+
+def _deviation(model: SugarForConditionalGeneration, prefix: CachedPrefix, whole: Features) -> float:
+    """Compare the logits of two tokens generated with and without a prefix."""
+    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    reused = generate_after(model, prefix, whole, **options)
+    plain = model.generate(**whole, **options)
+    pairs = list(zip(reused.logits, plain.logits, strict=False))
+    if not torch.equal(reused.sequences, plain.sequences):  # then the second tokens have different beginnings
+        pairs = pairs[:1]
+    return max(_distance(*pair) for pair in pairs)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Return the distance of two rows of logits, relative to how much the scores differ among themselves."""
+    difference, scale = ours.float() - theirs.float(), theirs.float() - theirs.float().mean()
+    return float(difference.norm() / scale.norm())
+
+
+def _cut(features: Features, length: int) -> Features:
+    return {name: value[:, :length] if belongs_to_tokens(name) else value for name, value in features.items()}
