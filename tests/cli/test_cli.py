@@ -147,6 +147,7 @@ def test_embed_names_what_it_skips(cli, tmp_path):
     found = cli("embed", tmp_path / "x.jsonl")
     assert found.code == 1
     assert "x.jsonl:2" in found.err
+    assert "With --on-error skip" in found.err
     found = cli("embed", tmp_path / "x.jsonl", "--on-error", "skip")
     assert found.code == 0
     assert [json.loads(line)["id"] for line in found.out.splitlines()] == ["fine"]

@@ -28,6 +28,8 @@ HELP = """Train Sugar models, index interleaved documents, and search them.
 output. The program ends with 0 if all went well, 1 after an error, 2 after a wrong command, 130 after Ctrl-C.
 """
 
+READERS = {"build", "add", "embed"}  # commands with --on-error
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=True)
 
 
@@ -87,14 +89,17 @@ def main(command: list[str] | None = None) -> NoReturn:
     Args:
         command: What stands after the program's name; this process's when `None`.
     """
+    arguments = sys.argv[1:] if command is None else command
     options = Options()
     warnings.formatwarning = _plain
     try:
-        app(sys.argv[1:] if command is None else command, prog_name="sugar-hf", obj=options)
+        app(arguments, prog_name="sugar-hf", obj=options)
     except Exception as error:  # the edge of the program: whatever it was becomes one line
         if options.debug:
             raise
         text = " ".join(str(error).split())
+        if type(error).__name__ == "BadSampleError" and READERS & set(arguments):  # no import for a rare case
+            text += ". With --on-error skip, such documents are left out and named."
         expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
         name = "" if expected and text else f"{type(error).__name__}: "
         typer.echo(f"Error: {name}{text}", err=True)
