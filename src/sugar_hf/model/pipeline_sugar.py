@@ -236,7 +236,7 @@ class SugarRetrievalPipeline(SugarPipeline):
         order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
         step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
         embeddings: dict[int, np.ndarray] = {}
-        with tqdm(total=len(order), desc=f"Embedding {name}s", delay=2) as bar:
+        with tqdm(total=len(order), desc="Embedding", delay=2) as bar:
             for start in range(0, len(order), step):
                 places = order[start : start + step]
                 output = self.forward({"item": [_Item(samples[i], names[i]) for i in places]})
