@@ -137,7 +137,7 @@ def sizes_table(part: dict[str, Any]) -> str:
 
 def folder_table(part: dict[str, Any]) -> str:
     kept = {name: value for name, value in part.items() if name not in ("size", "bytes_per_document")}
-    head = f"{part['size']:,} documents, {DIM} dimensions, {part['bytes_per_document']:,.0f} bytes a document on disk.\n\n"
+    head = f"{part['size']:,} documents, {DIM} dimensions, {part['bytes_per_document']:,.0f} bytes each on disk.\n\n"
     rows = [f"| {name} | {value:.3g} |" for name, value in kept.items()]
     return head + "\n".join(["| | seconds |", "|---|---|", *rows]) + "\n"
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ _FORMS = (
 )
 
 
+@runtime_checkable
 class RetrievalIndex(Protocol):
     """What the retrieval pipeline searches: embeddings in, scores and places in `documents` out."""
 

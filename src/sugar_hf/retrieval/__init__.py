@@ -7,12 +7,16 @@ from .explain import Alignment, Explanation, explain
 from .filters import Filter
 from .index import SugarIndex
 from .plotting import plot_alignment
+from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
+from .rag import RagAnswer, SugarRag
 from .reading import read_documents
 from .results import Hit
 from .staging import Staging
 from .writing import AddReport, IndexWriter
 
 __all__ = [
+    "KNOWLEDGE_VQA",
+    "QUESTION_FIRST",
     "AddReport",
     "Alignment",
     "DamagedIndexError",
@@ -24,9 +28,13 @@ __all__ = [
     "IndexMismatchError",
     "IndexWriter",
     "LockedIndexError",
+    "RagAnswer",
+    "RagHit",
+    "RagTemplate",
     "Staging",
     "SugarEmbedder",
     "SugarIndex",
+    "SugarRag",
     "as_document",
     "explain",
     "plot_alignment",

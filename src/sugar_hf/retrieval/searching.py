@@ -161,8 +161,33 @@ class SearchableIndex:
         condition = Filter.parse(where)
         samples, is_single = split_inputs(queries)
         embeddings = embedder.encode(samples, names=[f"query {i}" for i in range(len(samples))])
-        generation, (scores, numbers, rows) = self._search(embeddings, top_k, condition)
-        hits = [
+        hits = self.find(embeddings, top_k, where=condition, return_vectors=return_vectors)
+        return hits[0] if is_single else hits
+
+    def find(
+        self,
+        embeddings: np.ndarray,
+        top_k: int = 10,
+        *,
+        where: Mapping[str, Any] | Filter | None = None,
+        return_vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the documents nearest to embeddings that are already there.
+
+        Args:
+            embeddings: (q, dim) float32 unit vectors.
+            top_k: See [`search`].
+            where: See [`search`].
+            return_vectors: See [`search`].
+
+        Returns:
+            For each embedding a list of [`Hit`], best first.
+
+        Raises:
+            ValueError: The embeddings are not finite or of another width, or `top_k` is below 1.
+        """
+        generation, (scores, numbers, rows) = self._search(embeddings, top_k, Filter.parse(where))
+        return [
             [
                 Hit(
                     (document := generation.document(int(number))).id,
@@ -176,7 +201,6 @@ class SearchableIndex:
             ]
             for line in zip(scores, numbers, rows, strict=True)
         ]
-        return hits[0] if is_single else hits
 
     def explain(self, query: Any, hit: Hit | str, **options: Any) -> Explanation:
         """Say why a document was found: its slices and the query's, compared as this index embeds them.
