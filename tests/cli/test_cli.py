@@ -21,6 +21,7 @@ from sugar_hf.retrieval.embedder import SugarEmbedder
 
 COMMANDS = [
     ["search"],
+    ["ask"],
     ["explain"],
     ["embed"],
     ["export"],

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .ask import ask
 from .embed import embed
 from .explain import explain
 from .export import export
@@ -15,12 +16,13 @@ from .index import index_app
 from .options import QueryCommand
 from .search import search
 
-HELP = """Train Sugar models, index interleaved documents, and search them.
+HELP = """Train Sugar models, index interleaved documents, search them, and answer with what is found.
 
 \b
   sugar-hf index build photos.index ~/Photos
   sugar-hf search photos.index "a red boat by the sea"
   sugar-hf search photos.index "the same, at night:" --image boat.jpg
+  sugar-hf ask photos.index "What is beside the red boat?"
   sugar-hf explain photos.index "a red boat by the sea" --plot why.png
   sugar-hf train examples/recipes/llava15_7b.yaml
 
@@ -74,6 +76,7 @@ def train(context: typer.Context) -> None:
 
 app.add_typer(index_app, name="index")
 app.command(cls=QueryCommand)(search)
+app.command(cls=QueryCommand)(ask)
 app.command(cls=QueryCommand)(explain)
 app.command()(embed)
 app.command()(export)

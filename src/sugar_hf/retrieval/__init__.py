@@ -1,11 +1,13 @@
 """Indexes on disk, search, retrieval-augmented generation and explanations."""
 
+from .chat import SugarChat, route_by_words
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 from .explain import Alignment, Explanation, explain
 from .filters import Filter
 from .index import SugarIndex
+from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
 from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
 from .rag import RagAnswer, SugarRag
@@ -32,11 +34,15 @@ __all__ = [
     "RagHit",
     "RagTemplate",
     "Staging",
+    "SugarChat",
+    "SugarChatPipeline",
     "SugarEmbedder",
     "SugarIndex",
     "SugarRag",
+    "SugarRagPipeline",
     "as_document",
     "explain",
     "plot_alignment",
     "read_documents",
+    "route_by_words",
 ]

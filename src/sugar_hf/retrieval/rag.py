@@ -154,6 +154,26 @@ class SugarRag:
         loaded = SugarEmbedder.from_pretrained(name_or_path, device=device, dtype=dtype)
         return cls(loaded.model, loaded.processor, index, **options)
 
+    @property
+    def reuses(self) -> bool:
+        """Whether something of a question's prompt is computed once for search and answer."""
+        return self._may_reuse()
+
+    def find(self, query: Any, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
+        """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
+        embedding = self.embedder.encode([query], show_progress=False, names=["query"])
+        hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
+        return [hit for hit in hits if self.min_score is None or hit.score >= self.min_score]
+
+    @torch.no_grad()
+    def generate(self, sample: Any, **generate_kwargs: Any) -> str:
+        """Answer without looking for documents."""
+        asked = Question.read(sample)
+        features = self._prepared([self._as_prompt(asked.parts, asked)])
+        output = self.model.generate(**features, **generation_options(self.model, self.processor, generate_kwargs))
+        [text] = self._decoded(output[:1, features["input_ids"].shape[1] :])
+        return text
+
     @torch.no_grad()
     def answer(
         self,
@@ -162,6 +182,7 @@ class SugarRag:
         top_k: int | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
+        name: str = "question",
         **generate_kwargs: Any,
     ) -> RagAnswer:
         """Answer a question.
@@ -171,12 +192,13 @@ class SugarRag:
             top_k: As for the constructor, here for this question.
             min_score: Likewise.
             where: A filter on the documents' metadata; a `SugarIndex` knows how.
+            name: What to call the question in errors.
             **generate_kwargs: Passed to `generate` (`max_new_tokens`, `do_sample`, `streamer`, ...).
 
         Raises:
             ValueError: The question cannot be read.
         """
-        asked = Question.read(question)
+        asked = Question.read(question, name)
         may_reuse = _is_single(self.model.generation_config, generate_kwargs) and self._may_reuse()
         prefix = None
         if self._form() == "prompt":
@@ -203,6 +225,7 @@ class SugarRag:
         questions: Sequence[Any],
         *,
         batch_size: int = 8,
+        first: int = 0,
         top_k: int | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
@@ -210,10 +233,19 @@ class SugarRag:
     ) -> list[RagAnswer]:
         """Answer several questions, a batch at a time. Arguments are those of [`answer`]; nothing is reused.
 
+        Args:
+            questions: See [`answer`].
+            batch_size: Questions in one call of `generate`.
+            first: Number of the first question, in errors.
+            top_k: See [`answer`].
+            min_score: See [`answer`].
+            where: See [`answer`].
+            **generate_kwargs: See [`answer`].
+
         Raises:
             ValueError: A question cannot be read; the error names it.
         """
-        asked = [Question.read(question, f"question {i}") for i, question in enumerate(questions)]
+        asked = [Question.read(question, f"question {first + i}") for i, question in enumerate(questions)]
         options = generation_options(self.model, self.processor, generate_kwargs)
         answers: list[RagAnswer] = []
         for start in range(0, len(asked), batch_size):
@@ -221,7 +253,7 @@ class SugarRag:
             if self._form() == "prompt":
                 embeddings = np.concatenate([self._embedded_in_prompt(each)[1] for each in batch])
             else:
-                embeddings = self._embedded_alone(batch, start)
+                embeddings = self._embedded_alone(batch, first + start)
             found = [self._found(row[None], top_k, min_score, where) for row in embeddings]
             prompts = [
                 self.template.fill(each.parts, documents) for each, (_, documents, _) in zip(batch, found, strict=True)
@@ -252,9 +284,7 @@ class SugarRag:
         elif not kept:
             note = f"the best score is {hits[0].score:.3f}, below min_score={least}: answered without documents."
         elif not documents:
-            note = (
-                f"no document has a first slice of up to {self.max_context_tokens} tokens: answered without documents."
-            )
+            note = f"no first slice fits into {self.max_context_tokens} tokens: answered without documents."
         return noted, documents, note
 
     def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
