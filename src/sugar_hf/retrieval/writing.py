@@ -173,7 +173,7 @@ class IndexWriter:
             rows = new.rows - (0 if is_build else old.rows)
             warnings.warn(
                 f"{clipped} of {rows} new vectors lie outside of the ranges that the {self.head.vectors} codec was"
-                "  fitted to at the first write, and lose precision. If that is a large "
+                " fitted to at the first write, and lose precision. If that is a large "
                 "share, build the index again, or use vectors='float16'.",
                 stacklevel=3,
             )
