@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from signals import heed_ctrl_c
 
 from sugar_hf import picturebook
 from sugar_hf.cli import main
@@ -226,14 +226,15 @@ def test_a_pipe_that_closes_is_no_error_of_ours(album):
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_with_130(album):
+def test_ctrl_c_ends_with_130():
     command = [sys.executable, "-m", "sugar_hf.cli", "embed", "picturebook:test/story?size=400", "--batch-size", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "model:" not in process.stderr.readline():
-        assert process.poll() is None
-    time.sleep(3)  # it embeds now
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
+    said = b""
+    while b"Embedding" not in said:
+        said += process.stderr.read(1)
+        assert process.poll() is None, said
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    err = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130
     assert "interrupted: what was written so far is whole lines" in err
     assert "Traceback" not in err

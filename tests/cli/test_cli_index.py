@@ -9,6 +9,7 @@ import time
 
 import pytest
 from builders import cached_sugar, picture
+from signals import heed_ctrl_c
 
 from sugar_hf import SugarForConditionalGeneration, SugarProcessor, picturebook
 from sugar_hf.retrieval.index import SugarIndex
@@ -169,7 +170,11 @@ def test_ctrl_c_leaves_a_valid_index_that_goes_on(process, tmp_path):
     command += ["--batch-size", "1", "--part-documents", "10"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     running = subprocess.Popen(
-        [sys.executable, "-m", "sugar_hf.cli", *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "sugar_hf.cli", *map(str, command)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heed_ctrl_c,
     )
     start = time.monotonic()
     while len(list(folder.glob("pending/part-*.safetensors"))) < 2:
