@@ -49,7 +49,7 @@ WAYS = {
 }
 PHASES = {"query": "question", "search": "search", "prompt": "prompt", "prefill": "first token", "decode": "others"}
 TARGETS = {"reuse_over_independent_latency": 0.7, "peak_memory_ratio": 0.6}
-INDEXED = 10_000
+INDEXED = 1_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Ways:
     def prepare(self, way: str, case: Case) -> Callable[[list[Any]], dict[str, Any]]:
         """Return a call that answers a question and says what came when."""
         dim = self.embedders[way][0] if way in self.embedders else self.sugar.config.retrieval_dim
-        index = TimedIndex(make_documents(INDEXED, case.with_image), unit_vectors(INDEXED, dim))
+        index = TimedIndex(make_documents(INDEXED, case.with_image, self.processor.tokenizer), unit_vectors(INDEXED, dim))
         answer = self.two_models(way, index, case) if way in self.embedders else self.one_model(way, index, case)
 
         def run(question: list[Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ TOWERS: dict[str, dict[str, tuple[dict[str, int], dict[str, int], int]]] = {
     "small": {
         "same": (
             {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 5, "num_attention_heads": 4},
-            {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 5, "num_attention_heads": 4},
+            {"hidden_size": 256, "intermediate_size": 1152, "num_hidden_layers": 5, "num_attention_heads": 4},
             256,
         ),
         "clip-l": (
@@ -115,10 +115,14 @@ def make_question(images: int) -> list[Any]:
     return [*(noise_image(draw) for _ in range(images)), f"In which of these pictures do you see that {SENTENCE}?"]
 
 
-def make_documents(count: int, with_image: bool) -> list[list[Any]]:
+def make_documents(count: int, with_image: bool, tokenizer: Any) -> list[list[Any]]:
     """Documents of as many tokens each: the same words in another order, after an image or alone."""
     draw = np.random.default_rng(4)
     words = SENTENCE.split()
-    texts = [" ".join(draw.permutation(words)) for _ in range(count)]
     image = noise_image(draw)
-    return [[image, text] if with_image else [text] for text in texts]
+    texts: list[str] = []
+    length = len(tokenizer(SENTENCE).input_ids)
+    while len(texts) < count:
+        drawn = [" ".join(draw.permutation(words)) for _ in range(count)]
+        texts += [text for text, ids in zip(drawn, tokenizer(drawn).input_ids, strict=True) if len(ids) == length]
+    return [[image, text] if with_image else [text] for text in texts[:count]]
