@@ -135,7 +135,8 @@ class Ways:
     def prepare(self, way: str, case: Case) -> Callable[[list[Any]], dict[str, Any]]:
         """Return a call that answers a question and says what came when."""
         dim = self.embedders[way][0] if way in self.embedders else self.sugar.config.retrieval_dim
-        index = TimedIndex(make_documents(INDEXED, case.with_image, self.processor.tokenizer), unit_vectors(INDEXED, dim))
+        documents = make_documents(INDEXED, case.with_image, self.processor.tokenizer)
+        index = TimedIndex(documents, unit_vectors(INDEXED, dim))
         answer = self.two_models(way, index, case) if way in self.embedders else self.one_model(way, index, case)
 
         def run(question: list[Any]) -> dict[str, Any]:
@@ -329,9 +330,10 @@ def table(found: dict[str, Any], command: str) -> str:
     rows.append(
         f"\n`{command}` on {found['device']}, {found['threads']} threads: medians of {found['repeats']} rounds. "
         f"Parameters: VLM {millions['VLM']}{', ' if others else ''}{others}. Answers of {first['answer_tokens']} "
-        f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt*: preparing "
-        "it with the documents; *first token*: the pass over the prompt, or over what of it is new; *others*: one by "
-        "one. Wanted: at most 0.7 of the time and 0.6 of the memory of two models of one size, for four images."
+        f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt*: "
+        "preparing it with the documents; *first token*: the pass over the prompt, or over what of it is new; "
+        "*others*: one by one. Wanted: at most 0.7 of the time and 0.6 of the memory of two models of one size, for "
+        "four images."
     )
     return "\n".join(rows) + "\n"
 

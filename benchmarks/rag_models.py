@@ -88,11 +88,9 @@ class ClipRetriever:
         pixels = self.image_processor(images, return_tensors="pt").pixel_values.to(DEVICE, self.model.dtype)
         limits = {"truncation": True, "max_length": self.model.config.text_config.max_position_embeddings}
         tokens = self.tokenizer([text], return_tensors="pt", **limits).to(DEVICE)
-        found = [
-            self.model.get_image_features(pixel_values=pixels).pooler_output,
-            self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output,
-        ]
-        return unit(torch.cat([unit(each) for each in found]).mean(0, keepdim=True)).float().cpu().numpy()
+        towers = self.model.get_image_features(pixel_values=pixels), self.model.get_text_features(**tokens)
+        parts = torch.cat([unit(found.pooler_output) for found in towers])  # (images + 1, d)
+        return unit(parts.mean(0, keepdim=True)).float().cpu().numpy()
 
 
 def unit(vectors: Tensor) -> Tensor:

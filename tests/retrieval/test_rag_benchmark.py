@@ -73,8 +73,11 @@ def test_summary_and_document(rag, measured, tmp_path, monkeypatch, capsys):
     assert written["reuse_over_independent_latency"] == measured["cases"]["short"]["reuse_over"]["independent"]
     assert written["reuse_over_noreuse_latency"] == measured["cases"]["short"]["reuse_over"]["noreuse"]
     text = page.read_text()
-    assert text.startswith("# Before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert f"| {rag.WAYS['clip-l']} |" in text and "| **0.62** |" in text
+    assert text.startswith("# Before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert f"| {rag.WAYS['clip-l']} |" in text
+    assert "| **0.62** |" in text
     assert "`python benchmarks/rag.py` on " in text
     assert '"peak_memory_ratio": 0.5' in capsys.readouterr().out
 
