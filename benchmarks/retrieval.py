@@ -5,6 +5,7 @@
     python benchmarks/retrieval.py --parts sizes --sizes runs/plain runs/nested --json retrieval.json --update-docs
 
 Parts: `vectors`, HNSW over vectors of 256 dimensions against exact search with FAISS and NumPy, on as many threads;
+`folder`, an index on disk;
 `milvus`, milvus-lite; `embedding`, `SugarEmbedder` against sentence-transformers with the same language model;
 `sizes`, what cut and coarser embeddings of two models of `examples/demo.py` find, the second trained with
 `--matryoshka-dims 128 64 32 16`. Ratios are of one run; with `--json` the parts that are not measured are kept from
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_embedding import POOL, SIZES, STORED, TASK, measure_embedding, measure_sizes
-from retrieval_vectors import DIM, SETS, WANTED_RECALL, measure_milvus, measure_vectors
+from retrieval_vectors import DIM, SETS, WANTED_RECALL, measure_folder, measure_milvus, measure_vectors
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "retrieval.md"
-PARTS = ("vectors", "milvus", "embedding", "sizes")
+PARTS = ("vectors", "folder", "milvus", "embedding", "sizes")
 CODECS = ("float32", "float16", "int8")
 
 
@@ -134,7 +135,20 @@ def sizes_table(part: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES = {"vectors": vectors_table, "milvus": milvus_table, "embedding": embedding_table, "sizes": sizes_table}
+def folder_table(part: dict[str, Any]) -> str:
+    kept = {name: value for name, value in part.items() if name not in ("size", "bytes_per_document")}
+    head = f"{part['size']:,} documents, {DIM} dimensions, {part['bytes_per_document']:,.0f} bytes each on disk.\n\n"
+    rows = [f"| {name} | {value:.3g} |" for name, value in kept.items()]
+    return head + "\n".join(["| | seconds |", "|---|---|", *rows]) + "\n"
+
+
+TABLES = {
+    "vectors": vectors_table,
+    "folder": folder_table,
+    "milvus": milvus_table,
+    "embedding": embedding_table,
+    "sizes": sizes_table,
+}
 
 
 def update_document(parts: dict[str, Any]) -> None:
@@ -159,6 +173,7 @@ def main() -> None:
     parser.add_argument("--m", type=int, default=32, help="neighbours of a vector in the graph")
     parser.add_argument("--ef-construction", type=int, default=200)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep graphs here, and take those that are there")
+    parser.add_argument("--folder-size", type=int, default=100_000)
     parser.add_argument("--milvus-size", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the embedding's comparison")
     parser.add_argument("--sizes", nargs=2, type=Path, metavar=("PLAIN", "NESTED"), help="folders of two models")
@@ -184,6 +199,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if name == "vectors":
         build = {"m": options.m, "ef_construction": options.ef_construction}
         return measure_vectors(options.size, options.sets, options.codecs, build, options.cache)
+    if name == "folder":
+        return measure_folder(options.folder_size)
     if name == "milvus":
         return measure_milvus(options.milvus_size)
     if name == "embedding":

@@ -11,6 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from sugar_hf.retrieval import SugarIndex
 from sugar_hf.retrieval.backends import Rows
 from sugar_hf.retrieval.backends.faiss_backend import FaissBackend
 from sugar_hf.retrieval.backends.milvus_backend import MilvusBackend
@@ -195,4 +196,31 @@ def measure_milvus(size: int) -> dict[str, Any]:
         "disk_bytes": disk / size,
     }
     print("milvus-lite: " + ", ".join(f"{name} {value:,.3g}" for name, value in figures.items()), flush=True)
+    return figures
+
+
+def measure_folder(size: int) -> dict[str, Any]:
+    """An index of so many documents on disk: what opening, searching and small changes take, in seconds."""
+    vectors, queries = make_set("clustered", size)
+    documents = ({"id": str(i), "text": f"document {i}", "metadata": {"year": 1900 + i % 100}} for i in range(size))
+    few = [{"id": f"new {i}", "text": "one more"} for i in range(10)]
+    with tempfile.TemporaryDirectory() as folder:
+        index = SugarIndex.create(Path(folder, "index"), dim=DIM)
+        figures = {"size": size, "add all": seconds(lambda: index.add_embedded(documents, vectors))}
+        opened = SugarIndex.load(index.folder)
+        calls: dict[str, Callable[[], Any]] = {
+            "open": lambda: SugarIndex.load(index.folder),
+            "open, sizes only": lambda: SugarIndex.load(index.folder, verify=False),
+            "first search": lambda: opened.search_embeddings(queries[:1], TOP_K),
+            "search": lambda: opened.search_embeddings(queries[:1], TOP_K),
+            "first search with a filter": lambda: opened.search_embeddings(queries[:1], TOP_K, where={"year": 1950}),
+            "search with a filter": lambda: opened.search_embeddings(queries[:1], TOP_K, where={"year": 1950}),
+            "first document by id": lambda: opened.get("500"),
+            "document by id": lambda: opened.get("501"),
+            "add 10": lambda: opened.add_embedded(few, queries[:10]),
+            "delete 2": lambda: opened.delete(["new 1", "7"]),
+        }
+        figures |= {name: seconds(call) for name, call in calls.items()}
+        figures["bytes_per_document"] = opened.info()["bytes_on_disk"] / size
+    print("folder: " + ", ".join(f"{name} {value:,.3g}" for name, value in figures.items()), flush=True)
     return figures

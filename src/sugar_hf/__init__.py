@@ -1,6 +1,6 @@
 """Sugar: one vision-language model that generates and retrieves over interleaved images and text.
 
-Importing the package registers the model with the Auto classes and both pipelines with `pipeline`. What trains is
+Importing the package registers the model with the Auto classes and its pipelines with `pipeline`. What trains is
 imported when it is first asked for; in a process that is the command line, all of it is.
 """
 
@@ -29,9 +29,11 @@ if TYPE_CHECKING or not _is_command_line():
         adapter_on,
         merge_adapter,
     )
+    from .retrieval import SugarChatPipeline, SugarRagPipeline
 
 if TYPE_CHECKING:
     from . import picturebook
+    from .retrieval import SugarChat, SugarEmbedder, SugarIndex, SugarRag, explain, plot_alignment
     from .structure import StructureLossConfig, TripleTeacher
     from .training import (
         SugarCollator,
@@ -47,22 +49,36 @@ __version__ = version("sugar-hf")
 _LATER = {
     "StructureLossConfig": "structure",
     "TripleTeacher": "structure",
+    "SugarChat": "retrieval",
+    "SugarChatPipeline": "retrieval",
     "SugarCollator": "training",
+    "SugarEmbedder": "retrieval",
+    "SugarIndex": "retrieval",
+    "SugarRag": "retrieval",
+    "SugarRagPipeline": "retrieval",
     "SugarSFTConfig": "training",
     "SugarSFTTrainer": "training",
     "SugarTrainer": "training",
     "SugarTrainingArguments": "training",
+    "explain": "retrieval",
+    "plot_alignment": "retrieval",
     "sugar_lora_config": "training",
 }
 
 __all__ = [
     "StructureLossConfig",
+    "SugarChat",
+    "SugarChatPipeline",
     "SugarCollator",
     "SugarConfig",
+    "SugarEmbedder",
     "SugarForConditionalGeneration",
     "SugarGenerationPipeline",
+    "SugarIndex",
     "SugarOutput",
     "SugarProcessor",
+    "SugarRag",
+    "SugarRagPipeline",
     "SugarRetrievalPipeline",
     "SugarSFTConfig",
     "SugarSFTTrainer",
@@ -71,8 +87,10 @@ __all__ = [
     "TripleTeacher",
     "adapter_off",
     "adapter_on",
+    "explain",
     "merge_adapter",
     "picturebook",
+    "plot_alignment",
     "sugar_lora_config",
 ]
 

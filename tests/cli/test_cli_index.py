@@ -48,7 +48,7 @@ def test_search_for_people(cli, stories):
     lines = found.out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith(" 1. 0.")
-    assert "(slice " in lines[0]
+    assert "(up to slice " in lines[0]
     assert " images]" in lines[0]
     assert max(map(len, lines)) < 180
 

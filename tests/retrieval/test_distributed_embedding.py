@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sugar_hf import picturebook
 from sugar_hf.data import SkippedRowsWarning
@@ -65,7 +66,16 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(runs):
+def one_thread():
+    """As the workers have it: with another number of threads sums are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def alone(runs, one_thread):
     """The same, by one process."""
     folder, _ = runs
     embedder = SugarEmbedder.from_pretrained(MODEL, batch_size=3)

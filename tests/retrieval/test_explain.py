@@ -11,7 +11,7 @@ from builders import cached_sugar, picture
 from tiny_teachers import save_tiny_teachers
 
 from sugar_hf import StructureLossConfig, TripleTeacher
-from sugar_hf.retrieval import Document, SugarEmbedder, explain
+from sugar_hf.retrieval import Document, SugarEmbedder, SugarIndex, explain
 from sugar_hf.retrieval.alignment_text import shorten
 from sugar_hf.retrieval.explain import best_path
 
@@ -129,6 +129,25 @@ def test_options_of_the_embedder(llava):
     assert short.query == ("A cat sits.", "A dog runs.")
 
 
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_a_hit_of_an_index_is_explained_as_it_was_found(llava, tmp_path, positions):
+    embedder = SugarEmbedder(*llava, positions=positions, truncate_dim=6)
+    documents = [Document(f"d{i}", [f"Number {i}.", picture(i), "A cat sits on the mat."]) for i in range(4)]
+    index = SugarIndex.build(tmp_path / "index", documents, embedder, show_progress=False)
+    query = {"query": ["Number 1.", picture(1)]}  # a document's beginning
+    hits = index.search(query, 4)
+    assert positions == "last" or (hits[0].id, hits[0].slice) == ("d1", 1)
+    for hit in hits:
+        found = index.explain(query, hit, embeddings="prefix")
+        assert found.score == pytest.approx(hit.score, abs=1e-5)
+        assert len(found.document) == (3 if positions == "last" else hit.slice + 1)
+        assert found.model.similarity[-1, -1] == pytest.approx(found.score, abs=1e-6)
+    whole = index.explain(QUERY, "d1", sigma=0.5)
+    assert (len(whole.document), whole.model.sigma) == (3, 0.5)
+    with pytest.raises(KeyError, match="'d9'"):
+        index.explain(QUERY, "d9")
+
+
 def test_chats_and_documents(llava):
     chat = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": "What?"}]}]
     found = explain(chat, Document("d", DOCUMENT), *llava)
@@ -179,6 +198,7 @@ def test_texts_of_documents_do_no_harm_in_a_terminal():
         ({"embeddings": "word"}, "embeddings='word': give one of slice, prefix"),
         ({"sigma": 0}, "sigma=0: give a positive number"),
         ({"sigma": math.nan}, "sigma=nan"),
+        ({"document_slices": 0}, "document_slices=0: give 1 or more"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"truncate_dim": 99}, "truncate_dim=99"),
         ({"config": StructureLossConfig(centring=True)}, "centring=True needs block_means"),

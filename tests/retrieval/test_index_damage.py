@@ -179,6 +179,11 @@ def test_names_stay_inside_when_old_files_are_removed(whole, tmp_path):
     (tmp_path / "mine" / "a.txt").write_text("keep")
     (folder / "notes.txt").write_text("keep")
     (folder / "graph-9").symlink_to(tmp_path / "mine")
+    with pytest.raises(DamagedIndexError, match="graph-9 is a link that leads out"):
+        SugarIndex.load(folder, FakeEmbedder())
+    (folder / "graph-9").unlink()
+    (folder / "graph-9").mkdir()
+    (folder / "graph-9" / "inside").symlink_to(tmp_path / "mine")
     SugarIndex.load(folder, FakeEmbedder()).delete("d4")
     assert (tmp_path / "mine" / "a.txt").read_text() == (folder / "notes.txt").read_text() == "keep"
     assert not (folder / "graph-9").exists()

@@ -1,11 +1,14 @@
 """An index that Milvus searches, with milvus-lite: the same as with FAISS, through all changes."""
 
 import shutil
+from dataclasses import replace
 
+import pymilvus
 import pytest
 from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import SugarIndex
+from sugar_hf.retrieval.manifest import read_current, write_current
 
 QUIET = {"show_progress": False}
 
@@ -76,3 +79,32 @@ def test_files_that_milvus_lost_are_made_anew(tmp_path):
     copy = SugarIndex.load(tmp_path / "copy", embedder)
     assert ids(copy) == found
     copy.close()
+
+
+def test_only_a_server_that_the_user_names_is_connected_to(tmp_path, monkeypatch):
+    index = SugarIndex.build(tmp_path / "i", map(make, range(3)), FakeEmbedder(), backend="milvus", **QUIET)
+    index.close()
+    manifest = read_current(index.folder)
+    address = "http://evil.example:19530"
+    head = replace(manifest.head, backend_options={"uri": address})
+    write_current(index.folder, replace(manifest, head=head))
+    connected = []
+
+    def connect(uri, **_):
+        connected.append(uri)
+        raise ConnectionError(uri)
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", connect)
+    monkeypatch.delenv("MILVUS_URI", raising=False)
+    with pytest.raises(ValueError, match=r"Milvus server http://evil\.example:19530. If you trust it, pass"):
+        SugarIndex.load(index.folder)
+    monkeypatch.setenv("MILVUS_URI", "http://mine:19530")
+    with pytest.raises(ValueError, match="If you trust it"):
+        SugarIndex.load(index.folder)
+    assert connected == []
+    with pytest.raises(ConnectionError):
+        SugarIndex.load(index.folder, backend_options={"uri": "http://mine:19530"})
+    monkeypatch.setenv("MILVUS_URI", address)
+    with pytest.raises(ConnectionError):
+        SugarIndex.load(index.folder)
+    assert connected == ["http://mine:19530", address]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_reader_that_loses_a_race_reads_again(index, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*deleted and still take space")
 def test_readers_in_threads_see_whole_states(index):
     """Each write moves all documents to a new year, so that a mixture shows itself."""
-    stop, faults = threading.Event(), []
+    stop = threading.Event()
 
     def read(opened, is_own):
         while not stop.is_set():
@@ -125,23 +126,23 @@ def test_readers_in_threads_see_whole_states(index):
             years = {document.metadata["year"] for document in opened}
             found = opened.search("query", 20)
             years_found = {hit.metadata["year"] for hit in found}
-            if len(years) != 1 or len(years_found) != 1 or len(found) != 5:
-                faults.append((years, years_found, len(found)))
+            assert len(years) == len(years_found) == 1
+            assert len(found) == 5
 
     index.update([make(i, year=0) for i in range(8)], **QUIET)
     index.delete(["d5", "d6", "d7"])
-    readers = [(index, False), (SugarIndex.load(index.folder, FakeEmbedder()), True)]
-    threads = [threading.Thread(target=read, args=reader) for reader in readers]
-    for thread in threads:
-        thread.start()
-    for year in range(1, 13):
-        index.update([make(i, f"year {year} {i}", year=year) for i in range(5)], **QUIET)
-        if year % 3 == 0:
-            index.compact()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not faults
+    other = SugarIndex.load(index.folder, FakeEmbedder())
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read, index, False), pool.submit(read, other, True)]
+        try:
+            for year in range(1, 13):
+                index.update([make(i, f"year {year} {i}", year=year) for i in range(5)], **QUIET)
+                if year % 3 == 0:
+                    index.compact()
+        finally:
+            stop.set()
+        for reader in readers:
+            reader.result()  # raises what it raised
 
 
 READ = """

@@ -104,5 +104,6 @@ def test_thirty_kills(tmp_path):
                 counted += is_done
                 if is_done and number != 4:
                     break
-        assert not staged(folder)
+        with SugarIndex.load(folder, FakeEmbedder()).writer():
+            assert not staged(folder)  # what a kill left between commit and cleaning is gone with the next write
     assert resumed >= 5, f"only {resumed} writes went on from staged parts"

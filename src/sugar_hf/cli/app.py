@@ -8,23 +8,29 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .ask import ask
 from .embed import embed
+from .explain import explain
 from .export import export
 from .index import index_app
 from .options import QueryCommand
 from .search import search
 
-HELP = """Train Sugar models, index interleaved documents, and search them.
+HELP = """Train Sugar models, index interleaved documents, search them, and answer with what is found.
 
 \b
   sugar-hf index build photos.index ~/Photos
   sugar-hf search photos.index "a red boat by the sea"
   sugar-hf search photos.index "the same, at night:" --image boat.jpg
+  sugar-hf ask photos.index "What is beside the red boat?"
+  sugar-hf explain photos.index "a red boat by the sea" --plot why.png
   sugar-hf train examples/recipes/llava15_7b.yaml
 
 `sugar-hf COMMAND --help` shows more examples. Results go to the standard output, everything else to the standard error
 output. The program ends with 0 if all went well, 1 after an error, 2 after a wrong command, 130 after Ctrl-C.
 """
+
+READERS = {"build", "add", "embed"}  # commands with --on-error
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=True)
 
@@ -70,6 +76,8 @@ def train(context: typer.Context) -> None:
 
 app.add_typer(index_app, name="index")
 app.command(cls=QueryCommand)(search)
+app.command(cls=QueryCommand)(ask)
+app.command(cls=QueryCommand)(explain)
 app.command()(embed)
 app.command()(export)
 
@@ -84,14 +92,17 @@ def main(command: list[str] | None = None) -> NoReturn:
     Args:
         command: What stands after the program's name; this process's when `None`.
     """
+    arguments = sys.argv[1:] if command is None else command
     options = Options()
     warnings.formatwarning = _plain
     try:
-        app(sys.argv[1:] if command is None else command, prog_name="sugar-hf", obj=options)
+        app(arguments, prog_name="sugar-hf", obj=options)
     except Exception as error:  # the edge of the program: whatever it was becomes one line
         if options.debug:
             raise
         text = " ".join(str(error).split())
+        if type(error).__name__ == "BadSampleError" and READERS & set(arguments):  # no import for a rare case
+            text += ". With --on-error skip, such documents are left out and named."
         expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
         name = "" if expected and text else f"{type(error).__name__}: "
         typer.echo(f"Error: {name}{text}", err=True)

@@ -210,7 +210,10 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
         emit(found)
         return
     for key, value in found.items():
-        typer.echo(f"{key}: {value}")
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {each}" for name, each in value.items() if each not in (None, False))
+        if value not in (None, ""):
+            typer.echo(f"{key.replace('_', ' ')}: {value}")
 
 
 @index_app.command()

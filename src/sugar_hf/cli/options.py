@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)]
 Sources = Annotated[
     list[str],
     typer.Argument(

@@ -83,4 +83,5 @@ def _print_hits(hits: list["Hit"]) -> None:
         images = hit.document.size[0]
         shown = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
         pictures = f"  [{images} image{'s' if images > 1 else ''}]" if images else ""
-        typer.echo(f"{number:2}. {hit.score:.4f}  {hit.id}  (slice {hit.slice}){pictures}  {shown}".rstrip())
+        place = f"  (up to slice {hit.slice + 1})" if hit.slice >= 0 else ""
+        typer.echo(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {shown}".rstrip())

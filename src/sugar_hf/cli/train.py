@@ -240,8 +240,7 @@ def load_teacher(script: ScriptArguments) -> TripleTeacher:
     """The named teachers; the others are the paper's, or the mini ones of the package on the picturebook."""
     names = {"clip": script.clip, "dino": script.dino, "text": script.text}
     if script.dataset == PICTUREBOOK:
-        minis = {"clip": "mini-clip", "dino": "mini-dino", "text": "mini-bert"}
-        names = {role: name or picturebook.checkpoint(minis[role]) for role, name in names.items()}
+        names = {role: names[role] or mini for role, mini in picturebook.mini_teachers().items()}
     named: dict[str, Any] = {role: name for role, name in names.items() if name is not None}
     return TripleTeacher.from_pretrained(**named, device=script.teacher_device, batch_size=script.teacher_batch_size)
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ _FORMS = (
 )
 
 
+@runtime_checkable
 class RetrievalIndex(Protocol):
     """What the retrieval pipeline searches: embeddings in, scores and places in `documents` out."""
 
@@ -236,7 +237,7 @@ class SugarRetrievalPipeline(SugarPipeline):
         order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
         step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
         embeddings: dict[int, np.ndarray] = {}
-        with tqdm(total=len(order), desc=f"Embedding {name}s", delay=2) as bar:
+        with tqdm(total=len(order), desc="Embedding", delay=2) as bar:
             for start in range(0, len(order), step):
                 places = order[start : start + step]
                 output = self.forward({"item": [_Item(samples[i], names[i]) for i in places]})

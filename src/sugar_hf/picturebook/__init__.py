@@ -9,7 +9,7 @@
 from .glyphs import CONCEPTS, sprite
 from .scenes import BACKGROUNDS, SPLITS, Item, Scene, caption, questions, random_scene, render
 from .stories import Story, draw_process, draw_story
-from .world import CHECKPOINTS, KINDS, checkpoint, load
+from .world import CHECKPOINTS, KINDS, checkpoint, load, mini_teachers
 
 __all__ = [
     "BACKGROUNDS",
@@ -25,6 +25,7 @@ __all__ = [
     "draw_process",
     "draw_story",
     "load",
+    "mini_teachers",
     "questions",
     "random_scene",
     "render",

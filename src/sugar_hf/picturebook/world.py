@@ -37,6 +37,11 @@ def checkpoint(name: str) -> str:
     return str(folder)
 
 
+def mini_teachers() -> dict[str, str]:
+    """The folders of the shipped teachers, as `TripleTeacher.from_pretrained` takes them."""
+    return {"clip": checkpoint("mini-clip"), "dino": checkpoint("mini-dino"), "text": checkpoint("mini-bert")}
+
+
 def encode(scene: Scene) -> dict[str, Any]:
     """A scene's picture as `datasets.Image` stores it, losslessly."""
     buffer = io.BytesIO()

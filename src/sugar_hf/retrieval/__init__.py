@@ -1,18 +1,24 @@
 """Indexes on disk, search, retrieval-augmented generation and explanations."""
 
+from .chat import SugarChat, route_by_words
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 from .explain import Alignment, Explanation, explain
 from .filters import Filter
 from .index import SugarIndex
+from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
+from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
+from .rag import RagAnswer, SugarRag
 from .reading import read_documents
 from .results import Hit
 from .staging import Staging
 from .writing import AddReport, IndexWriter
 
 __all__ = [
+    "KNOWLEDGE_VQA",
+    "QUESTION_FIRST",
     "AddReport",
     "Alignment",
     "DamagedIndexError",
@@ -24,11 +30,19 @@ __all__ = [
     "IndexMismatchError",
     "IndexWriter",
     "LockedIndexError",
+    "RagAnswer",
+    "RagHit",
+    "RagTemplate",
     "Staging",
+    "SugarChat",
+    "SugarChatPipeline",
     "SugarEmbedder",
     "SugarIndex",
+    "SugarRag",
+    "SugarRagPipeline",
     "as_document",
     "explain",
     "plot_alignment",
     "read_documents",
+    "route_by_words",
 ]

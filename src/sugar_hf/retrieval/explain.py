@@ -111,6 +111,7 @@ def explain(
     embeddings: str = "slice",
     config: StructureLossConfig | None = None,
     sigma: float | None = None,
+    document_slices: int | None = None,
     **embedding: Any,
 ) -> Explanation:
     """Compare a query and a document slice by slice.
@@ -134,6 +135,8 @@ def explain(
             kernel of `config` aligns: `delta`, times `sqrt((m + n) / 2)` for the kernels `aligned` and `gak`. Then
             the visits are the pairs' weights in the label that the model was trained with, and as the model's cosines
             were trained to be such labels, the same bandwidth suits them.
+        document_slices: Compare with the document up to the end of this many slices, where an embedding of it was
+            found; all of it when `None`.
         **embedding: Options of [`SugarEmbedder`]: `batch_size`, `truncate_dim`, `split_sentences`, `max_length`,
             `truncation`. Give those of an index to see the scores of its search.
 
@@ -147,6 +150,8 @@ def explain(
         raise ValueError(f"embeddings={embeddings!r}: give one of {', '.join(EMBEDDINGS)}.")
     if sigma is not None and not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma={sigma}: give a positive number, or None for that of the label kernel.")
+    if document_slices is not None and document_slices < 1:
+        raise ValueError(f"document_slices={document_slices}: give 1 or more, or None for all.")
     config = config or StructureLossConfig()
     embedder = SugarEmbedder(model, processor, **embedding)
     samples = [sample.load() if isinstance(sample, Document) else sample for sample in (query, document)]
@@ -156,8 +161,9 @@ def explain(
         embedder.encode_slices([sample], names=[name], show_progress=False)[0]
         for sample, name in zip(samples, names, strict=True)
     ]  # (m, d), (n, d)
+    wholes[1] = wholes[1][:document_slices]
     pieces = [
-        processor.slices(sample, embedder.split_sentences)[: len(whole)]  # truncation may have dropped the last ones
+        processor.slices(sample, embedder.split_sentences)[: len(whole)]  # the last ones may be left out
         for sample, whole in zip(samples, wholes, strict=True)
     ]
     rows, columns = wholes if embeddings == "prefix" else _each_alone(embedder, pieces, names)

@@ -112,11 +112,12 @@ def check_links(folder: Path) -> None:
         DamagedIndexError: There is one.
     """
     for place in (folder, folder / "segments", folder / "pending"):
-        if place.is_dir():
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        _check_link(Path(entry.path), folder)
+        try:
+            links = [path for path in place.iterdir() if path.is_symlink()]
+        except FileNotFoundError:  # a writer may have just cleaned up
+            continue
+        for link in links:
+            _check_link(link, folder)
 
 
 def _check_link(path: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """One generation of an index, open: its documents, which of them count, and where their vectors are searched."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from .filters import Filter
 from .manifest import Manifest
 from .segments import Segment, open_tensors
 
+#: Names the server that an index may connect to.
+URI_VARIABLE = "MILVUS_URI"
 BLOCK = 16384  # rows that a backend gets at once
 MOST_RESULTS = 16384  # that a Milvus server gives
 
@@ -133,6 +136,7 @@ class Generation:
         if backend is None:
             values = {**manifest.head.backend_options, **(options or {})}
             if BACKENDS[manifest.head.backend].holds_vectors:
+                _check_address(manifest, options or {})
                 # a name of its own: a base numbers its rows anew, and other indexes may be on the same server
                 values["collection"] = f"{values.get('collection', 'sugar')}_{manifest.uid}_{manifest.base}"
                 place: Path | None = folder / f"milvus-{manifest.base:06d}"
@@ -290,6 +294,16 @@ def _from_document(segments: Sequence[Segment], number: int) -> Iterator[tuple[i
         if number < start + segment.entry.documents:
             yield max(0, number - start), segment
         start += segment.entry.documents
+
+
+def _check_address(manifest: Manifest, options: Mapping[str, Any]) -> None:
+    """Connect to a server only if this user named it: whoever wrote the folder may have named another."""
+    recorded = manifest.head.backend_options.get("uri")
+    if recorded is not None and options.get("uri") is None and os.environ.get(URI_VARIABLE) != recorded:
+        raise ValueError(
+            f"the vectors of this index are on the Milvus server {recorded}. If you trust it, pass "
+            f"backend_options={{'uri': {recorded!r}}}, or set {URI_VARIABLE}={recorded} in the environment."
+        )
 
 
 def _new_rows(segments: Sequence[Segment], first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -35,7 +35,8 @@ def make_head(
     """Check how an index is to be made; for the arguments see `SugarIndex.create`.
 
     Returns:
-        How it is made, and the options that are not written to disk.
+        How it is made, and the options that are needed again at each opening: the token, which is not written to
+        disk, and the address, which is, but is not trusted when it is read.
 
     Raises:
         ValueError: An argument has a value that it cannot have.
@@ -58,6 +59,8 @@ def make_head(
     options = dict(backend_options or {})
     secrets = {"token": options.pop("token")} if "token" in options else {}
     _check_backend(backend, vectors, {**options, **secrets})
+    if "uri" in options:
+        secrets["uri"] = options["uri"]
     head = Head(
         dim=int(width or 0),
         positions=positions,

@@ -40,18 +40,23 @@ class CachedPrefix:
         """C, its number of tokens."""
         return self.features["input_ids"].shape[1]
 
-    def copied(self, length: int | None = None) -> "CachedPrefix | None":
-        """Copy it, or its first `length` tokens; `None` if the cache has dropped what it would go back to."""
-        length = self.length if length is None else length
-        cache = copy.deepcopy(self.cache)
+    def copied(self) -> "CachedPrefix":
+        """Copy it: a cache grows with what is generated after it."""
+        return CachedPrefix(self.features, copy.deepcopy(self.cache))
+
+    def cropped(self, length: int) -> "CachedPrefix | None":
+        """Cut it to its first `length` tokens, its cache with it; `None` if that has dropped what it would go back to.
+
+        Its images have to lie in these tokens.
+        """
         if length < self.length:
-            if not all(layer.is_croppable for layer in cache.layers):
+            if not all(layer.is_croppable for layer in self.cache.layers):
                 return None
             try:
-                cache.crop(length - self.length)
+                self.cache.crop(length - self.length)
             except RuntimeError:  # a sliding window that has moved on
                 return None
-        return CachedPrefix(_cut(self.features, length), cache)
+        return CachedPrefix(first_tokens(self.features, length), self.cache)
 
 
 def encode_prefix(
@@ -68,7 +73,7 @@ def encode_prefix(
     Returns:
         What was computed, and (S, d) float32 unit vectors of the S slices that end within these tokens.
     """
-    cut = _cut(features, length)
+    cut = first_tokens(features, length)
     output = model(**cut, use_cache=True, skip_logits=True)
     return CachedPrefix(cut, output.past_key_values), output.retrieval_embeds[0]
 
@@ -78,20 +83,20 @@ def end_of_last_slice(features: Features) -> int:
     return int(features["slice_map"][0].nonzero()[-1]) + 1
 
 
-def shared_length(prefix: CachedPrefix, features: Features, image_token_id: int) -> int:
-    """Count the leading tokens of a prompt that a prefix has too; 0 unless they hold all images of the prefix.
+def shared_length(beginning: Features, features: Features, image_token_id: int) -> int:
+    """Count the leading tokens of a prompt that a beginning has too; 0 unless they hold all images of the beginning.
 
     At least one token of the prompt is left for the model, whose output says what comes next.
     """
-    count = min(prefix.length, features["input_ids"].shape[1] - 1)
+    count = min(beginning["input_ids"].shape[1], features["input_ids"].shape[1] - 1)
     same = torch.ones(count, dtype=torch.bool, device=features["input_ids"].device)
     for name in features:
         if belongs_to_tokens(name) and name != "slice_map":  # an image makes some of them appear
-            found = prefix.features.get(name)
+            found = beginning.get(name)
             ours = features[name][0, :count] if found is None else found[0, :count]
             same &= ours == features[name][0, :count]
     length = count if bool(same.all()) else int(same.int().argmin())
-    beyond = prefix.features["input_ids"][0, length:]
+    beyond = beginning["input_ids"][0, length:]
     return 0 if bool((beyond == image_token_id).any()) else length
 
 
@@ -134,9 +139,17 @@ def remaining_images(prefix: Features, features: Features) -> Features | None:
     return remaining
 
 
+def matching(prefix: CachedPrefix, features: Features, image_token_id: int) -> CachedPrefix | None:
+    """Cut a prefix, which is changed, to what a prompt begins with; `None` if that is nothing that can be used."""
+    length = shared_length(prefix.features, features, image_token_id)
+    if not length or remaining_images(prefix.features, features) is None:
+        return None
+    return prefix.cropped(length)
+
+
 def why_not_beginning(prefix: CachedPrefix, features: Features, image_token_id: int) -> str | None:
     """Say why a prompt does not begin with a prefix; `None` if it does."""
-    if shared_length(prefix, features, image_token_id) < prefix.length:
+    if shared_length(prefix.features, features, image_token_id) < prefix.length:
         return "the beginning of a prompt is written otherwise when more follows"
     if remaining_images(prefix.features, features) is None:
         return "images are read otherwise when more of them follow"
@@ -153,7 +166,7 @@ class PromptCache:
 
     def __init__(self, model: SugarForConditionalGeneration, size: int) -> None:
         self._image_token_id = model.config.image_token_id
-        self._size = size
+        self.size = size
         self._entries: list[CachedPrefix] = []  # the last used is the last
 
     def __len__(self) -> int:
@@ -161,17 +174,17 @@ class PromptCache:
 
     def put(self, prefix: CachedPrefix) -> None:
         """Keep a prefix, which nobody else may change from now on."""
-        if self._size:
-            self._entries = [*self._entries, prefix][-self._size :]
+        if self.size:
+            self._entries = [*self._entries, prefix][-self.size :]
 
     def find(self, features: Features) -> CachedPrefix | None:
         """Return a copy of the longest beginning of a prompt that is known; `None` if none is."""
-        lengths = [shared_length(entry, features, self._image_token_id) for entry in self._entries]
+        lengths = [shared_length(entry.features, features, self._image_token_id) for entry in self._entries]
         for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
             entry, length = self._entries[place], lengths[place]
             if not length or remaining_images(entry.features, features) is None:
                 continue
-            found = entry.copied(length)
+            found = entry.copied().cropped(length)
             if found is not None:
                 self._entries.append(self._entries.pop(place))
                 return found
@@ -306,5 +319,6 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float(difference.norm() / scale.norm())
 
 
-def _cut(features: Features, length: int) -> Features:
+def first_tokens(features: Features, length: int) -> Features:
+    """Cut what the processor made of a sample to its first tokens, which hold all of its images."""
     return {name: value[:, :length] if belongs_to_tokens(name) else value for name, value in features.items()}

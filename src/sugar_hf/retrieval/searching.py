@@ -11,6 +11,7 @@ from ..model.pipeline_sugar import split_inputs
 from .documents import Document
 from .embedder import SugarEmbedder
 from .errors import IndexMismatchError
+from .explain import Explanation, explain
 from .filters import Filter
 from .fingerprint import ModelFingerprint
 from .generation import Generation
@@ -160,8 +161,33 @@ class SearchableIndex:
         condition = Filter.parse(where)
         samples, is_single = split_inputs(queries)
         embeddings = embedder.encode(samples, names=[f"query {i}" for i in range(len(samples))])
-        generation, (scores, numbers, rows) = self._search(embeddings, top_k, condition)
-        hits = [
+        hits = self.find(embeddings, top_k, where=condition, return_vectors=return_vectors)
+        return hits[0] if is_single else hits
+
+    def find(
+        self,
+        embeddings: np.ndarray,
+        top_k: int = 10,
+        *,
+        where: Mapping[str, Any] | Filter | None = None,
+        return_vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the documents nearest to embeddings that are already there.
+
+        Args:
+            embeddings: (q, dim) float32 unit vectors.
+            top_k: See [`search`].
+            where: See [`search`].
+            return_vectors: See [`search`].
+
+        Returns:
+            For each embedding a list of [`Hit`], best first.
+
+        Raises:
+            ValueError: The embeddings are not finite or of another width, or `top_k` is below 1.
+        """
+        generation, (scores, numbers, rows) = self._search(embeddings, top_k, Filter.parse(where))
+        return [
             [
                 Hit(
                     (document := generation.document(int(number))).id,
@@ -175,7 +201,35 @@ class SearchableIndex:
             ]
             for line in zip(scores, numbers, rows, strict=True)
         ]
-        return hits[0] if is_single else hits
+
+    def explain(self, query: Any, hit: Hit | str, **options: Any) -> Explanation:
+        """Say why a document was found: its slices and the query's, compared as this index embeds them.
+
+        Args:
+            query: The query, one sample; `{"query": ...}`, as for a search, is one, too.
+            hit: What `search` gave, or the id of a document. Of a hit in an index with positions `"all"`, the slices
+                up to the one that matched.
+            **options: `teacher`, `embeddings`, `config` and `sigma` of [`sugar_hf.retrieval.explain`].
+
+        Raises:
+            KeyError: There is no document of this id.
+            ValueError: The query or an option cannot be read, or there is no embedder.
+        """
+        embedder = self._checked_embedder()
+        document = self.get(hit) if isinstance(hit, str) else hit.document
+        return explain(
+            query["query"] if isinstance(query, dict) and "query" in query else query,
+            document,
+            embedder.model,
+            embedder.processor,
+            document_slices=None if isinstance(hit, str) or hit.slice < 0 else hit.slice + 1,
+            batch_size=embedder.batch_size,
+            truncate_dim=embedder.truncate_dim,
+            split_sentences=embedder.split_sentences,
+            max_length=embedder.max_length,
+            truncation=embedder.truncation,
+            **options,
+        )
 
     def search_embeddings(
         self, embeddings: np.ndarray, top_k: int, *, where: Mapping[str, Any] | Filter | None = None

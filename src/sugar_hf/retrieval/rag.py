@@ -1,0 +1,385 @@
+"""Answers with what is found: one model embeds the question, and generates from it and the documents."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
+from ..model.pipeline_sugar import generation_options
+from .documents import Document, as_document
+from .embedder import SugarEmbedder
+from .index import SugarIndex
+from .opening import check_embedder
+from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit
+from .results import Hit
+from .reuse import (
+    CachedPrefix,
+    Features,
+    PromptCache,
+    as_prompt,
+    check_reuse,
+    encode_prefix,
+    end_of_last_slice,
+    first_tokens,
+    generate_after,
+    matching,
+    prepared,
+    remaining_images,
+    shared_length,
+)
+
+QUERY_FORMS = ("prompt", "sample")
+_SETTINGS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
+
+
+@dataclass(frozen=True)
+class RagAnswer:
+    """An answer, and what it was made from.
+
+    Args:
+        text: The answer.
+        hits: What was found, best first, with the number of slices of each that are in the prompt.
+        note: Why the answer was made without documents; `None` if it was made with some.
+        prompt: The parts of the user's turn, in order.
+        prompt_tokens: Tokens of the prompt.
+        reused_tokens: How many of them were not computed for the answer, as they had been before.
+    """
+
+    text: str
+    hits: tuple[RagHit, ...]
+    note: str | None
+    prompt: tuple[Any, ...]
+    prompt_tokens: int
+    reused_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, fit for JSON; of documents their ids and metadata."""
+        keys = ("id", "score", "slice", "used", "metadata")
+        return {
+            "answer": self.text,
+            "documents": [{key: getattr(hit, key) for key in keys} for hit in self.hits],
+            "note": self.note,
+            "prompt_tokens": self.prompt_tokens,
+            "reused_tokens": self.reused_tokens,
+        }
+
+
+class SugarRag:
+    """Retrieve with a model and let it answer with what it found.
+
+    ```python
+    rag = SugarRag.from_pretrained("sugar", "facts.index")
+    rag.answer([photo, "When was this built?"]).text
+    ```
+
+    With a template that begins with the question (`QUESTION_FIRST`), one forward pass over the question gives its
+    embedding and the keys and values from which the answer goes on. Whether that is exact is found out by a check of
+    the model at the first question; where it is not, the prompt is computed as a whole, with the same answers.
+
+    Args:
+        model: A Sugar model; put into evaluation mode.
+        processor: Its processor.
+        index: A `SugarIndex` or its folder, an iterable of documents, which are embedded now, or anything with
+            `search_embeddings` and `documents`.
+        template: Words of the prompt: a `RagTemplate` or its text with `{documents}` and `{question}`. By default the
+            paper's for knowledge VQA, which has the documents first.
+        top_k: How many documents are looked for.
+        min_score: Leave out documents below this cosine.
+        max_context_tokens: The most tokens of documents in a prompt, images included; `None` for no limit. They are
+            taken in the order of their scores, and of one that does not fit its first slices.
+        reuse: Use what was computed for the question again, where that is exact.
+        query_form: Where the question's embedding is taken: `"prompt"`, at its last slice in the prompt, which reuse
+            needs, or `"sample"`, as the index's documents are, without the words of the chat template. The two differ
+            a little, and so may what they find. By default `"prompt"` if keys and values are reused, else `"sample"`.
+        cached_prompts: With the documents first: of how many prompts the keys and values up to the question are kept,
+            for questions for which the same documents are found in the same order.
+
+    Raises:
+        IndexMismatchError: The index was made with another model.
+        ValueError: An option has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        model: SugarForConditionalGeneration,
+        processor: SugarProcessor,
+        index: SugarIndex | RetrievalIndex | str | Path | Iterable[Any],
+        *,
+        template: RagTemplate | str = KNOWLEDGE_VQA,
+        top_k: int = 5,
+        min_score: float | None = None,
+        max_context_tokens: int | None = 2048,
+        reuse: bool = True,
+        query_form: str | None = None,
+        cached_prompts: int = 0,
+    ) -> None:
+        if query_form not in (None, *QUERY_FORMS):
+            raise ValueError(f"query_form={query_form!r}: give one of {', '.join(QUERY_FORMS)}, or None.")
+        for name, value, least in (
+            ("top_k", top_k, 1),
+            ("max_context_tokens", max_context_tokens, 1),
+            ("cached_prompts", cached_prompts, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: give {least} or more.")
+        self.model = model.eval()
+        self.processor = processor
+        self.template = RagTemplate(template) if isinstance(template, str) else template
+        self.top_k = top_k
+        self.min_score = min_score
+        self.max_context_tokens = max_context_tokens
+        self.embedder, self.index = _opened(model, processor, index)
+        self._query_form = query_form
+        self._wants_reuse = reuse
+        self._is_exact: bool | None = None  # whether reuse is, once it is known
+        self._cache = PromptCache(model, cached_prompts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        index: SugarIndex | RetrievalIndex | str | Path | Iterable[Any],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **options: Any,
+    ) -> "SugarRag":
+        """Load model and processor; `device` and `dtype` are those of `SugarEmbedder.from_pretrained`."""
+        loaded = SugarEmbedder.from_pretrained(name_or_path, device=device, dtype=dtype)
+        return cls(loaded.model, loaded.processor, index, **options)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether something of a question's prompt is computed once for search and answer."""
+        return self._may_reuse()
+
+    def find(self, query: Any, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
+        """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
+        embedding = self.embedder.encode([query], show_progress=False, names=["query"])
+        hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
+        return [hit for hit in hits if self.min_score is None or hit.score >= self.min_score]
+
+    @torch.no_grad()
+    def generate(self, sample: Any, **generate_kwargs: Any) -> str:
+        """Answer without looking for documents."""
+        asked = Question.read(sample)
+        features = self._prepared([self._as_prompt(asked.parts, asked)])
+        output = self.model.generate(**features, **generation_options(self.model, self.processor, generate_kwargs))
+        [text] = self._decoded(output[:1, features["input_ids"].shape[1] :])
+        return text
+
+    @torch.no_grad()
+    def answer(
+        self,
+        question: Any,
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        name: str = "question",
+        **generate_kwargs: Any,
+    ) -> RagAnswer:
+        """Answer a question.
+
+        Args:
+            question: A sample of any form, or a chat that ends with the user's turn.
+            top_k: As for the constructor, here for this question.
+            min_score: Likewise.
+            where: A filter on the documents' metadata; a `SugarIndex` knows how.
+            name: What to call the question in errors.
+            **generate_kwargs: Passed to `generate` (`max_new_tokens`, `do_sample`, `streamer`, ...).
+
+        Raises:
+            ValueError: The question cannot be read.
+        """
+        asked = Question.read(question, name)
+        may_reuse = _is_single(self.model.generation_config, generate_kwargs) and self._may_reuse()
+        prefix = None
+        if self._form() == "prompt":
+            prefix, embedding = self._embedded_in_prompt(asked)
+        else:
+            embedding = self._embedded_alone([asked])
+        hits, documents, note = self._found(embedding, top_k, min_score, where)
+        prompt = self.template.fill(asked.parts, documents)
+        features = self._prepared([self._as_prompt(prompt, asked)])
+        beginning = self._beginning(prefix, features, asked, documents) if may_reuse else None
+        options = generation_options(self.model, self.processor, generate_kwargs)
+        reused = 0 if beginning is None else beginning.length
+        if beginning is None:
+            output = self.model.generate(**features, **options)
+        else:
+            output = generate_after(self.model, beginning, features, **options)
+        length = features["input_ids"].shape[1]
+        [text] = self._decoded(output[:1, length:])
+        return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused)
+
+    @torch.no_grad()
+    def answers(
+        self,
+        questions: Sequence[Any],
+        *,
+        batch_size: int = 8,
+        first: int = 0,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[RagAnswer]:
+        """Answer several questions, a batch at a time. Arguments are those of [`answer`]; nothing is reused.
+
+        Args:
+            questions: See [`answer`].
+            batch_size: Questions in one call of `generate`.
+            first: Number of the first question, in errors.
+            top_k: See [`answer`].
+            min_score: See [`answer`].
+            where: See [`answer`].
+            **generate_kwargs: See [`answer`].
+
+        Raises:
+            ValueError: A question cannot be read; the error names it.
+        """
+        asked = [Question.read(question, f"question {first + i}") for i, question in enumerate(questions)]
+        options = generation_options(self.model, self.processor, generate_kwargs)
+        answers: list[RagAnswer] = []
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            if self._form() == "prompt":
+                embeddings = np.concatenate([self._embedded_in_prompt(each)[1] for each in batch])
+            else:
+                embeddings = self._embedded_alone(batch, first + start)
+            found = [self._found(row[None], top_k, min_score, where) for row in embeddings]
+            prompts = [
+                self.template.fill(each.parts, documents) for each, (_, documents, _) in zip(batch, found, strict=True)
+            ]
+            features = self._prepared([self._as_prompt(*row) for row in zip(prompts, batch, strict=True)])
+            output = self.model.generate(**features, **options)
+            texts = self._decoded(output[:: len(output) // len(batch), features["input_ids"].shape[1] :])
+            tokens = features["attention_mask"].sum(1).tolist()
+            answers += [
+                RagAnswer(text, tuple(hits), note, tuple(prompt), count)
+                for text, (hits, _, note), prompt, count in zip(texts, found, prompts, tokens, strict=True)
+            ]
+        return answers
+
+    # ---- Finding ----
+
+    def _found(
+        self, embedding: np.ndarray, top_k: int | None, min_score: float | None, where: Mapping[str, Any] | None
+    ) -> tuple[list[RagHit], list[Parts], str | None]:
+        """Search, and take what fits; the hits, their parts, and why there are none."""
+        least = self.min_score if min_score is None else min_score
+        hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
+        kept = [hit for hit in hits if least is None or hit.score >= least]
+        noted, documents = fit(kept, self.processor, self.max_context_tokens, self.embedder.split_sentences)
+        note = None
+        if not hits:
+            note = "nothing was found: answered without documents."
+        elif not kept:
+            note = f"the best score is {hits[0].score:.3f}, below min_score={least}: answered without documents."
+        elif not documents:
+            note = f"no first slice fits into {self.max_context_tokens} tokens: answered without documents."
+        return noted, documents, note
+
+    def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
+        if isinstance(self.index, SugarIndex):
+            return self.index.find(embedding, top_k, where=where)[0]
+        if where is not None:
+            raise ValueError(f"where= needs a SugarIndex, {type(self.index).__name__} knows no metadata.")
+        scores, places = self.index.search_embeddings(embedding, top_k)
+        return [
+            Hit((document := as_document(self.index.documents[int(place)], int(place))).id, float(score), -1, document)
+            for score, place in zip(scores[0], places[0], strict=True)
+            if place >= 0
+        ]
+
+    # ---- The question ----
+
+    def _form(self) -> str:
+        if self._query_form is not None:
+            return self._query_form
+        return "prompt" if self.template.is_question_first and self._may_reuse() else "sample"
+
+    def _embedded_in_prompt(self, question: Question) -> tuple[CachedPrefix, np.ndarray]:
+        """Run the question as the beginning of its prompt; (1, dim) at its last slice."""
+        features = self._prepared([self._as_prompt(question.parts, question)])
+        prefix, embeddings = encode_prefix(self.model, features, end_of_last_slice(features))
+        found = embeddings[-1:, : self.embedder.dim].cpu().numpy()
+        return prefix, found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def _embedded_alone(self, questions: Sequence[Question], first: int = 0) -> np.ndarray:
+        names = [f"question {first + i}" for i in range(len(questions))]
+        return self.embedder.encode([question.parts for question in questions], show_progress=False, names=names)
+
+    # ---- Generating ----
+
+    def _may_reuse(self) -> bool:
+        if not self._wants_reuse or not (self.template.is_question_first or self._cache.size):
+            return False
+        if self._is_exact is None:
+            found = check_reuse(self.model, self.processor)
+            self._is_exact = found.is_exact
+            if not found.is_exact:
+                warnings.warn(str(found), stacklevel=4)
+        return self._is_exact
+
+    def _beginning(
+        self, prefix: CachedPrefix | None, features: Features, question: Question, documents: Sequence[Parts]
+    ) -> CachedPrefix | None:
+        """What of a prompt is computed already; with documents first, what is worth being kept is computed now."""
+        image_token_id = self.model.config.image_token_id
+        if prefix is not None and (found := matching(prefix, features, image_token_id)) is not None:
+            return found
+        if not self._cache.size or self.template.is_question_first or not documents:
+            return None
+        if (found := self._cache.find(features)) is not None:
+            return found
+        start = self._prepared([self._as_prompt(self.template.fill([], documents), question)])
+        start = first_tokens(start, end_of_last_slice(start))
+        length = shared_length(start, features, image_token_id)
+        if not length or remaining_images(start, features) is None:
+            return None
+        computed, _ = encode_prefix(self.model, start, length)
+        self._cache.put(computed.copied())
+        return computed
+
+    def _as_prompt(self, parts: Parts, question: Question) -> Any:
+        return as_prompt(self.processor, parts, [dict(message) for message in question.history])
+
+    def _prepared(self, prompts: list[Any]) -> Features:
+        return prepared(self.model, self.processor, prompts)
+
+    def _decoded(self, sequences: torch.Tensor) -> list[str]:
+        return [text.strip() for text in self.processor.batch_decode(sequences, skip_special_tokens=True)]
+
+
+def _is_single(config: GenerationConfig, options: Mapping[str, Any]) -> bool:
+    """Whether one sequence is generated; several would need as many copies of what is reused."""
+    return all((options.get(name, getattr(config, name)) or 1) == 1 for name in ("num_beams", "num_return_sequences"))
+
+
+def _opened(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, index: Any
+) -> tuple[SugarEmbedder, SugarIndex | RetrievalIndex]:
+    """Open what is to be searched, and embed as it was embedded."""
+    if isinstance(index, str | Path):
+        index = SugarIndex.load(index)
+    if isinstance(index, SugarIndex):
+        settings = index.info()["settings"] or {}
+        embedder = SugarEmbedder(model, processor, **{name: settings[name] for name in _SETTINGS if name in settings})
+        check_embedder(index.generation.manifest.head, embedder, index.folder)
+        return embedder, index
+    embedder = SugarEmbedder(model, processor)
+    if isinstance(index, RetrievalIndex):
+        return embedder, index
+    documents: list[Document] = [as_document(item, number) for number, item in enumerate(index)]
+    if not documents:
+        raise ValueError("the index is an empty list: give it documents, or a SugarIndex.")
+    vectors = [rows[-1] for rows in embedder.embed_documents(documents) if rows is not None]
+    return embedder, CandidateIndex(documents, np.stack(vectors))
