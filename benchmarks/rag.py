@@ -35,8 +35,10 @@ from training import highest, resident
 from training_models import DEVICE
 from transformers.generation.streamers import BaseStreamer
 
-from sugar_hf.model import CandidateIndex, SugarForConditionalGeneration, SugarProcessor
-from sugar_hf.retrieval.reuse import as_prompt, encode_prefix, end_of_last_slice, generate_after, prepared
+from sugar_hf.model import CandidateIndex
+from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag, as_document
+from sugar_hf.retrieval.prompts import QUESTION_FIRST, fit
+from sugar_hf.retrieval.reuse import as_prompt, prepared
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rag.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
@@ -120,7 +122,8 @@ class Ways:
 
     def __init__(self, size: str, names: tuple[str, ...], new_tokens: int, one_copy: bool) -> None:
         self.sugar, self.processor = random_sugar(size)
-        self.generation = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+        length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        self.generation = {**length, "do_sample": False, "pad_token_id": self.processor.tokenizer.pad_token_id}
         self.embedders: dict[str, tuple[int, Callable[[list[Any]], np.ndarray]]] = {}
         self.parameters = {"VLM": self.sugar.num_parameters()}
         for name, towers in (("independent", "same"), ("clip-l", "clip-l")):
@@ -130,7 +133,8 @@ class Ways:
                 self.parameters[name] = clip.model.num_parameters()
         if "vlm" in names:
             model = self.sugar if one_copy else random_sugar(size)[0]
-            self.embedders["vlm"] = model.config.retrieval_dim, Embedder(model, self.processor)
+            embedder = SugarEmbedder(model, self.processor)
+            self.embedders["vlm"] = embedder.dim, lambda question: embedder.encode([question], show_progress=False)
 
     def prepare(self, way: str, case: Case) -> Callable[[list[Any]], dict[str, Any]]:
         """Return a call that answers a question and says what came when."""
@@ -142,57 +146,44 @@ class Ways:
         def run(question: list[Any]) -> dict[str, Any]:
             recorder = Recorder()
             start = time.perf_counter()
-            answer(question, recorder)
+            reused = answer(question, recorder)
             end = time.perf_counter()
             begun, first, last = recorder.times[0], recorder.times[1], recorder.times[-1]
             marks = [start, index.began, index.ended, begun, first, last]
             seconds = dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
             prompt, *answered = recorder.tokens
-            return {"total": end - start, **seconds, "prompt_tokens": len(prompt), "answer": answered}
+            counts = {"prompt_tokens": len(prompt), "reused_tokens": reused}
+            return {"total": end - start, **seconds, **counts, "answer": answered}
 
         return run
 
-    def one_model(self, way: str, index: TimedIndex, case: Case) -> Callable[[list[Any], Recorder], Any]:
-        @torch.inference_mode()
-        def answer(question: list[Any], recorder: Recorder) -> None:
-            begin = prepared(self.sugar, self.processor, [as_prompt(self.processor, question)])
-            prefix, vectors = encode_prefix(self.sugar, begin, end_of_last_slice(begin))
-            _, places = index.search_embeddings(vectors[-1:].float().cpu().numpy(), case.top_k)
-            features = self.prompt(question, index, places[0])
-            if way == "reuse":
-                generate_after(self.sugar, prefix, features, streamer=recorder, **self.generation)
-            else:
-                self.sugar.generate(**features, streamer=recorder, **self.generation)
+    def one_model(self, way: str, index: TimedIndex, case: Case) -> Callable[[list[Any], Recorder], int]:
+        options: dict[str, Any] = {"template": QUESTION_FIRST, "query_form": "prompt", "top_k": case.top_k}
+        rag = SugarRag(self.sugar, self.processor, index, reuse=way == "reuse", **options)
+
+        def answer(question: list[Any], recorder: Recorder) -> int:
+            return rag.answer(question, streamer=recorder, **self.generation).reused_tokens
 
         return answer
 
-    def two_models(self, way: str, index: TimedIndex, case: Case) -> Callable[[list[Any], Recorder], Any]:
+    def two_models(self, way: str, index: TimedIndex, case: Case) -> Callable[[list[Any], Recorder], int]:
         embed = self.embedders[way][1]
 
-        @torch.inference_mode()
-        def answer(question: list[Any], recorder: Recorder) -> None:
-            _, places = index.search_embeddings(embed(question), case.top_k)
-            features = self.prompt(question, index, places[0])
+        @torch.no_grad()
+        def answer(question: list[Any], recorder: Recorder) -> int:
+            scores, places = index.search_embeddings(embed(question), case.top_k)
+            found = [as_document(index.documents[place], int(place)) for place in places[0]]
+            hits = [
+                Hit(document.id, float(score), -1, document) for score, document in zip(scores[0], found, strict=True)
+            ]
+            _, documents = fit(hits, self.processor, 2048)
+            prompt = as_prompt(self.processor, QUESTION_FIRST.fill(question, documents))
+            features = prepared(self.sugar, self.processor, [prompt])
             del features["slice_map"]
             self.sugar.vlm.generate(**features, streamer=recorder, **self.generation)
+            return 0
 
         return answer
-
-    def prompt(self, question: list[Any], index: TimedIndex, places: np.ndarray) -> dict[str, torch.Tensor]:
-        documents = [part for place in places for part in index.documents[place]]
-        return prepared(self.sugar, self.processor, [as_prompt(self.processor, [*question, *documents])])
-
-
-class Embedder:
-    """Embeds a question with a Sugar model."""
-
-    def __init__(self, model: SugarForConditionalGeneration, processor: SugarProcessor) -> None:
-        self.model, self.processor = model, processor
-
-    @torch.inference_mode()
-    def __call__(self, question: list[Any]) -> np.ndarray:
-        features = self.processor([question]).to(self.model.device, dtype=self.model.dtype)
-        return self.model.get_retrieval_embeddings(**features)[0][0, -1:].float().cpu().numpy()
 
 
 # ---- Measures ----
@@ -202,7 +193,7 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     """Let the ways of a case take turns.
 
     Raises:
-        ValueError: If answers with and without reuse differ, or prompts differ in length.
+        ValueError: If answers with and without reuse differ, nothing is reused, or prompts differ in length.
     """
     question = make_question(case.images)
     calls = {way: ways.prepare(way, case) for way in case.ways}
@@ -216,6 +207,9 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     answers = [one["answer"] for way in ("reuse", "noreuse") for one in found[way]]
     if any(answer != answers[0] for answer in answers):
         raise ValueError("answers with and without reuse differ.")
+    reused = min(one["reused_tokens"] for one in found["reuse"])
+    if not reused:
+        raise ValueError("nothing of the question is reused.")
     lengths = {one["prompt_tokens"] for runs in found.values() for one in runs}
     if len(lengths) > 1:
         raise ValueError(f"the prompts of one case have different lengths: {sorted(lengths)}.")
@@ -230,6 +224,7 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     return {
         "title": case.title,
         "prompt_tokens": lengths.pop(),
+        "reused_tokens": reused,
         "answer_tokens": len(answers[0]),
         "reuse_over": ratios,
         "seconds": seconds,
@@ -267,7 +262,8 @@ def measure(size: str, cases: list[str], repeats: int, new_tokens: int, memory_r
     found["cases"] = {}
     for case in cases:
         found["cases"][case] = measured = measure_case(ways, CASES[case], repeats)
-        print(f"\n{measured['title']}, {measured['prompt_tokens']} tokens; seconds, and reuse / this", flush=True)
+        counts = f"{measured['prompt_tokens']} tokens, {measured['reused_tokens']} of them reused"
+        print(f"\n{measured['title']}, {counts}; seconds, and reuse / this", flush=True)
         for way, seconds in measured["seconds"].items():
             phases = ", ".join(f"{title} {seconds[name]:.3f}" for name, title in PHASES.items())
             ratio = measured["reuse_over"].get(way, 1.0)
@@ -307,7 +303,9 @@ def table(found: dict[str, Any], command: str) -> str:
     """The figures as Markdown."""
     rows = ["| | time of an answer, s | reuse / this | peak memory, MiB | reuse / this |", "|---|---|---|---|---|"]
     for measured in found["cases"].values():
-        rows.append(f"| *{measured['title']}, prompt of {measured['prompt_tokens']:,} tokens* | | | | |")
+        rows.append(
+            f"| *{measured['title']}, prompt of {measured['prompt_tokens']:,} tokens, {measured['reused_tokens']:,} of them reused* | | | | |"
+        )
         for way, seconds in measured["seconds"].items():
             ratio = measured["reuse_over"].get(way)
             cells = [WAYS[way], f"{seconds['total']:.3g}", "" if ratio is None else f"**{ratio:.2f}**"]
