@@ -303,9 +303,8 @@ def table(found: dict[str, Any], command: str) -> str:
     """The figures as Markdown."""
     rows = ["| | time of an answer, s | reuse / this | peak memory, MiB | reuse / this |", "|---|---|---|---|---|"]
     for measured in found["cases"].values():
-        rows.append(
-            f"| *{measured['title']}, prompt of {measured['prompt_tokens']:,} tokens, {measured['reused_tokens']:,} of them reused* | | | | |"
-        )
+        tokens = f"prompt of {measured['prompt_tokens']:,} tokens, {measured['reused_tokens']:,} of them reused"
+        rows.append(f"| *{measured['title']}: {tokens}* | | | | |")
         for way, seconds in measured["seconds"].items():
             ratio = measured["reuse_over"].get(way)
             cells = [WAYS[way], f"{seconds['total']:.3g}", "" if ratio is None else f"**{ratio:.2f}**"]

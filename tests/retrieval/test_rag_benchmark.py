@@ -43,20 +43,40 @@ def test_every_way_is_measured(rag, measured):
         assert sum(parts) == pytest.approx(seconds["total"], rel=0.05)
 
 
-def test_answers_that_differ_are_an_error(rag, monkeypatch):
-    ways = rag.Ways("small", ("reuse", "noreuse"), 3, one_copy=True)
-    case = rag.Case("1 image", 1, 1, ways=("reuse", "noreuse"))
-    plain = SugarForConditionalGeneration.generate
+def spoilt(generate):
+    """Spoils what was computed for the question before it is used."""
 
-    def shifted(self, *args, past_key_values=None, **kwargs):
-        if past_key_values is not None:  # what was computed for the question is spoilt
-            for layer in past_key_values.layers:
-                layer.values = -layer.values
-        return plain(self, *args, past_key_values=past_key_values, **kwargs)
+    def wrapped(*args, past_key_values=None, **kwargs):
+        for layer in () if past_key_values is None else past_key_values.layers:
+            layer.values = -layer.values
+        return generate(*args, past_key_values=past_key_values, **kwargs)
 
-    monkeypatch.setattr(SugarForConditionalGeneration, "generate", shifted)
+    return wrapped
+
+
+@pytest.fixture
+def two_ways(rag):
+    names = ("reuse", "noreuse")
+    return rag.Ways("small", names, 3, one_copy=True), rag.Case("1 image", 1, 1, ways=names)
+
+
+def test_answers_that_differ_are_an_error(rag, two_ways, monkeypatch):
+    ways, case = two_ways
+    calls = {way: ways.prepare(way, case) for way in case.ways}
+    calls["reuse"](rag.make_question(1))  # which finds that reuse is exact
+    monkeypatch.setattr(ways, "prepare", lambda way, case: calls[way])
+    monkeypatch.setattr(SugarForConditionalGeneration, "generate", spoilt(SugarForConditionalGeneration.generate))
     with pytest.raises(ValueError, match="answers with and without reuse differ"):
         rag.measure_case(ways, case, 1)
+
+
+def test_nothing_reused_is_an_error(rag, two_ways, monkeypatch):
+    monkeypatch.setattr(SugarForConditionalGeneration, "generate", spoilt(SugarForConditionalGeneration.generate))
+    with (
+        pytest.warns(UserWarning, match="nothing of a prompt is reused"),
+        pytest.raises(ValueError, match="nothing of the question is reused"),
+    ):
+        rag.measure_case(*two_ways, 1)
 
 
 def test_summary_and_document(rag, measured, tmp_path, monkeypatch, capsys):
