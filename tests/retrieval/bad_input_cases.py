@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import hashlib
 import io
 import json
@@ -31,7 +32,7 @@ from sugar_hf.retrieval import (
     read_documents,
 )
 from sugar_hf.retrieval.files import as_json
-from sugar_hf.retrieval.manifest import read_current
+from sugar_hf.retrieval.manifest import read_current, write_current
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bad_input.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -625,6 +626,14 @@ def _(place):
 def _(place):
     address = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert len(place.index().search({"type": "image", "image": address}, top_k=1)) == 1
+
+
+@refused("Paths and addresses", "An index that names a Milvus server", ValueError, "If you trust it, pass")
+def _(place):
+    manifest = read_current(place.index_folder)
+    head = dataclasses.replace(manifest.head, backend="milvus", backend_options={"uri": place.address})
+    write_current(place.index_folder, dataclasses.replace(manifest, head=head, graph=None))
+    place.index()
 
 
 # ---- Writing ----

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import bad_question_cases  # noqa: F401 - its cases join those of bad_input_cases
 import pytest
 from bad_input_cases import CASES, DOCUMENT, PNG, Place, render, replace, unprivileged
 from builders import cached_sugar, picture
