@@ -1,6 +1,6 @@
 """Time and memory of an answer from retrieved documents: one model for both beside two models, in one run.
 
-    python benchmarks/rag.py --json rag.json --update-docs     # about a quarter of an hour on 2 cores
+    python benchmarks/rag.py --json rag.json --update-docs     # about 20 minutes on 2 quiet cores
     python benchmarks/rag.py --quick                           # small models, a minute
 
 Ways to an answer, all with the same prompt (the question first, the documents after it) and the same VLM:
@@ -76,7 +76,7 @@ class Case:
 CASES = {
     "long": Case("4 images, 5 texts found", 4),
     "short": Case("1 image, 5 texts found", 1),
-    "picture": Case("4 images, an image and its text found", 4, 1, True, ("reuse", "noreuse", "independent")),
+    "picture": Case("4 images, an image with a text found", 4, 1, True, ("reuse", "noreuse", "independent")),
 }
 
 
@@ -198,8 +198,8 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     question = make_question(case.images)
     calls = {way: ways.prepare(way, case) for way in case.ways}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in calls}
-    for call in calls.values():  # warm up
-        call(question)
+    for call in calls.values():  # warm up, with a question that is soon answered
+        call(make_question(1))
     for number in range(repeats):
         names = list(calls)
         for name in names[number % len(names) :] + names[: number % len(names)]:  # none is always behind the same one
