@@ -49,7 +49,13 @@ WAYS = {
     "clip-l": "CLIP ViT-L/14 + VLM",
     "vlm": "VLM as embedder + VLM",
 }
-PHASES = {"query": "question", "search": "search", "prompt": "prompt", "prefill": "first token", "decode": "others"}
+PHASES = {
+    "query": "question",
+    "search": "search",
+    "prompt": "prompt and its images",
+    "prefill": "first token",
+    "decode": "other tokens",
+}
 TARGETS = {"reuse_over_independent_latency": 0.7, "peak_memory_ratio": 0.6}
 INDEXED = 1_000
 
@@ -327,12 +333,12 @@ def table(found: dict[str, Any], command: str) -> str:
     rows.append(
         f"\n`{command}` on {found['device']}, {found['threads']} threads: medians of {found['repeats']} rounds. "
         f"Parameters: VLM {millions['VLM']}{', ' if others else ''}{others}. Answers of {first['answer_tokens']} "
-        f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt*: "
-        "preparing it with the documents; *first token*: the pass over the prompt, or over what of it is new; "
-        "*others*: one by one. Wanted: at most 0.7 of the time and 0.6 of the memory of two models of one size, for "
-        "four images."
+        f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt and its "
+        "images*: putting question and documents together, and the vision tower's pass over what has not yet been "
+        "through it; *first token*: the language model's pass over the prompt, or over what of it is new. Wanted, for "
+        "four images: at most 0.7 of the time and 0.6 of the memory of two models of one size.\n"
     )
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def update_document(found: dict[str, Any], command: str) -> None:
