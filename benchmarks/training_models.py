@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA with random weights, and a processor with the tokenizer of the mini VLM."""
+    """A LLaVA with random weights (`small`, `0.5b` or `7b`), and a processor with the tokenizer of the mini VLM."""
     tokenizer = AutoTokenizer.from_pretrained(picturebook.checkpoint("mini-vlm"))
     vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     if size == "0.5b":
@@ -41,6 +41,18 @@ def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcess
             num_key_value_heads=2,
             tie_word_embeddings=True,
         )
+        pixels = 224
+    elif size == "small":  # a quarter of its width and depth, in a few seconds
+        text = Qwen2Config(
+            vocab_size=2048,
+            hidden_size=224,
+            intermediate_size=1216,
+            num_hidden_layers=6,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+        vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
         pixels = 224
     else:
         text, pixels = LlamaConfig(vocab_size=32064), 336
