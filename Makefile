@@ -1,5 +1,5 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
-# make test   the tests, offline; ARGS="tests/data -x" picks some
+# make test   the tests, offline, in two processes; ARGS="tests/data -x" picks some
 # make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
 # make check  lint, format and types
 # make clean  remove what these leave behind (the environment stays)
@@ -9,6 +9,8 @@
 PYTHON ?= python3
 PHOTOS ?=
 ARGS ?=
+# Processes that run the tests; 0 for none but this one, as a debugger wants it.
+WORKERS ?= 2
 # Where pip looks for torch first. Without a GPU, https://download.pytorch.org/whl/cpu has a much smaller build.
 TORCH_INDEX ?=
 
@@ -25,7 +27,7 @@ demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
 
 test: $(READY)
-	@.venv/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-slow: $(READY)
 	@.venv/bin/python -m pytest -m slow $(ARGS)
