@@ -334,7 +334,7 @@ def table(found: dict[str, Any], command: str) -> str:
     millions = {name: f"{count / 1e6:,.0f}M" for name, count in found["parameters"].items()}
     others = ", ".join(f"{WAYS[name].split(' + ')[0]} {count}" for name, count in millions.items() if name != "VLM")
     rows.append(
-        f"\n`{command}` on {found['device']}, {found['threads']} threads: medians of {found['repeats']} rounds. "
+        f"\n`{command}` on {found['device']}, threads: {found['threads']}; medians of {found['repeats']} rounds. "
         f"Parameters: VLM {millions['VLM']}{', ' if others else ''}{others}. Answers of {first['answer_tokens']} "
         f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt and its "
         "images*: putting question and documents together, and the vision tower's pass over what has not yet been "
