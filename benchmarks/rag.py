@@ -199,7 +199,8 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     """Let the ways of a case take turns.
 
     Raises:
-        ValueError: If answers with and without reuse differ, nothing is reused, or prompts differ in length.
+        ValueError: If answers with and without reuse differ, or cannot differ, nothing is reused, or prompts differ
+            in length.
     """
     question = make_question(case.images)
     calls = {way: ways.prepare(way, case) for way in case.ways}
@@ -213,6 +214,8 @@ def measure_case(ways: Ways, case: Case, repeats: int) -> dict[str, Any]:
     answers = [one["answer"] for way in ("reuse", "noreuse") for one in found[way]]
     if any(answer != answers[0] for answer in answers):
         raise ValueError("answers with and without reuse differ.")
+    if all(one["answer"] == answers[0] for runs in found.values() for one in runs) and len(found) > 2:
+        raise ValueError("answers do not depend on what is found: that they are equal would mean nothing.")
     reused = min(one["reused_tokens"] for one in found["reuse"])
     if not reused:
         raise ValueError("nothing of the question is reused.")
@@ -331,7 +334,7 @@ def table(found: dict[str, Any], command: str) -> str:
     millions = {name: f"{count / 1e6:,.0f}M" for name, count in found["parameters"].items()}
     others = ", ".join(f"{WAYS[name].split(' + ')[0]} {count}" for name, count in millions.items() if name != "VLM")
     rows.append(
-        f"\n`{command}` on {found['device']}, {found['threads']} threads: medians of {found['repeats']} rounds. "
+        f"\n`{command}` on {found['device']}, threads: {found['threads']}; medians of {found['repeats']} rounds. "
         f"Parameters: VLM {millions['VLM']}{', ' if others else ''}{others}. Answers of {first['answer_tokens']} "
         f"tokens; {INDEXED:,} documents, searched exactly. *Question*: preparing and embedding it; *prompt and its "
         "images*: putting question and documents together, and the vision tower's pass over what has not yet been "

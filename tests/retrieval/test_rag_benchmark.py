@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sugar_hf.model import SugarForConditionalGeneration
 
@@ -68,6 +69,16 @@ def test_answers_that_differ_are_an_error(rag, two_ways, monkeypatch):
     monkeypatch.setattr(SugarForConditionalGeneration, "generate", spoilt(SugarForConditionalGeneration.generate))
     with pytest.raises(ValueError, match="answers with and without reuse differ"):
         rag.measure_case(ways, case, 1)
+
+
+def test_answers_that_cannot_differ_are_an_error(rag):
+    ways = rag.Ways("small", ("reuse", "noreuse", "vlm"), 3, one_copy=True)
+    with torch.no_grad():
+        for name, weight in ways.sugar.vlm.model.language_model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                weight.zero_()
+    with pytest.raises(ValueError, match="answers do not depend on what is found"):
+        rag.measure_case(ways, rag.Case("1 image", 1, 1, ways=("reuse", "noreuse", "vlm")), 1)
 
 
 def test_nothing_reused_is_an_error(rag, two_ways, monkeypatch):
