@@ -21,12 +21,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "column(name): the column of docs/backbones.md that a test decides on")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Keep what shares fixtures in one process when there are several; a table is made of all tests of families."""
-    for item in items:
-        group = "families" if "families" in item.path.parts else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "families" if "families" in item.path.parts else item.path.name
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(params=sorted(BUILDERS))
