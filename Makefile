@@ -27,7 +27,7 @@ demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(READY)
 	@.venv/bin/python -m pytest -m slow $(ARGS)

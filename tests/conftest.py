@@ -2,6 +2,7 @@
 
 import pytest
 from builders import BUILDERS, build_sugar, cached_sugar
+from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_addoption(parser):
@@ -21,10 +22,17 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "column(name): the column of docs/backbones.md that a test decides on")
 
 
-def pytest_itemcollected(item):
-    """Keep what shares fixtures in one process when there are several; a table is made of all tests of families."""
-    group = "families" if "families" in item.path.parts else item.path.name
-    item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """With several processes, a file's tests share one, as they share fixtures; a table is made of all of families."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return "families" if "families/" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(params=sorted(BUILDERS))
