@@ -44,7 +44,7 @@ def test_embeddings_are_the_pipelines(llava, vectors):
     model, processor = llava
     pipe = SugarRetrievalPipeline(model=model, processor=processor, task="sugar-retrieval")
     assert vectors.dtype == np.float32
-    assert np.array_equal(vectors, pipe.encode(SAMPLES, batch_size=4))
+    np.testing.assert_allclose(vectors, pipe.encode(SAMPLES, batch_size=4), atol=1e-6)  # in other batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6])

@@ -24,6 +24,7 @@ __all__ = ["EmbeddingSettings", "SugarEmbedder"]
 
 POSITIONS = ("last", "all")
 UNIT_TOLERANCE = 1e-3
+WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
 
 
 class SugarEmbedder:
@@ -209,18 +210,21 @@ class SugarEmbedder:
                 errors[i] = error
                 sizes.append((0, 0))
         order = [i for i in longest_first(sizes) if i not in errors]
-        batches = [[(i, documents[i]) for i in places] for places in _batched(order, self.batch_size)]
+        windows = [[(i, documents[i]) for i in places] for places in _windows(order, sizes, self.batch_size)]
         _report(errors, on_error, progress, len(errors))
         with evaluation_mode(self.model):
-            for batch, (places, features, faults) in zip(batches, self._ahead(self._prepare, batches), strict=True):
-                if features is not None:
-                    for i, found in zip(places, self._run(features, self.positions), strict=True):
+            for all_places, features, faults in self._ahead(self._prepare, windows):
+                errors.update(faults)
+                _report(faults, on_error, progress, len(faults))
+                for places, batch in _batches(all_places, features, self.batch_size):
+                    faults = {}
+                    for i, found in zip(places, self._run(batch, self.positions), strict=True):
                         if fault := _vector_fault(found):
                             faults[i] = BadSampleError(fault, field="document", sample=documents[i].id)
                         else:
                             results[i] = found
-                errors.update(faults)
-                _report(faults, on_error, progress, len(batch))
+                    errors.update(faults)
+                    _report(faults, on_error, progress, len(places))
         if skipped is not None:
             skipped.extend(errors[i] for i in sorted(errors))
         return [results.get(i) for i in range(len(documents))]
@@ -264,8 +268,9 @@ class SugarEmbedder:
         if isinstance(samples, str) or not isinstance(samples, Sequence):
             raise ValueError(f"samples must be a list of samples, got a {type(samples).__name__}. For one: [sample].")
         names = [f"sample {i}" for i in range(len(samples))] if names is None else names
-        order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
-        batches = _batched(order, batch_size or self.batch_size)
+        sizes = [sample_size(*row) for row in zip(samples, names, strict=True)]
+        order, step = longest_first(sizes), batch_size or self.batch_size
+        windows = _windows(order, sizes, step)
         found: dict[int, np.ndarray] = {}
 
         def prepare(places: list[int]) -> BatchFeature:
@@ -273,12 +278,13 @@ class SugarEmbedder:
 
         bar = tqdm(total=len(order), desc="Embedding", unit="samples", delay=2, disable=not show_progress)
         with evaluation_mode(self.model), bar:
-            for places, features in zip(batches, self._ahead(prepare, batches), strict=True):
-                for i, rows in zip(places, self._run(features, positions), strict=True):
-                    if fault := _vector_fault(rows):
-                        raise ValueError(f"{names[i]}: {fault}")
-                    found[i] = rows
-                bar.update(len(places))
+            for window, features in zip(windows, self._ahead(prepare, windows), strict=True):
+                for places, batch in _batches(window, features, step):
+                    for i, rows in zip(places, self._run(batch, positions), strict=True):
+                        if fault := _vector_fault(rows):
+                            raise ValueError(f"{names[i]}: {fault}")
+                        found[i] = rows
+                    bar.update(len(places))
         return [found[i] for i in range(len(order))]
 
     def _ahead(self, prepare: Callable[[Any], Any], batches: list[Any]) -> Iterator[Any]:
@@ -325,7 +331,30 @@ class SugarEmbedder:
         return nn.functional.normalize(embeds[..., : self.truncate_dim], dim=-1)
 
 
-def _batched(places: list[int], size: int) -> list[list[int]]:
+def _windows(order: list[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Cut ordered places into what is processed at once: a batch of samples with images, or several without any."""
+    with_images = [i for i in order if sizes[i][0]]
+    bare = [i for i in order if not sizes[i][0]]
+    return [*_cut(with_images, batch_size), *_cut(bare, WINDOW * batch_size)]
+
+
+def _batches(
+    places: list[int], features: BatchFeature | None, batch_size: int
+) -> Iterator[tuple[list[int], BatchFeature]]:
+    """Cut what was processed at once, padded on the left, into batches of similar numbers of tokens."""
+    if features is None:
+        return
+    if len(places) <= batch_size:
+        yield places, features
+        return
+    lengths = features["attention_mask"].sum(dim=1)
+    for rows in _cut(lengths.argsort(descending=True, stable=True).tolist(), batch_size):
+        longest = int(lengths[rows[0]])
+        batch = {name: value[rows, -longest:].contiguous() for name, value in features.items()}
+        yield [places[row] for row in rows], BatchFeature(batch)
+
+
+def _cut(places: list[int], size: int) -> list[list[int]]:
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
