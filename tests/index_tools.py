@@ -73,3 +73,7 @@ class FakeEmbedder:
             rows = np.stack([vector(text, self.dim) for text in slices])
             found.append(rows if self.positions == "all" else rows[-1:])
         return found
+
+
+def unit(count):
+    return np.stack([vector(f"v{i}") for i in range(count)])

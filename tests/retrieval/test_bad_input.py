@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import bad_question_cases  # noqa: F401 - its cases join those of bad_input_cases
+import bad_question_cases  # noqa: F401 - its cases join those of the others
 import pytest
-from bad_input_cases import CASES, DOCUMENT, PNG, Place, render, replace, unprivileged
+from bad_index_cases import unprivileged
+from bad_input_cases import CASES, DOCUMENT, PNG, Place, render, replace
 from builders import cached_sugar, picture
 
 from sugar_hf.data import BadSampleError, SkippedRowsWarning
