@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep graphs here, and take those that are there")
     parser.add_argument("--folder-size", type=int, default=100_000)
     parser.add_argument("--milvus-size", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of the embedding's comparison")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds of the embedding's comparison")
     parser.add_argument("--sizes", nargs=2, type=Path, metavar=("PLAIN", "NESTED"), help="folders of two models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--update-docs", action="store_true", help="write the tables of docs/retrieval.md")

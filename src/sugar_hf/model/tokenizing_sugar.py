@@ -166,8 +166,8 @@ class Tokenizing:
             self._done[i] = row
         ids = [row.ids for row in rows]
         data = {
-            "input_ids": self.pad(ids, self._pad_id()).tolist(),
-            "attention_mask": self.pad([np.ones_like(row) for row in ids], 0).tolist(),
+            "input_ids": self.pad(ids, self._pad_id()),
+            "attention_mask": self.pad([np.ones_like(row) for row in ids], 0),
         }
         if kwargs.get("return_token_type_ids"):
             data["token_type_ids"] = self.pad([_second_part(row.targets) for row in rows], 0).tolist()
