@@ -90,7 +90,7 @@ def vectors_table(part: dict[str, Any]) -> str:
     build = part["build"]
     rows.append(
         f"\n{part['size']:,} vectors of {DIM} dimensions, {part['threads']} threads, m {build['m']}, ef_construction "
-        f"{build['ef_construction']}; the least of some `ef_search` (powers of 2, up to 8192) with a recall of "
+        f"{build['ef_construction']}; the least `ef_search` of those tried, 16 to 8192, with a recall of "
         f"{WANTED_RECALL}, or the last. NumPy, queries/s in batches of 64: {numpy_qps}."
     )
     return "\n".join(rows) + "\n"
