@@ -19,7 +19,7 @@ from sugar_hf.retrieval.codecs import Codec
 
 DIM, TOP_K = 256, 10
 BATCH, SINGLE = 512, 64  # queries of a batch, and queries that are asked one at a time
-EF = (16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
+EF = (16, 18, 20, 22, 24, 28, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
 WANTED_RECALL = 0.95
 BLOCK = 65536
 SETS = ("clustered", "random")
