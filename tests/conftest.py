@@ -1,6 +1,7 @@
 """Tiny models, built once; tests must not change them (`fresh_llava` is for those that do)."""
 
 import pytest
+import torch
 from builders import BUILDERS, build_sugar, cached_sugar
 from xdist.scheduler import LoadScopeScheduling
 
@@ -54,3 +55,12 @@ def llava():
 @pytest.fixture
 def fresh_llava():
     return build_sugar("llava")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As processes that tests start have it: with another number of threads, sums are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sugar_hf import picturebook
 from sugar_hf.data import SkippedRowsWarning
@@ -63,15 +62,6 @@ def runs(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """As the workers have it: with another number of threads sums are rounded otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def raylets():
 
 
 @pytest.mark.slow
-def test_a_cluster_writes_the_index_of_one_process(tmp_path):
+def test_a_cluster_writes_the_index_of_one_process(tmp_path, one_thread):
     rows = picturebook.load("test", size=30)
     rows.to_parquet(tmp_path / "rows.parquet")
     before = raylets()
