@@ -121,7 +121,8 @@ def test_errors_are_one_line_and_end_with_1(cli, tmp_path):
         main(["--debug", "embed", str(tmp_path / "none")])
 
 
-def test_embed_writes_lines(cli, album):
+def test_embed_writes_lines(cli, album, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no ./sugar
     found = cli("embed", album, "--batch-size", "2")
     assert found.code == 0
     lines = [json.loads(line) for line in found.out.splitlines()]
