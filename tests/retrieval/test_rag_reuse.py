@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -154,3 +155,21 @@ def test_several_sequences_are_generated_from_the_whole(options):
     rag = make("llava", template=QUESTION_FIRST)
     answer = rag.answer(WORDS, **{**NEW, **options})
     assert answer.reused_tokens == 0
+
+
+def test_what_is_not_used_again_is_not_kept_while_generating(monkeypatch):
+    rag = make("llava", template=QUESTION_FIRST, query_form="prompt", reuse=False)
+    computed, alive = [], []
+
+    def encode(*arguments):
+        prefix, embeddings = encode_prefix(*arguments)
+        computed.append(weakref.ref(prefix))
+        return prefix, embeddings
+
+    generate = rag.model.generate
+    monkeypatch.setattr("sugar_hf.retrieval.rag.encode_prefix", encode)
+    monkeypatch.setattr(
+        rag.model, "generate", lambda **options: alive.append(computed[0]() is not None) or generate(**options)
+    )
+    ask(rag, PICTURES)
+    assert alive == [False]

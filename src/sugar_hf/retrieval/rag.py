@@ -209,6 +209,7 @@ class SugarRag:
         prompt = self.template.fill(asked.parts, documents)
         features = self._prepared([self._as_prompt(prompt, asked)])
         beginning = self._beginning(prefix, features, asked, documents) if may_reuse else None
+        del prefix  # if it is not used again, its keys and values need not stay while the answer is generated
         options = generation_options(self.model, self.processor, generate_kwargs)
         reused = 0 if beginning is None else beginning.length
         if beginning is None:
