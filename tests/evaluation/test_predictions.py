@@ -86,7 +86,7 @@ def test_a_file_of_another_run_is_refused(tmp_path):
     evaluator()(Saying(words), output=path)
     other = Saying(words)
     other.name = "another"
-    with pytest.raises(ValueError, match='predictions of another run .*model: "saying" there, "another" now'):
+    with pytest.raises(ValueError, match=r'predictions of another run .*model: "saying" there, "another" now'):
         evaluator()(other, output=path)
     evaluator()(Saying(words), output=path)  # the lock is free again
 
