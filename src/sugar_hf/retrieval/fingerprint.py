@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
@@ -62,6 +62,11 @@ class ModelFingerprint:
         }
         return cls(parts, tuple(tuple(round(float(x), 6) for x in row) for row in vectors))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all but the probe, whose last digits depend on the hardware."""
+        return _digest(self.parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a form for JSON."""
         return {"parts": self.parts, "probe": [list(row) for row in self.probe]}
@@ -109,6 +114,14 @@ class ModelFingerprint:
         if ours.shape != theirs.shape:
             return float("inf")
         return float(np.linalg.norm(ours - theirs, axis=1).max())
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the name, shape, data type and some numbers of every weight of any model."""
+    digest = hashlib.sha256()
+    for name, numbers, dtype in _sampled_weights(model):
+        digest.update(f"{name} {dtype}\n".encode() + numbers)
+    return digest.hexdigest()
 
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -162,7 +175,7 @@ def _weights_part(model: SugarForConditionalGeneration) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _sampled_weights(model: SugarForConditionalGeneration) -> Iterator[tuple[str, bytes, str]]:
+def _sampled_weights(model: nn.Module) -> Iterator[tuple[str, bytes, str]]:
     """Yield name, sampled numbers and dtype of each weight; weights that are not in memory have no numbers."""
     parameters = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
     picked: dict[torch.device, list[Tensor]] = {}

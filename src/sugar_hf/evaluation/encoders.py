@@ -1,0 +1,248 @@
+"""What evaluators embed documents with: Sugar, and by `open_encoder` whatever it is compared with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    Blip2Config,
+)
+
+from ..data import BadSampleError
+from ..model import SugarConfig, SugarProcessor
+from ..model.loading_sugar import split_adapter
+from ..retrieval.documents import Document
+from ..retrieval.embedder import SugarEmbedder
+from .baselines import Blip2Encoder, DualEncoder
+from .encoding import check_batch_size, distinct, full_name, short_name
+
+__all__ = ["Encoder", "SugarEncoder", "open_encoder", "similarity"]
+
+CHUNK = 2**26  # similarities of vectors in memory at once, 256 MiB
+
+
+class Encoder(Protocol):
+    """Embeds documents for retrieval. `similarity` compares what it gives.
+
+    Attributes:
+        name: Checkpoint and mode, for results.
+    """
+
+    name: str
+
+    def encode(
+        self,
+        documents: Sequence[Document],
+        *,
+        batch_size: int = 8,
+        skipped: list[BadSampleError] | None = None,
+        progress: tqdm | None = None,
+    ) -> list[np.ndarray | None]:
+        """Embed documents.
+
+        Args:
+            documents: Some documents.
+            batch_size: Documents in one forward pass.
+            skipped: A list to which the errors of documents that cannot be embedded are appended.
+            progress: A bar that is moved by the number of documents.
+
+        Returns:
+            For each document (V, dim) float32 unit vectors, one or several; `None` for one that cannot be embedded.
+
+        Raises:
+            BadSampleError: A document cannot be embedded and `skipped` is `None`.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What the vectors depend on, in a form for JSON."""
+
+
+@runtime_checkable
+class _DualModel(Protocol):
+    def get_image_features(self, **inputs: Tensor) -> Any: ...
+
+    def get_text_features(self, **inputs: Tensor) -> Any: ...
+
+
+class SugarEncoder:
+    """Sugar's embedding of a whole document, at its last slice: one vector a document.
+
+    Args:
+        model: A Sugar model, or a `peft.PeftModel` around one; left as it is.
+        processor: Its processor.
+        checkpoint: Where the model came from; what its configuration says when `None`.
+        **options: `truncate_dim`, `split_sentences`, `max_length` and `truncation` of
+            [`~sugar_hf.retrieval.SugarEmbedder`].
+
+    Attributes:
+        name: Checkpoint.
+        embedder: What embeds.
+
+    Raises:
+        ValueError: An option has a value that it cannot have.
+    """
+
+    def __init__(self, model: Any, processor: SugarProcessor, checkpoint: str | None = None, **options: Any) -> None:
+        self.embedder = SugarEmbedder(model, processor, positions="last", **options)
+        self.checkpoint = full_name(checkpoint or str(model.config.name_or_path))
+        self.name = short_name(self.checkpoint)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **options: Any,
+    ) -> "SugarEncoder":
+        """Load a Sugar checkpoint, or adapters on one.
+
+        Args:
+            name_or_path: Hub name or folder.
+            device: Where it runs; the accelerator if there is one.
+            dtype: Data type of the weights; the checkpoint's when `None`.
+            **options: As above.
+        """
+        loaded = SugarEmbedder.from_pretrained(name_or_path, device=device, dtype=dtype)
+        return cls(loaded.model, loaded.processor, str(name_or_path), **options)
+
+    def encode(
+        self,
+        documents: Sequence[Document],
+        *,
+        batch_size: int = 8,
+        skipped: list[BadSampleError] | None = None,
+        progress: tqdm | None = None,
+    ) -> list[np.ndarray | None]:
+        """Embed documents; one that is there several times is processed once. See [`Encoder`].
+
+        Returns:
+            For each document a (1, dim) float32 unit vector; `None` if it was skipped.
+
+        Raises:
+            BadSampleError: A document cannot be embedded and `skipped` is `None`; the error names document and field.
+            ValueError: `batch_size` is less than 1.
+        """
+        check_batch_size(batch_size)
+        self.embedder.batch_size = batch_size
+        unique, places = distinct(documents)
+        on_error = "raise" if skipped is None else "skip"
+        found = self.embedder.embed_documents(unique, on_error=on_error, skipped=skipped, progress=progress)
+        if progress is not None:
+            progress.update(len(documents) - len(unique))
+        return [found[i] for i in places]
+
+    def settings(self) -> dict[str, Any]:
+        """What the vectors depend on, for JSON: checkpoint, its fingerprint, and the embedder's settings."""
+        settings = self.embedder.settings.to_dict()
+        del settings["model"]
+        return {
+            "encoder": type(self).__name__,
+            "checkpoint": self.checkpoint,
+            "weights": self.embedder.fingerprint.digest,
+            "mode": "last slice",
+            **settings,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know: nothing, for a document that is too long is an error or warned of."""
+        return {}
+
+
+def open_encoder(
+    name_or_path: str | Path,
+    mode: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Encoder:
+    """Open a checkpoint as the encoder that it is for: Sugar, BLIP-2, or a dual encoder such as CLIP or SigLIP.
+
+    Args:
+        name_or_path: Hub name or folder of a checkpoint, or of adapters on one.
+        mode: `"average"` (the default), `"image"` or `"text"` of a dual encoder, `"itc"` (the default) or
+            `"multimodal"` of BLIP-2; Sugar has none.
+        device: Where it runs; the accelerator if there is one.
+        dtype: Data type of the weights; the checkpoint's when `None`.
+
+    Raises:
+        ValueError: The checkpoint is none of these, lacks weights, or has no such mode.
+    """
+    base, _, _ = split_adapter(name_or_path, {})
+    config = AutoConfig.from_pretrained(base)
+    if isinstance(config, SugarConfig):
+        if mode is not None:
+            raise ValueError(f"mode={mode!r}: {name_or_path} is a Sugar model, which has no modes. Leave it out.")
+        return SugarEncoder.from_pretrained(name_or_path, device, dtype)
+    if isinstance(config, Blip2Config):
+        return Blip2Encoder.from_pretrained(name_or_path, mode or "itc", device, dtype)
+    if type(config) in MODEL_MAPPING and issubclass(MODEL_MAPPING[type(config)], _DualModel):
+        return DualEncoder.from_pretrained(name_or_path, mode or "average", device, dtype)
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(
+            f"{name_or_path} is a vision-language model without a trained retrieval head, and its embeddings would be "
+            "random. Put a head on it with SugarForConditionalGeneration.from_backbone, train it, and evaluate that."
+        )
+    raise ValueError(
+        f"{name_or_path} is a model of type {config.model_type!r}, which does not embed images and texts. Give a "
+        "Sugar checkpoint, a dual encoder such as CLIP or SigLIP, or BLIP-2 for image-text retrieval."
+    )
+
+
+def similarity(queries: Sequence[np.ndarray], candidates: Sequence[np.ndarray]) -> np.ndarray:
+    """The largest dot product of a vector of the query and a vector of the candidate, as BLIP-2 scores pairs.
+
+    >>> one, two = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8], [0.0, 1.0]])
+    >>> similarity([one, two], [two]).tolist()
+    [[0.6000000238418579], [1.0]]
+
+    Args:
+        queries: (V, d) vectors of each query, V 1 or more.
+        candidates: (W, d) vectors of each candidate, W 1 or more.
+
+    Returns:
+        (queries, candidates) float32.
+
+    Raises:
+        ValueError: A query or candidate has no vectors, or widths differ; the error names the first.
+    """
+    left, lefts = _stack(queries, "query")
+    right, rights = _stack(candidates, "candidate")
+    if not len(lefts) or not len(rights):
+        return np.zeros((len(lefts), len(rights)), np.float32)
+    if left.shape[1] != right.shape[1]:
+        raise ValueError(
+            f"queries have {left.shape[1]} dimensions, candidates {right.shape[1]}: embed both with one encoder"
+        )
+    if len(left) == len(lefts) and len(right) == len(rights):
+        return left @ right.T
+    scores = np.empty((len(lefts), len(rights)), np.float32)
+    ends = np.append(lefts[1:], len(left))
+    start = 0
+    while start < len(lefts):
+        room = lefts[start] + max(CHUNK // len(right), 1)
+        stop = max(int(np.searchsorted(ends, room, side="right")), start + 1)  # at least one query
+        products = left[lefts[start] : ends[stop - 1]] @ right.T
+        of_candidates = np.maximum.reduceat(products, rights, axis=1)
+        scores[start:stop] = np.maximum.reduceat(of_candidates, lefts[start:stop] - lefts[start], axis=0)
+        start = stop
+    return scores
+
+
+def _stack(items: Sequence[np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """All vectors below each other, (sum of V, d) float32, and where those of each item start, (items,)."""
+    for i, item in enumerate(items):
+        if item is None:
+            raise ValueError(f"{what} {i} was not embedded: leave it out of the comparison")
+        if item.ndim != 2 or not len(item) or item.shape[1] != items[0].shape[1]:
+            wanted = f"(1 or more, {items[0].shape[-1]})"
+            raise ValueError(f"{what} {i} has vectors of shape {item.shape}, where {wanted} is expected")
+    starts = np.cumsum([0, *(len(item) for item in items)])[:-1]
+    stacked = np.concatenate(items).astype(np.float32, copy=False) if len(items) else np.zeros((0, 0), np.float32)
+    return stacked, starts

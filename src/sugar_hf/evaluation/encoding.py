@@ -1,0 +1,294 @@
+"""What encoders share: documents in batches of one kind, texts within a limit, and what becomes of bad documents."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    BatchEncoding,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..data import BadSampleError
+from ..model.prefixes_sugar import evaluation_mode
+from ..retrieval.documents import Document
+from ..retrieval.fingerprint import weights_digest
+
+logger = logging.getLogger(__name__)
+
+UNIT_TOLERANCE = 1e-3
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an encoder uses of a document: its text, empty if it uses none, and its decoded images."""
+
+    text: str
+    images: list[Image.Image]
+
+
+class BatchEncoder(ABC):
+    """A model that embeds texts and images, with its image processor and its tokenizer.
+
+    Args:
+        model: The model; left as it is.
+        image_processor: Its image processor.
+        tokenizer: Its tokenizer.
+        mode: How a document becomes vectors, one of `modes`.
+        max_length: The most tokens of a text. Longer ones are cut, and counted in `truncated`.
+        checkpoint: Where the model came from; what its configuration says when `None`.
+
+    Attributes:
+        name: Checkpoint and mode.
+        truncated: The documents whose text was cut so far.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+
+    modes: tuple[str, ...]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        mode: str,
+        max_length: int,
+        checkpoint: str | None,
+    ) -> None:
+        if mode not in self.modes:
+            raise ValueError(f"mode={mode!r}: a {type(self).__name__} has {', '.join(self.modes)}.")
+        self.model = model
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.mode = mode
+        self.max_length = max_length
+        self.truncated = 0
+        self.checkpoint = full_name(checkpoint or str(model.config.name_or_path))
+        self.name = f"{short_name(self.checkpoint)} ({mode})"
+
+    def encode(
+        self,
+        documents: Sequence[Document],
+        *,
+        batch_size: int = 8,
+        skipped: list[BadSampleError] | None = None,
+        progress: tqdm | None = None,
+    ) -> list[np.ndarray | None]:
+        """Embed documents; one that is there several times is processed once.
+
+        Documents of one kind (images, text, both) share batches, those with texts of similar lengths first. The images
+        of one batch only are in memory.
+
+        Args:
+            documents: Some documents. The texts of system messages are left out.
+            batch_size: Documents, and images, in one forward pass.
+            skipped: A list to which the error of each document that cannot be embedded is appended, in the order of
+                the documents.
+            progress: A bar that is moved by the number of documents.
+
+        Returns:
+            For each document (V, dim) float32 unit vectors; `None` if it was skipped.
+
+        Raises:
+            BadSampleError: A document cannot be embedded and `skipped` is `None`; the error names document and field.
+            ValueError: `batch_size` is less than 1.
+        """
+        check_batch_size(batch_size)
+        documents, places = distinct(documents)
+        times = Counter(places)
+        found: dict[int, np.ndarray] = {}
+        errors: dict[int, BadSampleError] = {}
+        texts: dict[int, str] = {}
+        kinds: dict[tuple[bool, bool], list[int]] = defaultdict(list)
+
+        def finish(numbers: Sequence[int]) -> None:
+            for i in numbers:
+                if i in errors and skipped is None:
+                    raise errors[i]
+            if progress is not None:
+                progress.update(sum(times[i] for i in numbers))
+
+        for i, document in enumerate(documents):
+            try:
+                texts[i] = document_text(document)
+                kinds[self._kind(bool(document.content.images), bool(texts[i]))].append(i)
+            except BadSampleError as error:
+                errors[i] = error
+                finish([i])
+        with evaluation_mode(self.model), torch.inference_mode():
+            for (use_images, use_text), numbers in kinds.items():
+                numbers.sort(key=lambda i: -len(texts[i]))
+                for chunk in cut(numbers, batch_size):
+                    batch: dict[int, Parts] = {}
+                    for i in chunk:
+                        try:
+                            images = document_images(documents[i]) if use_images else []
+                            batch[i] = Parts(texts[i] if use_text else "", images)
+                        except BadSampleError as error:
+                            errors[i] = error
+                    if use_text:
+                        self._count_truncated([parts.text for parts in batch.values()])
+                    vectors = self._embed(list(batch.values()), batch_size) if batch else []
+                    for i, rows in zip(batch, vectors, strict=True):
+                        if fault := _fault(rows):
+                            errors[i] = BadSampleError(fault, field="document", sample=documents[i].id)
+                        else:
+                            found[i] = rows
+                    finish(chunk)
+        if skipped is not None:
+            skipped.extend(errors[i] for i in sorted(errors))
+        return [found.get(i) for i in places]
+
+    def settings(self) -> dict[str, Any]:
+        """What the vectors depend on, for JSON: checkpoint, digest of its weights, mode, dtype, limit of texts."""
+        return {
+            "encoder": type(self).__name__,
+            "checkpoint": self.checkpoint,
+            "weights": weights_digest(self.model),
+            "mode": self.mode,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_text_tokens": self.max_length,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know: how many documents had their text cut so far, and at what length."""
+        return {"truncated": self.truncated, "max_text_tokens": self.max_length}
+
+    @abstractmethod
+    def _embed(self, batch: list[Parts], batch_size: int) -> list[np.ndarray]:
+        """Embed documents of one kind, at most `batch_size` images at once. (V, dim) for each."""
+
+    def _kind(self, images: bool, text: bool) -> tuple[bool, bool]:
+        """Whether the images and the text of a document are used, of one that has images or text."""
+        return images, text
+
+    def _count_truncated(self, texts: list[str]) -> None:
+        lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        count = sum(length > self.max_length for length in lengths)
+        if count and not self.truncated:
+            logger.warning(
+                f"{self.name}: texts of more than {self.max_length} tokens are cut; `truncated` counts the documents."
+            )
+        self.truncated += count
+
+    def _tokens(self, texts: list[str], padding: bool | str = True) -> BatchEncoding:
+        """Tokens on the model's device, padded and no more than `max_length`."""
+        tokens = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return tokens.to(self.model.device)
+
+    def _pixels(self, images: list[Image.Image]) -> BatchFeature:
+        features = self.image_processor(images=images, return_tensors="pt")
+        return features.to(self.model.device, dtype=self.model.dtype)  # whole numbers stay what they are
+
+
+def load_parts(
+    model_class: Any, name: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None, mend: str
+) -> tuple[Any, BaseImageProcessor, PreTrainedTokenizerBase]:
+    """Load a model, its image processor and its tokenizer.
+
+    Args:
+        model_class: What loads the model.
+        name: Hub name or folder.
+        device: Where it runs; the accelerator if there is one.
+        dtype: Data type of the weights; the checkpoint's when `None`.
+        mend: What to do about a checkpoint that lacks weights.
+
+    Raises:
+        ValueError: The checkpoint lacks weights, which would be random.
+    """
+    dtype = "auto" if dtype is None else dtype
+    model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if lacking:
+        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        raise ValueError(f"{name} lacks {len(lacking)} weights, which would be random: {shown}. {mend}")
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    return model.to(device), AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+
+
+def document_text(document: Document) -> str:
+    """The texts of a document, but those of system messages, joined by one space; empty if there are none.
+
+    Raises:
+        BadSampleError: The document is malformed.
+    """
+    messages = [message for message in document.content.messages if message["role"] != "system"]
+    parts = chain.from_iterable(message["content"] for message in messages)
+    return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
+
+
+def document_images(document: Document) -> list[Image.Image]:
+    """The images of a document, decoded, in reading order.
+
+    Raises:
+        BadSampleError: The document is malformed, or an image is missing or broken.
+    """
+    loaded = document.load()
+    if isinstance(loaded[0], dict):
+        parts = chain.from_iterable(message["content"] for message in loaded)
+        return [part["image"] for part in parts if part["type"] == "image"]
+    return [part for part in loaded if isinstance(part, Image.Image)]
+
+
+def distinct(documents: Sequence[Document]) -> tuple[list[Document], list[int]]:
+    """The documents without repetitions of the same object, and the place of each in that list."""
+    unique = {id(document): document for document in documents}
+    numbers = {key: i for i, key in enumerate(unique)}
+    return list(unique.values()), [numbers[id(document)] for document in documents]
+
+
+def cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Pieces of `size` items; the last may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError if a batch would be empty."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give 1 or more.")
+
+
+def full_name(checkpoint: str) -> str:
+    """A Hub name as it is, a folder as its absolute path."""
+    return str(Path(checkpoint).absolute()) if Path(checkpoint).is_dir() else checkpoint
+
+
+def short_name(checkpoint: str) -> str:
+    """A Hub name as it is, a folder by its own name."""
+    return Path(checkpoint).absolute().name if Path(checkpoint).is_dir() else checkpoint
+
+
+def to_arrays(vectors: Iterable[Tensor]) -> list[np.ndarray]:
+    """(V, dim) float32 arrays of tensors on any device."""
+    return [rows.float().cpu().numpy() for rows in vectors]
+
+
+def _fault(rows: np.ndarray) -> str | None:
+    norms = np.linalg.norm(rows, axis=1)
+    if bool((np.abs(norms - 1) <= UNIT_TOLERANCE).all()):  # NaN is not within anything
+        return None
+    return (
+        "the model gives no unit vector. Check its weights and its dtype; float16 may overflow where bfloat16 does not"
+    )
