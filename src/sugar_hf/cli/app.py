@@ -10,13 +10,15 @@ import typer
 
 from .ask import ask
 from .embed import embed
+from .evaluate import evaluate
 from .explain import explain
 from .export import export
 from .index import index_app
 from .options import QueryCommand
+from .report import report
 from .search import search
 
-HELP = """Train Sugar models, index interleaved documents, search them, and answer with what is found.
+HELP = """Train Sugar models, index interleaved documents, search them, answer with what is found, and measure.
 
 \b
   sugar-hf index build photos.index ~/Photos
@@ -25,6 +27,7 @@ HELP = """Train Sugar models, index interleaved documents, search them, and answ
   sugar-hf ask photos.index "What is beside the red boat?"
   sugar-hf explain photos.index "a red boat by the sea" --plot why.png
   sugar-hf train examples/recipes/llava15_7b.yaml
+  sugar-hf evaluate --task vist --data ~/vist --model sugar
 
 `sugar-hf COMMAND --help` shows more examples. Results go to the standard output, everything else to the standard error
 output. The program ends with 0 if all went well, 1 after an error, 2 after a wrong command, 130 after Ctrl-C.
@@ -80,6 +83,8 @@ app.command(cls=QueryCommand)(ask)
 app.command(cls=QueryCommand)(explain)
 app.command()(embed)
 app.command()(export)
+app.command()(evaluate)
+app.command()(report)
 
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:

@@ -26,7 +26,8 @@ class PredictionFile:
 
     def __init__(self, path: str | Path | None, run: Mapping[str, Any]) -> None:
         self.path = None if path is None else Path(path)
-        self.run = json.loads(json.dumps(run))  # as it is read back
+        # As it is read back. Where the data lies may change: each prediction has the digest of its sample.
+        self.run = json.loads(json.dumps({key: value for key, value in run.items() if key != "data"}))
         self._found: dict[str, tuple[str, Record]] = {}
         if self.path is None:
             return
