@@ -34,7 +34,9 @@ def as_encoder(model: Any, processor: Any = None) -> Encoder:
     if isinstance(model, Encoder):
         return model
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
-        raise ValueError(f"{type(model).__name__} embeds nothing: pass a Sugar model with its processor, or an Encoder.")
+        raise ValueError(
+            f"{type(model).__name__} embeds nothing: pass a Sugar model with its processor, or an Encoder."
+        )
     if model.config.model_type != "sugar":
         raise ValueError(
             f"{model.config.name_or_path or type(model).__name__} is a model of type {model.config.model_type!r} and "
@@ -183,10 +185,15 @@ def _measure(
         ranks[part] = target_ranks(scores, targets)  # the number of candidates for a target that cannot be found
         for row, (rank, numbers) in enumerate(zip(ranks[part], targets, strict=True)):
             ties += _is_tied(scores[row], numbers)
-            line = {"ranking": ranking.name, "id": ids[ranking.queries][start + row]}
-            line |= {"rank": int(rank) + 1 if rank < len(names) else None}
-            line |= {"candidates": [[names[i], round(float(scores[row, i]), 6)] for i in _first(scores[row])]}
-            lines.write({**line, "targets": [names[i] for i in numbers]})
+            lines.write(
+                {
+                    "ranking": ranking.name,
+                    "id": ids[ranking.queries][start + row],
+                    "rank": int(rank) + 1 if rank < len(names) else None,
+                    "candidates": [[names[i], round(float(scores[row, i]), 6)] for i in _first(scores[row])],
+                    "targets": [names[i] for i in numbers],
+                }
+            )
     figures: dict[str, Any] = {f"{ranking.name} {key}": value for key, value in recall_at_k(ranks, KS).items()}
     counts = {"ties": ties, "queries": len(queries), "candidates": len(names)}
     return figures | {f"{ranking.name} {key}": value for key, value in counts.items()}
@@ -310,7 +317,9 @@ class PairsEvaluator:
                 failed = store.failed
             groups = [item.group for item in self.items]
             for item, scores in zip(self.items, found, strict=True):
-                lines.write({"id": item.id, "group": item.group, "scores": None if scores is None else scores.tolist()})
+                lines.write(
+                    {"id": item.id, "group": item.group, "scores": None if scores is None else scores.tolist()}
+                )
         filled = np.stack([np.zeros((2, 2)) if scores is None else scores for scores in found])
         settings |= _notes(encoder)
         figures = self.score(filled, groups)
