@@ -106,7 +106,9 @@ def write_winoground(folder):
 
 def write_winoground_hub(folder):
     """Rows as facebook/winoground has them."""
-    rows = [{**row, "image_0": scene(2 * i)[0], "image_1": scene(2 * i + 1)[0]} for i, row in enumerate(winoground_rows())]
+    rows = [
+        {**row, "image_0": scene(2 * i)[0], "image_1": scene(2 * i + 1)[0]} for i, row in enumerate(winoground_rows())
+    ]
     write_rows(folder, rows, images=("image_0", "image_1"))
 
 

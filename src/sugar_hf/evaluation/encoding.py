@@ -79,9 +79,7 @@ class BatchEncoder(ABC):
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: a {type(self).__name__} has {', '.join(self.modes)}.")
         if max_length is not None and not 1 <= max_length <= most:
-            raise ValueError(
-                f"max_length={max_length}: give 1 to {most}, the most tokens that the model takes."
-            )
+            raise ValueError(f"max_length={max_length}: give 1 to {most}, the most tokens that the model takes.")
         self.model = model
         self.image_processor = image_processor
         self.tokenizer = tokenizer

@@ -21,6 +21,7 @@ from .metrics.ranks import recall_at_k, target_ranks
 
 KS = (1, 5, 10)
 SHOWN = 10  # candidates of a query that are written
+NEVER = np.iinfo(np.int64).max  # the rank of what is not found
 BLOCK = 1 << 24  # scores in memory at once, 64 MiB
 SCORINGS = ("similarity", "match")
 
@@ -182,14 +183,15 @@ def _measure(
         for row, barred in enumerate(ranking.excluded[part] if ranking.excluded is not None else ()):
             scores[row, list(barred)] = -np.inf
         targets = ranking.targets[part]
-        ranks[part] = target_ranks(scores, targets)  # the number of candidates for a target that cannot be found
+        places = target_ranks(scores, targets)  # the number of candidates, which may be small, for a missed query
+        ranks[part] = np.where(places == len(names), NEVER, places)
         for row, (rank, numbers) in enumerate(zip(ranks[part], targets, strict=True)):
             ties += _is_tied(scores[row], numbers)
             lines.write(
                 {
                     "ranking": ranking.name,
                     "id": ids[ranking.queries][start + row],
-                    "rank": int(rank) + 1 if rank < len(names) else None,
+                    "rank": int(rank) + 1 if rank < NEVER else None,
                     "candidates": [[names[i], round(float(scores[row, i]), 6)] for i in _first(scores[row])],
                     "targets": [names[i] for i in numbers],
                 }
@@ -371,7 +373,8 @@ class _Lines:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        first = json.dumps({"run": run}, ensure_ascii=False)
+        # as in `PredictionFile`, the data may have been moved
+        first = json.dumps({"run": {key: value for key, value in run.items() if key != "data"}}, ensure_ascii=False)
         if self.path.exists():
             with self.path.open(encoding="utf-8") as file:
                 if file.readline().rstrip("\n") != first:
