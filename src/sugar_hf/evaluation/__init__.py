@@ -7,6 +7,7 @@ from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
 from .generation import GenerationEvaluator
 from .generators import Generator, SugarGenerator
+from .matching import Pair, PairsEvaluator, Ranking, RankingEvaluator
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .retrieval import RetrievalEvaluator
 
@@ -21,6 +22,10 @@ __all__ = [
     "GenerationEvaluator",
     "Generator",
     "Lazy",
+    "Pair",
+    "PairsEvaluator",
+    "Ranking",
+    "RankingEvaluator",
     "Record",
     "RetrievalEvaluator",
     "Section",
