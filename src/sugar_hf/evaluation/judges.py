@@ -6,7 +6,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPMessage
+from email.message import Message
+from http.client import HTTPException
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urldefrag
 
@@ -97,7 +98,7 @@ class EndpointJudge:
         self, prompt: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024
     ) -> str:
         """See [`Judge`]."""
-        body = {"model": self.name, "messages": _chat(prompt, system)}
+        body: dict[str, Any] = {"model": self.name, "messages": _chat(prompt, system)}
         body |= {"temperature": temperature, "max_tokens": max_tokens}
         for number in range(1, self.tries + 1):
             asked = 0.0
@@ -148,7 +149,7 @@ def _content(reply: bytes, url: str) -> str:
         raise ValueError(f"{url}: no chat completion but {reply[:200]!r}. Is it an OpenAI-compatible URL?") from error
 
 
-def _seconds(headers: HTTPMessage) -> float:
+def _seconds(headers: Message) -> float:
     """What a server asks to wait; a date is not read."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0
