@@ -21,7 +21,7 @@ from ..metrics.judged import (
 from ..sources import Source, get, image_in, read_json, read_json_lines
 from .task import Task
 
-OWN_WORDS = "this project's own: figures are not comparable with published ones, whatever the judge"
+OWN_WORDS = "this project's own, so figures are not comparable with published ones"
 
 
 def said_of(source: Source, split: str) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def load_mm_vet(source: Source) -> JudgedEvaluator:
             _mm_vet_prompt(words, whose),
             lambda record, reply: parse_mm_vet_score(reply),
             score_mm_vet,
-            max_tokens=3,
-            tries=6,  # once, and up to five times more
+            max_tokens=16,  # officially 3, which is a grade in GPT-4's tokens; other models need more
+            tries=5,  # up to a temperature of 2
             words=whose,
         ),
         source.judge,
