@@ -67,7 +67,7 @@ def _mmbench_rows():
             turned = texts[turn:] + texts[:turn]
             letter = "ABCD"[turned.index(texts["ABCD".index(answer)])]
             row = {"index": number + 10 + turn * 10**6, "question": question, "hint": hint, "answer": letter}
-            row |= {name: text for name, text in zip("ABCD", turned + [None] * 4, strict=False)}
+            row |= dict(zip("ABCD", turned + [None] * 4, strict=False))
             row |= {"category": category, "l2-category": group, "source": "drawn", "comment": None, "split": "dev"}
             rows.append({**row, "number": number})
     return rows

@@ -232,8 +232,7 @@ def open_judge(spec: str, *, device: str | None = None, dtype: str = "auto") -> 
         dtype: Of a model that runs here.
 
     Raises:
-        ValueError: An endpoint has no model, or OpenAI's no key.
-        OSError: There is no such model.
+        ValueError: An endpoint has no model, OpenAI's no key, or there is no such model.
     """
     if spec.startswith("openai:"):
         if not os.environ.get(KEY_VARIABLE):
@@ -244,4 +243,8 @@ def open_judge(spec: str, *, device: str | None = None, dtype: str = "auto") -> 
         if not model:
             raise ValueError(f"{spec}: which model? Write it as {url}#model.")
         return EndpointJudge(url, model)
-    return LocalJudge(spec, device=device, dtype=dtype)
+    try:
+        return LocalJudge(spec, device=device, dtype=dtype)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"judge {spec}: no endpoint, and no language model that can be loaded: {said}") from error

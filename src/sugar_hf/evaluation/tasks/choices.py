@@ -116,10 +116,7 @@ def load_mmbench(source: Source) -> Evaluator:
     form = source.option("prompt", "llava", ("llava", "lmms"))
     is_hidden = split in HIDDEN
     file = source.find(f"mmbench_{split}_20230712.tsv", f"mmbench_{split}*.tsv", f"MMBench_{split.upper()}*.tsv")
-    if file is not None:
-        rows = _mmbench_table(file)
-    else:
-        rows = source.rows(TASKS["mmbench"].hub_id, "en", split)
+    rows = _mmbench_table(file) if file is not None else source.rows(TASKS["mmbench"].hub_id, "en", split)
     where = str(file or source.data or TASKS["mmbench"].hub_id)
     if missing := {"index", "question", "image", "A", "B"} - set(rows.column_names):
         raise ValueError(f"{where}: there is no column {', '.join(sorted(missing))}.")
