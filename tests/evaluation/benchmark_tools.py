@@ -1,5 +1,6 @@
 """Small data in the official formats, and models whose answers are known."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,13 +8,15 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 from sugar_hf import picturebook
+from sugar_hf.data import load_image
 
 
+@functools.cache
 def scene(number):
     """A picture and its caption."""
     row = picturebook.load("test", kind="caption", size=number + 1, seed=3)[number]
     texts = [part["text"] for message in row["messages"] for part in message["content"] if part["type"] == "text"]
-    return row["images"][0], texts[-1]
+    return load_image(row["images"][0]), texts[-1]
 
 
 class Saying:
