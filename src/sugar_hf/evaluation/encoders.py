@@ -63,6 +63,9 @@ class Encoder(Protocol):
     def settings(self) -> dict[str, Any]:
         """What the vectors depend on, in a form for JSON."""
 
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know of the vectors that were made; JSON values."""
+
 
 @runtime_checkable
 class _DualModel(Protocol):

@@ -162,7 +162,7 @@ class KnowledgeEvaluator:
         result = self._answered(
             Lazy(len(self.examples), lambda i: self._prompt(i, found[i])), settings, generator, output, batch_size
         )
-        result["settings"]["encoder notes"] = encoder.notes()
+        result["settings"]["encoder notes"] = encoder.notes()  # not before: they may grow while it embeds
         result |= self._recall(found)
         return result | {"unsearched": sum(item is None for item in found), "skipped": store.failed}
 
@@ -200,9 +200,9 @@ class KnowledgeEvaluator:
             return {}
         ranks = np.full(len(found), len(self.pool.entries))
         for question, (item, gold) in enumerate(zip(found, self.pool.gold, strict=True)):
-            hits = np.isin(item.numbers, gold).nonzero()[0] if item is not None else []
-            if len(hits):
-                ranks[question] = hits[0]
+            right = np.isin(item.numbers, gold) if item is not None else np.zeros(0, bool)
+            if right.any():
+                ranks[question] = right.argmax()
         return {f"retrieval {name}": value for name, value in recall_at_k(ranks, self.ks).items()}
 
     def _search(self, store: EmbeddingStore) -> list[Found | None]:
@@ -241,13 +241,15 @@ class KnowledgeEvaluator:
     def _best(self, question: int, scores: np.ndarray, numbers: np.ndarray) -> Found:
         """The best candidates that are not refused; of equal ones those with the smaller numbers."""
         wanted = self.top_k if self.pool.gold is None else max(self.top_k, *self.ks)
-        looked_at, kept = min(wanted, len(scores)), []
+        looked_at, kept = min(wanted, len(scores)), np.empty(0, np.int64)
         while looked_at:
             least = np.partition(scores, -looked_at)[-looked_at]
             near = np.flatnonzero(scores >= least)
             order = near[np.argsort(-scores[near], kind="stable")]
             refuses = self.pool.refuses
-            kept = [i for i in order if refuses is None or not refuses(question, int(numbers[i]))][:wanted]
+            if refuses is not None:
+                order = np.array([i for i in order if not refuses(question, int(numbers[i]))], np.int64)
+            kept = order[:wanted]
             if len(kept) == wanted or looked_at == len(scores):
                 break
             looked_at = min(2 * looked_at, len(scores))
