@@ -139,7 +139,8 @@ def predict(
             for example in window:
                 if example.id in records:
                     raise ValueError(f"{name}: two samples have the id {example.id!r}.")
-                records[example.id] = Record(example.id, None, example.reference, info=example.info)  # its place in the order
+                # its place in the order
+                records[example.id] = Record(example.id, None, example.reference, info=example.info)
                 try:
                     digest = digest_of(example.document, example.reference)
                 except BadSampleError as error:

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .task import Evaluator, Task
 
-_MODULES = ("vqa",)
+_MODULES = ("vqa", "choices", "yes_no", "judged")
 
 
 def all_tasks() -> dict[str, Task]:
