@@ -55,10 +55,15 @@ def write_image(path, image):
     image.save(path)
 
 
-def write_rows(folder, rows, config="default", split="test", images=("image",)):
-    """Write rows as the Hub has them: parquet with the images in it. Several configurations may share a folder."""
+def write_rows(folder, rows, config="default", split="test", images=("image",), features=None):
+    """Write rows as the Hub has them: parquet with the images in it. Several configurations may share a folder.
+
+    Returns the features, which a split with hidden answers shall have too.
+    """
     folder = Path(folder)
-    features = Dataset.from_list([{k: v for k, v in row.items() if k not in images} for row in rows]).features
+    features = (
+        features or Dataset.from_list([{k: v for k, v in row.items() if k not in images} for row in rows]).features
+    )
     features = Features({**features, **{name: Image() for name in images if name in rows[0]}})
     data = Dataset.from_list(rows, features=features)
     target = folder / config / f"{split}-00000-of-00001.parquet"
@@ -73,3 +78,4 @@ def write_rows(folder, rows, config="default", split="test", images=("image",)):
         for path in files:
             lines += [f"  - split: {path.name.split('-')[0]}", f"    path: {path.relative_to(folder)}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+    return features

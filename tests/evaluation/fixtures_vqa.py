@@ -100,9 +100,9 @@ def hub_vqav2(folder):
         row = {"question_type": "what", "multiple_choice_answer": answers[0], "answers": _annotated(answers)}
         row |= {"image_id": 42, "answer_type": KINDS[i], "question_id": 420 + i, "question": text}
         rows.append({**row, "image": scene(i // 2)[0]})
-    write_rows(folder, rows, split="validation")
+    features = write_rows(folder, rows, split="validation")
     hidden = {"answers": [], "answer_type": None, "multiple_choice_answer": None}
-    write_rows(folder, [{**row, **hidden} for row in rows], split="testdev")
+    write_rows(folder, [{**row, **hidden} for row in rows], split="testdev", features=features)
 
 
 def hub_gqa(folder):

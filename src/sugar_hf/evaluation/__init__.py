@@ -1,7 +1,10 @@
 """Evaluators hold their data and are called on a model; metrics are pure functions."""
 
 from .answers import AnswerEvaluator
+from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
+from .generation import GenerationEvaluator
+from .generators import Generator, SugarGenerator
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .retrieval import RetrievalEvaluator
 
@@ -9,8 +12,14 @@ __all__ = [
     "AnswerEvaluator",
     "Block",
     "Card",
+    "Example",
+    "GenerationEvaluator",
+    "Generator",
+    "Lazy",
+    "Record",
     "RetrievalEvaluator",
     "Section",
+    "SugarGenerator",
     "exact_match",
     "normalize_answer",
     "recall_at_k",

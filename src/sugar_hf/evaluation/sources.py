@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, load_dataset
+from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..data import BadSampleError, resolve_image
@@ -89,7 +90,14 @@ class Source:
             raise ValueError(f"{self.task}: it is not on the Hub. Give a folder with --data; see docs/benchmarks.md.")
         try:
             rows = load_dataset(name, config, split=split)
-        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        except (
+            OSError,
+            ValueError,
+            DatasetsError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+        ) as error:
             which = f"{name}{f' ({config})' if config else ''}, split {split}"
             said = " ".join(str(error).split())[:300]
             raise ValueError(
@@ -159,14 +167,15 @@ def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter=delimiter))
 
 
-def get(row: Mapping[str, Any], name: str, where: str) -> Any:
+def get(row: Mapping[Any, Any], name: Any, where: str) -> Any:
     """A field of a row.
 
     Raises:
         BadSampleError: The row lacks it.
     """
     if name not in row or row[name] is None:
-        raise BadSampleError("the field is missing", field=name, sample=where, mend=f"It has {', '.join(row)}")
+        there = ", ".join(map(str, list(row)[:8])) or "nothing"
+        raise BadSampleError("the field is missing", field=str(name), sample=where, mend=f"There is {there}")
     return row[name]
 
 
