@@ -198,7 +198,7 @@ class KnowledgeEvaluator:
     def _recall(self, found: Sequence[Found | None]) -> dict[str, float]:
         if self.pool.gold is None:
             return {}
-        ranks = np.full(len(found), len(self.pool.entries))
+        ranks = np.full(len(found), np.iinfo(np.int64).max)  # a pool may have fewer entries than k
         for question, (item, gold) in enumerate(zip(found, self.pool.gold, strict=True)):
             right = np.isin(item.numbers, gold) if item is not None else np.zeros(0, bool)
             if right.any():
@@ -260,8 +260,8 @@ def _retriever(generator: Generator) -> SugarEncoder:
     if isinstance(generator, SugarGenerator) and generator.is_sugar:
         return SugarEncoder(generator.pipe.model, generator.pipe.processor)
     raise ValueError(
-        f"{generator.name} has no retrieval head, so it finds nothing by itself. Give an encoder that retrieves for it "
-        "(--retriever), such as CLIP, or ask without documents (top_k=0)."
+        f"{generator.name} has no retrieval head, so it finds nothing by itself. Give an encoder that retrieves for "
+        "it (--retriever), such as CLIP, or ask without documents (top_k=0)."
     )
 
 

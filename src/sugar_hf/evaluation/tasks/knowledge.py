@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...data import BadSampleError
 from ...retrieval.documents import Document
 from ...retrieval.prompts import KNOWLEDGE_VQA
@@ -168,7 +166,7 @@ def _fact_texts(id: str, row: Mapping[str, Any], facts: Mapping[str, Any]) -> li
     """Texts of a question's facts; its own copy where the file of facts lacks one."""
     found = row.get("fact") or []
     found = [found] if isinstance(found, str) else found
-    surfaces = [facts[fact]["surface"] if fact in facts else row.get("fact_surface") for fact in found]
+    surfaces = [str(facts.get(fact, {}).get("surface") or row.get("fact_surface") or "") for fact in found]
     if not surfaces or not all(surfaces):
         mend = "Every question has a fact in the release: get its files again"
         raise BadSampleError("the question has no fact that is known", field="fact", sample=id, mend=mend)

@@ -1,6 +1,7 @@
 """WebQA: answers from images with captions that are found, and how much the place of the relevant one matters."""
 
 import base64
+import math
 import random
 import re
 from collections import Counter
@@ -76,13 +77,14 @@ def _open(source: Source) -> tuple[list[tuple[str, dict[str, Any]]], ImageTable]
     return items, ImageTable(source.need("imgs.tsv"), source.need("imgs.lineidx"))
 
 
-def _drawn(source: Source, items: Sequence[Any], default: int) -> Sequence[Any]:
-    """As many as the option `samples` says, drawn by the seed, in the order of the file."""
+def _drawn(source: Source, items: Sequence[Any], default: int, prompts: int = 1) -> Sequence[Any]:
+    """As many questions as the option `samples` says, drawn by the seed, in the order of the file; of those as many
+    as the first `limit` prompts belong to, `prompts` of each."""
     value = source.option("samples", str(default))
     size = len(items) if value == "all" else count_option(source, "samples", default)
     if size < len(items):
         items = [items[i] for i in sorted(random.Random(source.seed).sample(range(len(items)), size))]
-    return source.limited(items)
+    return items if source.limit is None else items[: math.ceil(source.limit / prompts)]
 
 
 def load_webqa(source: Source) -> KnowledgeEvaluator:
@@ -201,8 +203,8 @@ def load_position(source: Source) -> GenerationEvaluator:
         else:
             drawn = random.Random(f"{source.seed} {guid}").sample(others, OTHERS)
             eligible.append((guid, _clean(row["Q"]), relevant[0], drawn, answer[1].lower()))
-    asked = _drawn(source, eligible, 500)
     places = OTHERS + 1
+    asked = _drawn(source, eligible, 500, places)
 
     def build(i: int) -> Example:
         guid, question, relevant, others, answer = asked[i // places]
