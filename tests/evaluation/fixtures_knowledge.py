@@ -49,7 +49,7 @@ def raw_fvqa(folder):
 # ---- WebQA ----
 
 IMAGES = 10
-THINGS = "horse orangutan helicopter comet shamrock handbag rocket balloon whale blossom".split()
+THINGS = ["horse", "orangutan", "helicopter", "comet", "shamrock", "handbag", "rocket", "balloon", "whale", "blossom"]
 #: Question, answer, category, numbers of the relevant images.
 WEBQA = [
     ("Is the horse near a spider?", "Yes, the horse is near a spider.", "YesNo", [0]),
@@ -70,7 +70,8 @@ def _fact(i):
 def webqa_rows():
     rows = {}
     for number, (question, answer, category, relevant) in enumerate(WEBQA):
-        others = [i for i in range(IMAGES) if i not in relevant][: 4 if "helicopter" in question else 7]
+        count = 4 if "helicopter" in question else 7
+        others = [(relevant[-1] + 1 + i) % IMAGES for i in range(count)]
         rows[f"guid{number}"] = {
             "Guid": f"guid{number}",
             "Q": f'"{question}"',

@@ -77,7 +77,7 @@ def test_without_retrieval_nothing_is_embedded():
 
 
 def test_a_model_that_cannot_retrieve_needs_an_encoder():
-    with pytest.raises(ValueError, match="saying has no retrieval head.*--retriever"):
+    with pytest.raises(ValueError, match=r"saying has no retrieval head.*--retriever"):
         evaluator()(Saying(words))
 
 
@@ -191,7 +191,7 @@ def test_a_run_goes_on_without_embedding_or_asking_again(tmp_path):
 def test_predictions_of_another_search_are_refused(tmp_path):
     path = tmp_path / "farm.jsonl"
     evaluator()(Saying(words), encoder=Comparing(), output=path)
-    with pytest.raises(ValueError, match="another run.*top_k: 1 there, 2 now"):
+    with pytest.raises(ValueError, match=r"another run.*top_k: 1 there, 2 now"):
         evaluator(top_k=2)(Saying(words), encoder=Comparing(), output=path)
 
 

@@ -5,6 +5,7 @@ from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
 from .generation import GenerationEvaluator
 from .generators import Generator, SugarGenerator
+from .knowledge import KnowledgeEvaluator, Pool, View
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .retrieval import RetrievalEvaluator
 
@@ -15,11 +16,14 @@ __all__ = [
     "Example",
     "GenerationEvaluator",
     "Generator",
+    "KnowledgeEvaluator",
     "Lazy",
+    "Pool",
     "Record",
     "RetrievalEvaluator",
     "Section",
     "SugarGenerator",
+    "View",
     "exact_match",
     "normalize_answer",
     "recall_at_k",

@@ -71,6 +71,18 @@ def count_option(source: Source, name: str, default: int) -> int:
     return int(value)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file with one JSON object.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: an object is expected, and this is a {type(found).__name__}. Get the file again.")
+    return found
+
+
 def rouge_scores(records: Sequence[Record]) -> dict[str, list[float]]:
     """For each record the best over its answers of ROUGE-L in two forms and of exact match, 0 to 1."""
     metrics = {"rouge_l": rouge_l_demon, "rouge_l google": rouge_l_google, "exact match": exact_match}
@@ -98,9 +110,8 @@ def load_fvqa(source: Source) -> KnowledgeEvaluator:
     wanted = source.option("answers", "kb", ("kb", "image", "all"))
     in_pool = source.option("pool", "questions", ("questions", "all"))
     top_k = count_option(source, "top_k", 1)
-    file = source.need("all_qs_dict_release.json")
-    questions: dict[str, Any] = read_json(file)
-    facts: dict[str, Any] = read_json(source.need("all_fact_triples_release.json", "*fact*triples*.json"))
+    questions = read_object(source.need("all_qs_dict_release.json"))
+    facts = read_object(source.need("all_fact_triples_release.json", "*fact*triples*.json"))
     texts = {id: _fact_texts(id, row, facts) for id, row in questions.items()}
     known = dict.fromkeys(text for of in texts.values() for text in of)
     if in_pool == "all":
@@ -108,12 +119,13 @@ def load_fvqa(source: Source) -> KnowledgeEvaluator:
     pool = sorted(known)
     numbers = {text: number for number, text in enumerate(pool)}
     lists = {number: _names(source, part, number) for number in (range(5) if choice == "all" else [int(choice)])}
-    asked = []
+    listed = []
     for id, row in questions.items():
         splits = [number for number, names in lists.items() if get(row, "img_file", id) in names]
-        if splits and wanted in ("all", str(get(row, "ans_source", id)).lower()):
-            asked.append((id, row, splits))
-    asked = list(source.limited(asked))
+        if splits:
+            listed.append((id, row, splits))
+    chosen = [each for each in listed if wanted in ("all", str(get(each[1], "ans_source", each[0])).lower())]
+    asked = list(source.limited(chosen))
     folder = source.need("images")
 
     def image(i: int) -> Path:
@@ -143,7 +155,9 @@ def load_fvqa(source: Source) -> KnowledgeEvaluator:
         primary_metric="rouge_l",
         top_k=top_k,
         seed=source.seed,
-        settings=source.settings(split=part, answers=wanted, questions_per_split=counts),
+        settings=source.settings(
+            split=part, answers=wanted, left_out=len(listed) - len(chosen), questions_per_split=counts
+        ),
     )
 
 
