@@ -25,6 +25,8 @@ COMMANDS = [
     ["explain"],
     ["embed"],
     ["export"],
+    ["evaluate"],
+    ["report"],
     *(["index", name] for name in ("build", "add", "delete", "info", "compact", "push")),
 ]
 

@@ -86,7 +86,6 @@ def evaluate(
         raise typer.BadParameter(f"no task {', '.join(unknown)}; --list shows them", param_hint="--task")
     options = _options(option or [], [known[each] for each in names])
     quiet_libraries()
-    from ..evaluation.judges import open_judge
     from ..evaluation.running import Models, run_task
     from ..evaluation.sources import Source
 
@@ -98,7 +97,11 @@ def evaluate(
         dtype=dtype,
         **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
     )
-    opened = None if judge is None else open_judge(judge)
+    opened = None
+    if judge is not None:
+        from ..evaluation.judges import open_judge
+
+        opened = open_judge(judge)
     broken: list[str] = []
     with interruptible("the same command goes on"):
         for each in names:
@@ -151,6 +154,6 @@ def _show(result: dict[str, Any], path: Path) -> None:
         say(f"  failed: {failure['id']}: {failure['error']}")
     if failed:
         say(f"  {len(failed)} of {result['n']} failed and count as wrong; {path} lists them")
-    if "server" in result:
+    if "server" in result and result["primary_metric"] is None:
         say(f"  for {result['server']}: {result['submission']}")
     say(f"  {path}")

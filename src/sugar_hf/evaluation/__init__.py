@@ -1,32 +1,45 @@
 """Evaluators hold their data and are called on a model; metrics are pure functions."""
 
 from .answers import AnswerEvaluator
+from .baselines import Blip2Encoder, DualEncoder
+from .encoders import Encoder, SugarEncoder, open_encoder, similarity
 from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
 from .generation import GenerationEvaluator
 from .generators import Generator, SugarGenerator
 from .knowledge import KnowledgeEvaluator, Pool, View
+from .matching import Pair, PairsEvaluator, Ranking, RankingEvaluator
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .retrieval import RetrievalEvaluator
 
 __all__ = [
     "AnswerEvaluator",
+    "Blip2Encoder",
     "Block",
     "Card",
+    "DualEncoder",
+    "Encoder",
     "Example",
     "GenerationEvaluator",
     "Generator",
     "KnowledgeEvaluator",
     "Lazy",
+    "Pair",
+    "PairsEvaluator",
     "Pool",
+    "Ranking",
+    "RankingEvaluator",
     "Record",
     "RetrievalEvaluator",
     "Section",
+    "SugarEncoder",
     "SugarGenerator",
     "View",
     "exact_match",
     "normalize_answer",
+    "open_encoder",
     "recall_at_k",
+    "similarity",
     "target_ranks",
     "write_gallery",
 ]

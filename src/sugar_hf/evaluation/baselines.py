@@ -54,7 +54,7 @@ class DualEncoder(BatchEncoder):
       product of two documents that have both is the mean of their image-image and text-text similarities; with a
       document that has text alone it is the mean of image-text and text-text.
 
-    These are the "CLIP image", "CLIP text" and "CLIP average" of the paper (appendix F.1).
+    These are the rows "CLIP image", "CLIP text" and "CLIP average" of the paper's retrieval-augmented FVQA.
 
     Args:
         model: A model with `get_image_features` and `get_text_features`.
@@ -65,7 +65,7 @@ class DualEncoder(BatchEncoder):
         checkpoint: Where the model came from; what its configuration says when `None`.
 
     Raises:
-        ValueError: There is no such mode.
+        ValueError: There is no such mode, or texts cannot have `max_length` tokens.
     """
 
     modes = ("average", "image", "text")
@@ -80,7 +80,9 @@ class DualEncoder(BatchEncoder):
         checkpoint: str | None = None,
     ) -> None:
         most = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
-        super().__init__(model, image_processor, tokenizer, mode, max_length or most, checkpoint)
+        if isinstance(model, PADDED) and max_length not in (None, most):
+            raise ValueError(f"max_length={max_length}: the model knows texts padded to {most} tokens. Leave it out.")
+        super().__init__(model, image_processor, tokenizer, mode, most, max_length, checkpoint)
 
     @classmethod
     def from_pretrained(
@@ -101,7 +103,7 @@ class DualEncoder(BatchEncoder):
             max_length: As above.
 
         Raises:
-            ValueError: The checkpoint lacks weights, or there is no such mode.
+            ValueError: The checkpoint lacks weights, or `mode` or `max_length` cannot be.
         """
         parts = load_parts(AutoModel, name_or_path, device, dtype, "Use a complete checkpoint.")
         return cls(*parts, mode, max_length, str(name_or_path))
@@ -164,7 +166,7 @@ class Blip2Encoder(BatchEncoder):
         checkpoint: Where the model came from; what its configuration says when `None`.
 
     Raises:
-        ValueError: There is no such mode.
+        ValueError: There is no such mode, or texts cannot have `max_length` tokens.
     """
 
     modes = ("itc", "multimodal")
@@ -180,7 +182,8 @@ class Blip2Encoder(BatchEncoder):
         checkpoint: str | None = None,
     ) -> None:
         most = min(tokenizer.model_max_length, model.config.qformer_config.max_position_embeddings)
-        super().__init__(model, image_processor, tokenizer, mode, max_length or most, checkpoint)
+        super().__init__(model, image_processor, tokenizer, mode, most, max_length, checkpoint)
+        self.dtype = model.vision_model.dtype  # queries and Q-Former stay in float32
 
     @classmethod
     def from_pretrained(
@@ -194,7 +197,7 @@ class Blip2Encoder(BatchEncoder):
         """Load model, image processor and tokenizer; arguments are those of [`DualEncoder.from_pretrained`].
 
         Raises:
-            ValueError: The checkpoint lacks weights, as one for generation does, or there is no such mode.
+            ValueError: The checkpoint lacks weights, as one for generation does, or `mode` or `max_length` cannot be.
         """
         mend = "Use a checkpoint of BLIP-2 for image-text retrieval, such as Salesforce/blip2-itm-vit-g."
         parts = load_parts(Blip2ForImageTextRetrieval, name_or_path, device, dtype, mend)

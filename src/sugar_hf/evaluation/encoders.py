@@ -28,6 +28,7 @@ __all__ = ["Encoder", "SugarEncoder", "open_encoder", "similarity"]
 CHUNK = 2**26  # similarities of vectors in memory at once, 256 MiB
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Embeds documents for retrieval. `similarity` compares what it gives.
 
@@ -64,7 +65,7 @@ class Encoder(Protocol):
         """What the vectors depend on, in a form for JSON."""
 
     def notes(self) -> dict[str, Any]:
-        """What a reader of results should know of the vectors that were made; JSON values."""
+        """What a reader of results should know of what was embedded so far, in a form for JSON."""
 
 
 @runtime_checkable

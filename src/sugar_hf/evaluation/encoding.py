@@ -51,15 +51,17 @@ class BatchEncoder(ABC):
         image_processor: Its image processor.
         tokenizer: Its tokenizer.
         mode: How a document becomes vectors, one of `modes`.
-        max_length: The most tokens of a text. Longer ones are cut, and counted in `truncated`.
+        most: The most tokens of a text that tokenizer and model can take.
+        max_length: The most tokens of a text, `most` when `None`. Longer ones are cut, and counted in `truncated`.
         checkpoint: Where the model came from; what its configuration says when `None`.
 
     Attributes:
         name: Checkpoint and mode.
         truncated: The documents whose text was cut so far.
+        dtype: Data type of the image tower.
 
     Raises:
-        ValueError: There is no such mode.
+        ValueError: There is no such mode, or texts cannot have `max_length` tokens.
     """
 
     modes: tuple[str, ...]
@@ -70,17 +72,21 @@ class BatchEncoder(ABC):
         image_processor: BaseImageProcessor,
         tokenizer: PreTrainedTokenizerBase,
         mode: str,
-        max_length: int,
+        most: int,
+        max_length: int | None,
         checkpoint: str | None,
     ) -> None:
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: a {type(self).__name__} has {', '.join(self.modes)}.")
+        if max_length is not None and not 1 <= max_length <= most:
+            raise ValueError(f"max_length={max_length}: give 1 to {most}, the most tokens that the model takes.")
         self.model = model
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.mode = mode
-        self.max_length = max_length
+        self.max_length = max_length or most
         self.truncated = 0
+        self.dtype = model.dtype
         self.checkpoint = full_name(checkpoint or str(model.config.name_or_path))
         self.name = f"{short_name(self.checkpoint)} ({mode})"
 
@@ -164,7 +170,7 @@ class BatchEncoder(ABC):
             "checkpoint": self.checkpoint,
             "weights": weights_digest(self.model),
             "mode": self.mode,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "max_text_tokens": self.max_length,
         }
 
@@ -198,7 +204,7 @@ class BatchEncoder(ABC):
 
     def _pixels(self, images: list[Image.Image]) -> BatchFeature:
         features = self.image_processor(images=images, return_tensors="pt")
-        return features.to(self.model.device, dtype=self.model.dtype)  # whole numbers stay what they are
+        return features.to(self.model.device, dtype=self.dtype)  # whole numbers stay what they are
 
 
 def load_parts(
@@ -215,10 +221,11 @@ def load_parts(
 
     Raises:
         ValueError: The checkpoint lacks weights, which would be random.
+        RuntimeError: Weights are of another shape than its configuration says.
     """
     dtype = "auto" if dtype is None else dtype
     model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    lacking = sorted(report["missing_keys"])
     if lacking:
         shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise ValueError(f"{name} lacks {len(lacking)} weights, which would be random: {shown}. {mend}")

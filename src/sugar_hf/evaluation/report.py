@@ -20,7 +20,7 @@ HUB_KINDS = {
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the results below a folder, in the order of their paths.
+    """Read the results below a folder, in the order of the tasks and then of their paths.
 
     Raises:
         FileNotFoundError: There are none.
@@ -38,7 +38,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
         found.append(result)
     if not found:
         raise FileNotFoundError(f"no results below {folder}: `sugar-hf evaluate --output {folder}` writes them.")
-    return found
+    order = list(all_tasks())
+    return sorted(found, key=lambda result: order.index(result["task"]) if result["task"] in order else len(order))
 
 
 def cells(result: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
