@@ -31,6 +31,7 @@ class Marking:
         temperature: Of the first try.
         max_tokens: The judge's longest reply.
         tries: How often it is asked until its reply can be read; each time at a temperature higher by 0.5.
+        words: Whose words the prompt has; the result says it.
     """
 
     prompt: Callable[[Record], str | None]
@@ -40,6 +41,7 @@ class Marking:
     temperature: float = 0.0
     max_tokens: int = 1024
     tries: int = 1
+    words: str | None = None
 
 
 class JudgedEvaluator:
@@ -117,7 +119,9 @@ class JudgedEvaluator:
         result["scored"] = self.judge is not None
         if self.judge is None:
             result["reason"] = "There is no judge: the answers were written, and nothing was scored."
-        result["settings"] |= {"judge": None if self.judge is None else self.judge.name, "judge_runs": self.runs}
+        result["settings"]["judge"] = None if self.judge is None else self.judge.name
+        if self.judge is not None:
+            result["settings"] |= {"judge_runs": self.runs, "judge_words": self.marking.words}
         return result
 
     def _judged(self, judge: Judge, records: Sequence[Record], output: str | Path | None) -> dict[str, Any]:
@@ -125,7 +129,7 @@ class JudgedEvaluator:
         if output is not None:
             path = Path(output).with_suffix(f".judge-{re.sub(r'[^A-Za-z0-9=+-]+', '-', Path(judge.name).name)}.jsonl")
         how = self.marking
-        run = {"task": self.name, "judge": judge.name, "system": how.system}
+        run: dict[str, Any] = {"task": self.name, "judge": judge.name, "words": how.words, "system": how.system}
         run |= {"temperature": how.temperature, "max_tokens": how.max_tokens}
         refused: list[dict[str, str]] = []
         figures: list[dict[str, Any]] = []
@@ -165,12 +169,9 @@ class JudgedEvaluator:
         return None
 
     def _asked(self, judge: Judge, id: str, prompt: str, temperature: float) -> Record:
-        how: dict[str, Any] = {
-            "system": self.marking.system,
-            "temperature": temperature,
-            "max_tokens": self.marking.max_tokens,
-        }
+        how = self.marking
         try:
-            return Record(id, judge(prompt, **how), info={"temperature": temperature})
+            reply = judge(prompt, system=how.system, temperature=temperature, max_tokens=how.max_tokens)
+            return Record(id, reply, info={"temperature": temperature})
         except RefusedPromptError as error:
             return Record(id, None, error=str(error))

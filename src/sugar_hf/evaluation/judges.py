@@ -6,7 +6,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPMessage
+from email.message import Message
+from http.client import HTTPException
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urldefrag
 
@@ -97,7 +98,7 @@ class EndpointJudge:
         self, prompt: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024
     ) -> str:
         """See [`Judge`]."""
-        body = {"model": self.name, "messages": _chat(prompt, system)}
+        body: dict[str, Any] = {"model": self.name, "messages": _chat(prompt, system)}
         body |= {"temperature": temperature, "max_tokens": max_tokens}
         for number in range(1, self.tries + 1):
             asked = 0.0
@@ -148,7 +149,7 @@ def _content(reply: bytes, url: str) -> str:
         raise ValueError(f"{url}: no chat completion but {reply[:200]!r}. Is it an OpenAI-compatible URL?") from error
 
 
-def _seconds(headers: HTTPMessage) -> float:
+def _seconds(headers: Message) -> float:
     """What a server asks to wait; a date is not read."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0
@@ -231,8 +232,7 @@ def open_judge(spec: str, *, device: str | None = None, dtype: str = "auto") -> 
         dtype: Of a model that runs here.
 
     Raises:
-        ValueError: An endpoint has no model, or OpenAI's no key.
-        OSError: There is no such model.
+        ValueError: An endpoint has no model, OpenAI's no key, or there is no such model.
     """
     if spec.startswith("openai:"):
         if not os.environ.get(KEY_VARIABLE):
@@ -243,4 +243,8 @@ def open_judge(spec: str, *, device: str | None = None, dtype: str = "auto") -> 
         if not model:
             raise ValueError(f"{spec}: which model? Write it as {url}#model.")
         return EndpointJudge(url, model)
-    return LocalJudge(spec, device=device, dtype=dtype)
+    try:
+        return LocalJudge(spec, device=device, dtype=dtype)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"judge {spec}: no endpoint, and no language model that can be loaded: {said}") from error

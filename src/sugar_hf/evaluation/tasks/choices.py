@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from ...data import BadSampleError
 from ..examples import Example, Lazy, Record
@@ -116,11 +116,7 @@ def load_mmbench(source: Source) -> Evaluator:
     form = source.option("prompt", "llava", ("llava", "lmms"))
     is_hidden = split in HIDDEN
     file = source.find(f"mmbench_{split}_20230712.tsv", f"mmbench_{split}*.tsv", f"MMBench_{split.upper()}*.tsv")
-    if file is not None:
-        # as text: a column of numbers would lose its form, and an option may say "None"
-        rows = Dataset.from_csv(str(file), sep="\t", dtype=str, keep_default_na=False)
-    else:
-        rows = source.rows(TASKS["mmbench"].hub_id, "en", split)
+    rows = _mmbench_table(file) if file is not None else source.rows(TASKS["mmbench"].hub_id, "en", split)
     where = str(file or source.data or TASKS["mmbench"].hub_id)
     if missing := {"index", "question", "image", "A", "B"} - set(rows.column_names):
         raise ValueError(f"{where}: there is no column {', '.join(sorted(missing))}.")
@@ -144,8 +140,18 @@ def load_mmbench(source: Source) -> Evaluator:
     if is_hidden or source.judge is None:
         score = None if is_hidden else lambda records: score_mmbench(records, [None] * len(records))
         return GenerationEvaluator("mmbench", examples, score, **common)
-    marking = Marking(mmbench_matcher_prompt, _read_match, score_mmbench, max_tokens=256)
+    marking = Marking(mmbench_matcher_prompt, _read_match, score_mmbench, max_tokens=256, words="this project's own")
     return JudgedEvaluator("mmbench", examples, marking, source.judge, max_new_tokens=16, **common)
+
+
+def _mmbench_table(file: Path) -> Dataset:
+    """The official table; all cells are texts, since numbers would lose their form, and an option may say "None"."""
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        names = next(csv.reader(opened, delimiter="\t"), [])
+    if not names:
+        raise ValueError(f"{file}: the file is empty.")
+    features = Features({name: Value("string") for name in names})
+    return Dataset.from_csv(str(file), sep="\t", features=features, keep_default_na=False, encoding="utf-8-sig")
 
 
 def is_blank(value: Any) -> bool:
