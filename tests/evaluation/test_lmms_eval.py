@@ -40,7 +40,8 @@ def story(doc, lmms_eval_specific_kwargs=None):
     return [{"role": "user", "content": [*parts, {"type": "text", "text": doc["question"]}]}]
 
 def rounds(doc, round_idx=None, previous_output=None, previous_round_info=None, lmms_eval_specific_kwargs=None):
-    ask = [{"role": "user", "content": [{"type": "image", "url": doc["image"]}, {"type": "text", "text": doc["question"]}]}]
+    content = [{"type": "image", "url": doc["image"]}, {"type": "text", "text": doc["question"]}]
+    ask = [{"role": "user", "content": content}]
     if round_idx is None:
         return ask
     if round_idx == 2:
@@ -129,7 +130,9 @@ def tasks(tmp_path_factory):
     write_task(folder, "book_stories", rows, many, doc_to_visual="!frames", doc_to_messages="!story")
     chats["book_stories"] = [[{"role": "user", "content": [*story, question]}] for story in stories]
 
-    rows = [{**row, "question": "before <image> after <image> what moved?", "images": row["images"][:2]} for row in rows]
+    rows = [
+        {**row, "question": "before <image> after <image> what moved?", "images": row["images"][:2]} for row in rows
+    ]
     write_task(folder, "book_marks", rows, many, doc_to_visual="!frames")
     chats["book_marks"] = [
         [{"role": "user", "content": ["before ", story[1], " after ", story[3], " what moved?"]}] for story in stories

@@ -174,7 +174,10 @@ class SugarChatModel(lmms):
     def _answer(self, batch: list[tuple[Any, ...]], messages: list[Any]) -> list[str]:
         options, stops, ignored = generation_options_of(batch[0][2])
         if ignored:
-            self._warn_once(str(ignored), f"generation options that a Sugar model does not have are passed over: {', '.join(ignored)}")
+            self._warn_once(
+                str(ignored),
+                f"generation options that a Sugar model does not have are passed over: {', '.join(ignored)}",
+            )
         names = [f"{task}, document {doc_id}" for _, _, _, doc_id, task, _ in batch]
         chats = [self._chat(*row) for row in zip(messages, names, strict=True)]
         pipe = SugarGenerationPipeline(
@@ -195,7 +198,9 @@ class SugarChatModel(lmms):
             parts = list(_parts(message.content, name))
             placed = place_images(parts)
             if placed is None:
-                self._warn_once(IMAGE_MARK, f"{name}: the number of {IMAGE_MARK} is not that of the images, so they stay text")
+                self._warn_once(
+                    IMAGE_MARK, f"{name}: the number of {IMAGE_MARK} is not that of the images, so they stay text"
+                )
             chat.append({"role": message.role, "content": placed or parts})
         return self._apply_system_prompt(chat, self._system_prompt)
 
@@ -234,8 +239,8 @@ def generation_options_of(task_options: dict[str, Any]) -> tuple[dict[str, Any],
     Returns:
         Options of `generate`; texts at which an answer is cut; names that mean nothing here.
 
-    >>> generation_options_of({"max_new_tokens": 8, "temperature": 0, "until": ["ASSISTANT:"], "image_aspect_ratio": 1})
-    ({'do_sample': False, 'max_new_tokens': 8}, ['ASSISTANT:'], ['image_aspect_ratio'])
+    >>> generation_options_of({"max_new_tokens": 8, "temperature": 0, "until": ["Q:", "\\n\\n"], "visual_cot": False})
+    ({'do_sample': False, 'max_new_tokens': 8}, ['Q:'], ['visual_cot'])
     """
     given = {name: value for name, value in task_options.items() if value is not None}
     temperature = given.get("temperature")
