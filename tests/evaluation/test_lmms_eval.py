@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -24,6 +25,7 @@ from sugar_hf.data import to_sample
 from sugar_hf.evaluation.harnesses.lmms_eval_sugar import SugarChatModel, generation_options_of, place_images
 from sugar_hf.model import SugarForConditionalGeneration, SugarGenerationPipeline, SugarProcessor
 
+DOCS = Path(__file__).parents[2] / "docs" / "harnesses.md"
 MINI = picturebook.checkpoint("mini-sugar")
 SIZE = 10
 UTILS = """
@@ -150,10 +152,15 @@ def pipe():
     )
 
 
-def run(folder, names, **options):
+@pytest.fixture(scope="module")
+def manager(tasks):
+    return TaskManager("ERROR", include_path=str(tasks[0]), model_name="sugar")
+
+
+def run(manager, names, **options):
     """What the command line does, without what it changes in the process. Returns results and replies by task."""
     lm = SugarChatModel(MINI, device="cpu", **options)
-    found = get_task_dict(names, TaskManager("ERROR", include_path=str(folder), model_name="sugar"), "chat")
+    found = get_task_dict(names, manager, "chat")
     lm.task_dict = {name: task.dataset for name, task in found.items()}
     results = evaluate(lm, found, log_samples=True, bootstrap_iters=0)
     replies = {
@@ -164,13 +171,13 @@ def run(folder, names, **options):
 
 
 @pytest.fixture(scope="module")
-def singly(tasks):
-    return run(tasks[0], sorted(tasks[1]), batch_size=1)
+def singly(tasks, manager):
+    return run(manager, sorted(tasks[1]), batch_size=1)
 
 
 @pytest.fixture(scope="module")
-def by_four(tasks):
-    return run(tasks[0], sorted(tasks[1]), batch_size="4")
+def by_four(tasks, manager):
+    return run(manager, sorted(tasks[1]), batch_size="4")
 
 
 def test_the_entry_point_names_the_model():
@@ -198,8 +205,8 @@ def test_the_score_is_that_of_the_answers(tasks, by_four):
     assert sum(hits) > SIZE / 2
 
 
-def test_rounds_go_on_until_the_task_ends_them(tasks, pipe):
-    results, replies = run(tasks[0], ["book_rounds"], batch_size=4)
+def test_rounds_go_on_until_the_task_ends_them(tasks, manager, pipe):
+    results, replies = run(manager, ["book_rounds"], batch_size=4)
     assert results["book_rounds"]["rounds,none"] == 2
     first = tasks[1]["book_questions"]
     firsts = [reply[0]["generated_text"] for reply in pipe(first, batch_size=4, max_new_tokens=8, do_sample=False)]
@@ -355,3 +362,10 @@ def test_system_prompt_and_template_are_used(tmp_path, pipe):
 def test_arguments_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         SugarChatModel(MINI, **options)
+
+
+def test_the_tasks_of_the_docs_are_there(manager):
+    section = DOCS.read_text(encoding="utf-8").split("## lmms-eval")[1].split("## mteb")[0]
+    names = re.findall(r"^\| [^|`]+ \| `(\w+)`", section, re.MULTILINE)
+    assert len(names) > 10
+    assert set(names) <= set(manager.all_tasks)

@@ -1,8 +1,10 @@
 """Tasks of every kind that docs/harnesses.md names, held in memory and run by mteb itself on the mini checkpoint."""
 
 import random
+import re
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import mteb
 import numpy as np
@@ -23,6 +25,7 @@ from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.evaluation.harnesses.mteb_sugar import SugarMTEB, describe, samples_of
 from sugar_hf.retrieval import SugarEmbedder
 
+DOCS = Path(__file__).parents[2] / "docs" / "harnesses.md"
 MINI = picturebook.checkpoint("mini-sugar")
 SIZE = 24
 
@@ -95,9 +98,8 @@ def table(samples, prefix):
 
 @pytest.fixture(scope="module")
 def pools():
-    captions = [
-        to_sample(row) for row in picturebook.load("test", kind="caption", size=SIZE, seed=1, words_first=True)
-    ]
+    drawn = {"size": SIZE, "seed": 1, "words_first": True}
+    captions = [to_sample(row) for row in picturebook.load("test", kind="caption", **drawn)]
     stories = [to_sample(row) for row in picturebook.load("test", kind="story", frames=3, **drawn)]
     texts, images = [row[:1] for row in captions], [row[1:] for row in captions]
     return {
@@ -180,7 +182,7 @@ def test_prompts_of_tasks_are_not_used_but_instructions_of_queries_are(embedder,
     )
     corpus = Dataset.from_dict({"id": ["d0", "d1"], "title": ["pets", "pets"], "text": ["the dog", "the cat"]})
     data = RetrievalSplitData(
-        queries=Dataset.from_dict(queries),
+        queries=queries,
         corpus=corpus,
         relevant_docs={"q0": {"d0": 1}, "q1": {"d1": 1}},
         top_ranked=None,
@@ -335,3 +337,13 @@ def test_without_mteb_the_error_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "sugar_hf.evaluation.harnesses.mteb_sugar")
     with pytest.raises(ImportError, match=r'pip install "sugar-hf\[mteb\]"'):
         import_module("sugar_hf.evaluation.harnesses.mteb_sugar")
+
+
+def test_the_tasks_of_the_docs_are_there():
+    section = DOCS.read_text(encoding="utf-8").split("## mteb")[1]
+    names = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\w+)` \|", section, re.MULTILINE)
+    assert len(names) > 10
+    for name, category, score in names:
+        found = mteb.get_task(name).metadata
+        assert (found.category, found.main_score) == (category, score)
+        assert set(found.modalities) <= {"text", "image"}
