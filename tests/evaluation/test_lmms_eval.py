@@ -321,6 +321,13 @@ def test_a_broken_image_names_its_document(model):
         model.generate_until([request(user(broken, "what?"), 5)])
 
 
+def test_requests_for_simple_models_are_refused(model):
+    made = request(user("who?"))
+    made.arguments = ("who?", {}, list, 0, "made", "test")
+    with pytest.raises(ValueError, match=r"made: lmms-eval made requests without messages.*--include_path"):
+        model.generate_until([made])
+
+
 def test_no_log_likelihood(model):
     with pytest.raises(NotImplementedError, match="generation requests only"):
         model.loglikelihood([])

@@ -106,7 +106,8 @@ class SugarChatModel(lmms):
             An answer to each, in order.
 
         Raises:
-            ValueError: A document's messages hold audio or video, or cannot be read; the error names it.
+            ValueError: A document's messages hold audio or video, or cannot be read; the error names it. Or the
+                requests are those that lmms-eval makes for simple models.
         """
         return self._in_batches(
             requests, lambda batch: self._answer(batch, [args[1](self._document(args)) for args in batch])
@@ -132,8 +133,14 @@ class SugarChatModel(lmms):
         )
 
     def _in_batches(self, requests: list[Instance], answer: Any) -> list[Any]:
+        arguments = [request.args for request in requests]
+        if not all(callable(args[1]) for args in arguments):
+            raise ValueError(
+                f"{requests[0].task_name}: lmms-eval made requests without messages, as it does for a task that is "
+                "given by its file. Give the folder as --include_path and the task by its name."
+            )
         collator = Collator(
-            [request.args for request in requests],
+            arguments,
             lambda args: (-len(args[0]), args[0]),
             group_fn=lambda args: args[2],
             grouping=True,
