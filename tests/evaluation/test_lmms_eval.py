@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -341,6 +342,16 @@ def test_a_plain_model_is_wrapped(pipe, tmp_path):
     assert made._model.config.vlm_config._attn_implementation == "eager"
     (reply,) = made.generate_until([request(user(picture(0), "what is it?"), max_new_tokens=4)])
     assert isinstance(reply, str)
+
+
+def test_the_model_is_where_the_device_map_says(model):
+    made = SugarChatModel(MINI, device_map="cpu")
+    made.task_dict["made"] = {"test": [{}]}
+    asked = request(user(picture(0), "what is it?"), max_new_tokens=4)
+    assert made.generate_until([asked]) == model.generate_until([asked])
+    watched = weakref.ref(made._model)
+    made.clean()  # as lmms-eval does before it loads a judge
+    assert watched() is None
 
 
 def test_what_the_model_is_without_arguments(monkeypatch, tmp_path):

@@ -86,7 +86,8 @@ class SugarChatModel(lmms):
         if device_map is None:
             self._model.to(self.accelerator.device if device is None else device)
         self.device = self._model.device  # the evaluator gathers on it
-        self._device = None if device_map is not None else self.device
+        # a pipeline may not name the device of a model that is spread over several
+        self._pipeline_device = None if "hf_device_map" in vars(self._model) else self.device
         self.processor = SugarProcessor.from_pretrained(pretrained, revision=revision)
         if chat_template is not None:
             self.processor.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -187,8 +188,9 @@ class SugarChatModel(lmms):
             )
         names = [f"{task}, document {doc_id}" for _, _, _, doc_id, task, _ in batch]
         chats = [self._chat(*row) for row in zip(messages, names, strict=True)]
+        # made anew, because nothing may hold the model when lmms-eval frees it for a judge
         pipe = SugarGenerationPipeline(
-            model=self._model, processor=self.processor, device=self._device, task="sugar-generation"
+            model=self._model, processor=self.processor, device=self._pipeline_device, task="sugar-generation"
         )
         try:
             replies = pipe(chats, batch_size=len(chats), **options)
