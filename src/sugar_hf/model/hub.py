@@ -28,6 +28,7 @@ CODE_FILES = (
     "processing_sugar.py",
     "rendering_sugar.py",
     "samples_sugar.py",
+    "sentence_transformers_sugar.py",
     "tokenizing_sugar.py",
 )
 _MODEL = "modeling_sugar.SugarForConditionalGeneration"

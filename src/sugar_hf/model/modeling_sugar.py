@@ -20,6 +20,9 @@ from transformers.modeling_outputs import ModelOutput
 from .configuration_sugar import SugarConfig
 from .loading_sugar import plain_config, require_complete, split_adapter
 from .loss_sugar import chunked_cross_entropy
+from .sentence_transformers_sugar import write_settings
+
+UNIT_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -46,6 +49,24 @@ class SugarOutput(ModelOutput):
     past_key_values: Any | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def last_embeds(self) -> Tensor:
+        """(B, retrieval_dim) float32 unit vectors, each sample's at its last slice; sentence-transformers takes it.
+
+        Raises:
+            ValueError: If there are no embeddings, or one is no unit vector.
+        """
+        if self.retrieval_embeds is None or self.retrieval_mask is None:
+            raise ValueError("there are no embeddings without a slice_map: pass all that SugarProcessor returned.")
+        rows = torch.arange(len(self.retrieval_embeds), device=self.retrieval_embeds.device)
+        embeds = self.retrieval_embeds[rows, self.retrieval_mask.sum(dim=1) - 1]
+        if not bool(((embeds.norm(dim=-1) - 1).abs() <= UNIT_TOLERANCE).all()):  # NaN is not within anything
+            raise ValueError(
+                "the model gives no unit vectors for some of this batch. Check its weights and its dtype; float16 may "
+                "overflow where bfloat16 does not."
+            )
+        return embeds
 
 
 class RetrievalHead(nn.Module):
@@ -341,11 +362,13 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.vlm.generate(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model; see `PreTrainedModel.save_pretrained`."""
+        """Save the model, and the settings of sentence-transformers; see `PreTrainedModel.save_pretrained`."""
         if self._auto_class is None:  # a checkpoint from the Hub may name its code, which is not saved with this class
             for key in {"auto_map", "custom_pipelines"} & vars(self.config).keys():
                 delattr(self.config, key)
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_settings(save_directory)
 
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
         """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.
