@@ -8,6 +8,7 @@ map.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -52,7 +53,7 @@ class Call(NamedTuple):
     inputs: Sequence[Any]
 
 
-def write_settings(folder: str | Path) -> None:
+def write_settings(folder: str | os.PathLike) -> None:
     """Write what sentence-transformers loads a Sugar model by; it need not be installed.
 
     Args:
@@ -125,12 +126,12 @@ def read_inputs(inputs: Sequence[Any], conversations: list[list[dict[str, Any]]]
 
 
 def _without_wrap(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for message in messages:
-        content = message["content"]
+        content = message.get("content")
         part = content[0] if isinstance(content, list) and len(content) == 1 else None
-        is_wrap = isinstance(part, dict) and part.get("type") == "message"
-        found += part["message"] if is_wrap else [message]
+        chat = part.get("message") if isinstance(part, dict) and part.get("type") == "message" else None
+        found += chat if isinstance(chat, list) else [message]
     return found
 
 
@@ -161,7 +162,9 @@ def read_options(options: dict[str, Any], longest: int) -> dict[str, Any]:
     """
     own = {"tokenize", "return_dict", "return_tensors", "processor_kwargs", "load_audio_from_video", "task"}
     if unknown := options.keys() - own:
-        raise ValueError(f"Sugar embeds chats as they are: leave out the chat template's {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"Sugar embeds chats as they are: leave out the chat template's {', '.join(sorted(unknown))}."
+        )
     kinds = options["processor_kwargs"]
     found = {"padding_side": "left", **kinds["common_kwargs"], **kinds["text_kwargs"]}
     found.pop("return_tensors", None)
