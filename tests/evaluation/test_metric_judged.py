@@ -57,6 +57,11 @@ def test_llava_bench_by_hand():
     assert scores == {"score": 70.4, "score, conv": 88.2, "score, detail": 40.0, "unparsed": 0}
 
 
+def test_means_are_rounded_before_they_are_compared():
+    # 1.667 / 1.333; without rounding 5 / 4, which is 125.0.
+    assert llava_bench_scores([(1, 1), (1, 2), (2, 2)], ["conv"] * 3)["score"] == 125.1
+
+
 def test_unparsed_replies_are_averaged_in():
     scores = llava_bench_scores([(8, 4), None], ["conv", "conv"])
     assert scores == {"score": 42.9, "score, conv": 42.9, "unparsed": 1}  # (4 - 1) / (8 - 1)
