@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from sugar_hf.data import BadSampleError, load_image, resolve_image
 
@@ -92,6 +92,15 @@ def test_truncated_file(image_format):
     data = encode(Image.fromarray(NOISE), image_format)
     with pytest.raises(BadSampleError, match=r"images\[1\]: .*(truncated|corrupt|not an image)"):
         load_image(data[: len(data) // 2], field="images[1]")
+
+
+def test_a_truncated_file_is_refused_whatever_other_libraries_tell_pillow(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval does when it is imported
+    data = encode(Image.fromarray(NOISE), "JPEG")
+    with pytest.raises(BadSampleError, match="truncated or corrupt"):
+        load_image(data[: len(data) // 2])
+    assert load_image(data).size == (64, 48)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_corrupt_checksum():

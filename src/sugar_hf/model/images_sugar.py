@@ -9,6 +9,7 @@ but by [`fetch_image`].
 import base64
 import os
 import re
+import threading
 import time
 from http.client import HTTPException
 from io import BytesIO
@@ -17,7 +18,7 @@ from typing import Any
 from urllib import request
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # Formats that are opened, all of them parsed in Pillow itself or in its codec libraries. EPS and PDF run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -29,6 +30,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_ADDRESS = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 # Longer than most names of files, which also have a dot.
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}=*\s*")
+_SETTING = threading.Lock()  # one thread at a time changes what Pillow does
 
 
 class BadImageError(ValueError):
@@ -199,7 +201,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     # Compared here and not by turning Pillow's warning into an error: `warnings.catch_warnings` is not thread-safe.
     _check_pixels(image, name)
     try:
-        image.load()
+        _load(image)
         _check_pixels(image, name)  # some formats learn their true size only now
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied twice
             image = ImageOps.exif_transpose(image)
@@ -210,6 +212,19 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise _bomb(name, str(error)) from error
     except Exception as error:  # Pillow's decoders raise OSError, EOFError, SyntaxError, struct.error, ...
         raise _corrupt(name, error) from error
+
+
+def _load(image: Image.Image) -> None:
+    """Load every pixel, and fail on a file that was cut off, whatever another library has told Pillow."""
+    if not ImageFile.LOAD_TRUNCATED_IMAGES and not _SETTING.locked():
+        image.load()
+        return
+    with _SETTING:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
