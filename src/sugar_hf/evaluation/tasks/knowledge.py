@@ -47,8 +47,8 @@ def joined(parts: Sequence[Any]) -> list[Any]:
 def knowledge_prompt(question: Sequence[Any], documents: Sequence[Sequence[Any]]) -> list[Any]:
     """The paper's prompt for knowledge VQA (app. F.1), with `<image>` where a part is an image.
 
-    >>> knowledge_prompt([b"image", "Which?"], [["Cats purr."]])[0][-45:]
-    'it. Reference information: Cats purr. '
+    >>> knowledge_prompt([b"image", "Which?"], [["Cats purr."]])[0][-34:]
+    'Reference information: Cats purr. '
     """
     return joined([WORDS, *(part for document in documents for part in document), *question])
 
