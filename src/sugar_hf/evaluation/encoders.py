@@ -28,6 +28,7 @@ __all__ = ["Encoder", "SugarEncoder", "open_encoder", "similarity"]
 CHUNK = 2**26  # similarities of vectors in memory at once, 256 MiB
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Embeds documents for retrieval. `similarity` compares what it gives.
 
@@ -62,6 +63,9 @@ class Encoder(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """What the vectors depend on, in a form for JSON."""
+
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know of what was embedded so far, in a form for JSON."""
 
 
 @runtime_checkable
