@@ -78,7 +78,8 @@ def test_an_endpoint_is_asked_as_the_protocol_says(server):
         "max_tokens": 7,
     }
     assert key == f"Bearer {KEY}"
-    judge("Which?")
+    EndpointJudge(f"{server.url}/chat/completions", "wise-1")("Which?")  # the whole URL is taken, too
+    assert server.asked[1][0] == path
     assert server.asked[1][1]["messages"] == [{"role": "user", "content": "Which?"}]
     assert server.asked[1][1]["temperature"] == 0
 

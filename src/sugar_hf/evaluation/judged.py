@@ -125,9 +125,9 @@ class JudgedEvaluator:
         return result
 
     def _judged(self, judge: Judge, records: Sequence[Record], output: str | Path | None) -> dict[str, Any]:
-        path = None
+        path, short = None, Path(judge.name).name
         if output is not None:
-            path = Path(output).with_suffix(f".judge-{re.sub(r'[^A-Za-z0-9=+-]+', '-', Path(judge.name).name)}.jsonl")
+            path = Path(output).with_suffix(f".judge-{re.sub(r'[^A-Za-z0-9=+-]+', '-', short)}.jsonl")
         how = self.marking
         run: dict[str, Any] = {"task": self.name, "judge": judge.name, "words": how.words, "system": how.system}
         run |= {"temperature": how.temperature, "max_tokens": how.max_tokens}
@@ -137,7 +137,7 @@ class JudgedEvaluator:
             for number in range(1, self.runs + 1):
                 marks = [
                     self._mark(judge, record, number, file, refused)
-                    for record in tqdm(records, desc=f"{self.name}: {judge.name}", unit="answers", delay=2)
+                    for record in tqdm(records, desc=f"{self.name}: {short}", unit="answers", delay=2)
                 ]
                 figures.append(self.marking.score(records, marks))
         result: dict[str, Any] = {key: sum(each[key] for each in figures) / self.runs for key in figures[0]}

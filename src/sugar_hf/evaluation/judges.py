@@ -89,7 +89,8 @@ class EndpointJudge:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no endpoint: write it as https://host/v1")
-        self.name, self.url = model, url.rstrip("/") + "/chat/completions"
+        self.name = model
+        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.tries, self.wait, self.timeout = tries, wait, timeout
         self._key_variable, self._key = key_variable, os.environ.get(key_variable)
         self._opener = urllib.request.build_opener(_NoRedirects)
