@@ -7,6 +7,7 @@ from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
 from .generation import GenerationEvaluator
 from .generators import Generator, SugarGenerator
+from .knowledge import KnowledgeEvaluator, Pool, View
 from .matching import Pair, PairsEvaluator, Ranking, RankingEvaluator
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .retrieval import RetrievalEvaluator
@@ -21,9 +22,11 @@ __all__ = [
     "Example",
     "GenerationEvaluator",
     "Generator",
+    "KnowledgeEvaluator",
     "Lazy",
     "Pair",
     "PairsEvaluator",
+    "Pool",
     "Ranking",
     "RankingEvaluator",
     "Record",
@@ -31,6 +34,7 @@ __all__ = [
     "Section",
     "SugarEncoder",
     "SugarGenerator",
+    "View",
     "exact_match",
     "normalize_answer",
     "open_encoder",

@@ -21,10 +21,12 @@ class Example:
     Args:
         document: Its id, unique in the task, and its prompt: texts and images in reading order, or a chat.
         reference: What the metric needs beside the prediction; JSON values. It is written beside the prediction.
+        info: What else its record should say, such as what was retrieved for it; JSON values.
     """
 
     document: Document
     reference: Any = None
+    info: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, id: str | int, prompt: Sequence[Any], reference: Any = None) -> "Example":

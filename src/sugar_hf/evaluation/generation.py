@@ -139,7 +139,8 @@ def predict(
             for example in window:
                 if example.id in records:
                     raise ValueError(f"{name}: two samples have the id {example.id!r}.")
-                records[example.id] = Record(example.id, None, example.reference)  # its place in the order
+                # its place in the order
+                records[example.id] = Record(example.id, None, example.reference, info=example.info)
                 try:
                     digest = digest_of(example.document, example.reference)
                 except BadSampleError as error:
@@ -185,8 +186,11 @@ def _answered(batch: list[Example], generator: Generator, max_new_tokens: int) -
                 [texts[id]] = generator.generate([sample], max_new_tokens)
             except ValueError as error:
                 errors[id] = str(error)
-    return [Record(example.id, texts.get(example.id), example.reference, errors.get(example.id)) for example in batch]
+    return [
+        Record(example.id, texts.get(example.id), example.reference, errors.get(example.id), example.info)
+        for example in batch
+    ]
 
 
 def _failed(example: Example, error: Exception) -> Record:
-    return Record(example.id, None, example.reference, str(error))
+    return Record(example.id, None, example.reference, str(error), example.info)

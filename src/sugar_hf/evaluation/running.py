@@ -19,7 +19,7 @@ from .sources import Source
 from .tasks import Task
 
 #: Fields of a result that are no figures.
-FIELDS = ("n", "seed", "failed", "settings", "submission", "server", "scored")
+FIELDS = ("n", "seed", "failed", "skipped", "settings", "submission", "server", "scored", "reason", "unjudged", "runs")
 
 
 def is_sugar(name: str) -> bool:

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .task import Evaluator, Task
 
-_MODULES = ("vqa", "demon", "retrieval", "pairs")
+_MODULES = ("vqa", "choices", "yes_no", "judged", "demon", "retrieval", "pairs", "rag", "knowledge", "webqa")
 
 
 def all_tasks() -> dict[str, Task]:

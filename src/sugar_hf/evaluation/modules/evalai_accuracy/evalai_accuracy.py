@@ -7,7 +7,7 @@ from sugar_hf.evaluation.metrics import evalai_accuracy
 from sugar_hf.evaluation.modules.info import metric_info, percent
 
 
-class EvalAIAccuracy(evaluate.Metric):
+class EvalaiAccuracy(evaluate.Metric):
     """See `sugar_hf.evaluation.metrics` for what it follows and where others differ."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -9,7 +9,7 @@ from sugar_hf.evaluation.metrics import circular_accuracy, mmbench_choice
 from sugar_hf.evaluation.modules.info import metric_info
 
 
-class MmBench(evaluate.Metric):
+class Mmbench(evaluate.Metric):
     """See `sugar_hf.evaluation.metrics` for what it follows and where others differ."""
 
     def _info(self) -> evaluate.MetricInfo:
