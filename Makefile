@@ -44,7 +44,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) -e ".[dev]"
 	@$(PIP) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
-	@$(PIP) loguru pytz tenacity sacrebleu portalocker tabulate colorama lxml
+	@$(PIP) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
 	@touch $@
 
 clean:

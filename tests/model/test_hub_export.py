@@ -22,9 +22,12 @@ FILES = {
     "README.md",
     "chat_template.jinja",
     "config.json",
+    "config_sentence_transformers.json",
     "generation_config.json",
     "model.safetensors",
+    "modules.json",
     "processor_config.json",
+    "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -64,6 +67,7 @@ tags:
 - sugar
 - multimodal-retrieval
 - image-text-to-text
+- sentence-transformers
 - arxiv:2411.00304
 ---
 
@@ -88,8 +92,15 @@ generate = pipeline("sugar-generation", model="me/tiny", trust_remote_code=True)
 generate("What is in the picture?", images=image)
 ```
 
+```python
+from sentence_transformers import SentenceTransformer  # 6.2 or later
+
+model = SentenceTransformer("me/tiny", trust_remote_code=True)
+model.encode(["a dog", image, {"text": "A cat on a mat.", "image": image}])
+```
+
 `AutoModel.from_pretrained("me/tiny", trust_remote_code=True)` gives the model, `AutoProcessor` its processor. After
-`import sugar_hf` these two use the code of the package and need no `trust_remote_code`.
+`import sugar_hf` these two, and sentence-transformers, use the code of the package and need no `trust_remote_code`.
 
 Embeddings have 16 dimensions; the tokens of an image are pooled by `mean`.
 

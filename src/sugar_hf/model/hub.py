@@ -23,11 +23,13 @@ CODE_FILES = (
     "loading_sugar.py",
     "loss_sugar.py",
     "modeling_sugar.py",
+    "output_sugar.py",
     "pipeline_sugar.py",
     "prefixes_sugar.py",
     "processing_sugar.py",
     "rendering_sugar.py",
     "samples_sugar.py",
+    "sentence_transformers_sugar.py",
     "tokenizing_sugar.py",
 )
 _MODEL = "modeling_sugar.SugarForConditionalGeneration"
@@ -71,8 +73,15 @@ generate = pipeline("sugar-generation", model="{model}", trust_remote_code=True)
 generate("What is in the picture?", images=image)
 ```
 
+```python
+from sentence_transformers import SentenceTransformer  # 6.2 or later
+
+model = SentenceTransformer("{model}", trust_remote_code=True)
+model.encode(["a dog", image, {{"text": "A cat on a mat.", "image": image}}])
+```
+
 `AutoModel.from_pretrained("{model}", trust_remote_code=True)` gives the model, `AutoProcessor` its processor. After
-`import sugar_hf` these two use the code of the package and need no `trust_remote_code`.
+`import sugar_hf` these two, and sentence-transformers, use the code of the package and need no `trust_remote_code`.
 
 Embeddings have {dim} dimensions; the tokens of an image are pooled by `{pooling}`.
 {results}"""
@@ -186,7 +195,7 @@ def model_card(
     data = {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["sugar", "multimodal-retrieval", "image-text-to-text", "arxiv:2411.00304"],
+        "tags": ["sugar", "multimodal-retrieval", "image-text-to-text", "sentence-transformers", "arxiv:2411.00304"],
         **(card_data or {}),
     }
     if isinstance(metrics, Mapping):

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,37 +14,12 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.modeling_outputs import ModelOutput
 
 from .configuration_sugar import SugarConfig
 from .loading_sugar import plain_config, require_complete, split_adapter
 from .loss_sugar import chunked_cross_entropy
-
-
-@dataclass
-class SugarOutput(ModelOutput):
-    """Output of [`SugarForConditionalGeneration`]. B samples of L tokens, at most S slices each.
-
-    Args:
-        loss: () next-token loss L_g of the backbone, if `labels` were given.
-        logits: (B, L, vocabulary) scores of the next token; `None` with `skip_logits`.
-        retrieval_embeds: (B, S, retrieval_dim) float32 unit vectors r, zeros where a sample has no such slice; only if
-            a `slice_map` was given.
-        retrieval_mask: (B, S) bool, true where a sample has the slice.
-        last_hidden_state: (B, L, hidden) states after the final norm; only with a `slice_map` or `skip_logits`.
-        past_key_values: The backbone's cache, if it was asked for.
-        hidden_states: The backbone's hidden states, if they were asked for.
-        attentions: The backbone's attentions, if they were asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    retrieval_embeds: Tensor | None = None
-    retrieval_mask: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+from .output_sugar import SugarOutput
+from .sentence_transformers_sugar import write_settings
 
 
 class RetrievalHead(nn.Module):
@@ -341,11 +315,13 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.vlm.generate(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model; see `PreTrainedModel.save_pretrained`."""
+        """Save the model, and the settings of sentence-transformers; see `PreTrainedModel.save_pretrained`."""
         if self._auto_class is None:  # a checkpoint from the Hub may name its code, which is not saved with this class
             for key in {"auto_map", "custom_pipelines"} & vars(self.config).keys():
                 delattr(self.config, key)
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_settings(save_directory)
 
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
         """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.

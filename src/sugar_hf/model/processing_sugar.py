@@ -1,6 +1,7 @@
 """Interleaved samples to model inputs and slice map, for any backbone."""
 
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,15 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from .rendering_sugar import Rendered, image_placeholder, render
 from .samples_sugar import Message, first_slices, is_chat, parse_sample
+from .sentence_transformers_sugar import (
+    Call,
+    asks_for_pairs,
+    check_module,
+    find_call,
+    read_inputs,
+    read_options,
+    write_settings,
+)
 from .tokenizing_sugar import Tokenizing, Tokens
 
 IGNORED_LABEL = -100
@@ -90,6 +100,8 @@ class SugarProcessor(ProcessorMixin):
             ValueError: If a sample is empty, malformed or too long; the message names it.
         """
         if samples is None:
+            if call := find_call(sys._getframe(1)):
+                check_module(call.module)
             options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
             return self.backbone_processor(padding=padding, **options, **backbone_inputs)
         if backbone_inputs:
@@ -175,10 +187,31 @@ class SugarProcessor(ProcessorMixin):
         return [*self.backbone_processor.model_input_names, "slice_map"]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Apply the chat template as the backbone's processor does. To embed or train, call the processor instead."""
+        """Apply the chat template as the backbone's processor does. To embed or train, call the processor instead.
+
+        Sentence-transformers calls it for every input, to embed: it gets what a call of the processor returns.
+        """
+        caller = sys._getframe(1)
+        if asks_for_pairs(caller):
+            return str(conversation)  # both halves are kept: a pair becomes a sample of two parts, without template
+        if call := find_call(caller):
+            return self._for_sentence_transformers(call, conversation, kwargs)
         if self.backbone_processor.chat_template is None:
             kwargs.setdefault("chat_template", self.tokenizer.chat_template)
         return self.backbone_processor.apply_chat_template(conversation, *args, **kwargs)
+
+    def _for_sentence_transformers(
+        self, call: Call, conversations: list[list[dict[str, Any]]], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        check_module(call.module)
+        names = [f"input {given!r:.60}" for given in call.inputs]
+        options = read_options(options, self.tokenizer.model_max_length)
+        try:
+            features = self(read_inputs(call.inputs, conversations), names=names, **options)
+        except (TypeError, AttributeError) as error:
+            # these it takes for signs of an older module, and tries once more without the prompt
+            raise ValueError(f"cannot process these inputs: {error}") from error
+        return {**features, "skip_logits": True}
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Forwarded to the tokenizer."""
@@ -199,6 +232,8 @@ class SugarProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the backbone's files at the top of the folder (AutoTokenizer works on it) and this class's name.
 
+        The folder gets the settings of sentence-transformers too, as it does from the model.
+
         Args:
             save_directory: The folder.
             push_to_hub: Also upload it; `repo_id` and other options go to `push_to_hub`.
@@ -214,6 +249,7 @@ class SugarProcessor(ProcessorMixin):
             custom_object_save(self, folder, config=settings)
         file = folder / PROCESSOR_FILE
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_settings(folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(file)]
