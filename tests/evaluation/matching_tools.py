@@ -33,6 +33,9 @@ class Seeing:
     def settings(self):
         return {"encoder": self.name}
 
+    def notes(self):
+        return {}
+
 
 def scene_number(part, count=12):
     """Which of the first scenes an image shows, or a text has the caption of."""

@@ -222,6 +222,9 @@ class Cutting(Seeing, BatchEncoder):
         self.truncated += 2
         return super().encode(documents, **options)
 
+    def notes(self):
+        return BatchEncoder.notes(self)
+
 
 def test_texts_that_were_cut_are_counted_for_each_run_also_when_it_goes_on(tmp_path):
     evaluator = RankingEvaluator(

@@ -40,8 +40,9 @@ class EmbeddingStore:
         self.truncated = 0
 
     def notes(self) -> dict[str, Any]:
-        """The encoder's notes, if it cuts texts: of this store alone, with what was cut before a run was stopped."""
-        return self.encoder.notes() | {"truncated": self.truncated} if isinstance(self.encoder, BatchEncoder) else {}
+        """The encoder's notes. Texts that were cut are those of this store, also where a run goes on."""
+        cut = {"truncated": self.truncated} if isinstance(self.encoder, BatchEncoder) else {}
+        return {**self.encoder.notes(), **cut}
 
     def encode(self, name: str, documents: Sequence[Document]) -> list[np.ndarray | None]:
         """Embed a set of documents.

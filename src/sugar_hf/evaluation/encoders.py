@@ -64,6 +64,9 @@ class Encoder(Protocol):
     def settings(self) -> dict[str, Any]:
         """What the vectors depend on, in a form for JSON."""
 
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know of what was embedded so far, in a form for JSON."""
+
 
 @runtime_checkable
 class _DualModel(Protocol):
