@@ -18,6 +18,7 @@ from sugar_hf.evaluation import (
     SugarEncoder,
     matching,
 )
+from sugar_hf.evaluation.encoding import BatchEncoder
 from sugar_hf.evaluation.matching import as_encoder
 from sugar_hf.evaluation.metrics.pairs import winoground_scores
 from sugar_hf.retrieval.documents import Document
@@ -211,6 +212,35 @@ def test_a_run_that_was_stopped_leaves_no_lines_and_keeps_its_embeddings(tmp_pat
     assert encoder.asked.count("0: east") == 1
 
 
+class Cutting(Seeing, BatchEncoder):
+    """Counts two texts as cut whenever it encodes, as long as it lives."""
+
+    truncated, max_length = 7, 3
+    _embed = None
+
+    def encode(self, documents, **options):
+        self.truncated += 2
+        return super().encode(documents, **options)
+
+    def notes(self):
+        return BatchEncoder.notes(self)
+
+
+def test_texts_that_were_cut_are_counted_for_each_run_also_when_it_goes_on(tmp_path):
+    evaluator = RankingEvaluator(
+        "task",
+        {"queries": documents("east"), "candidates": documents("north")},
+        [Ranking("r", "queries", "candidates", [[0]])],
+        primary_metric="r recall@1",
+    )
+    encoder = Cutting(read)
+    for _ in range(2):
+        result = evaluator(encoder, output=tmp_path / "run.jsonl")
+        assert result["settings"]["notes"] == {"truncated": 4, "max_text_tokens": 3}
+    assert evaluator(encoder)["settings"]["notes"]["truncated"] == 4
+    assert len(encoder.asked) == 4
+
+
 def test_the_output_of_another_run_is_refused(tmp_path):
     evaluator = RankingEvaluator(
         "task", {"all": documents("east")}, [Ranking("r", "all", "all", [[0]])], primary_metric="r recall@1"
@@ -329,18 +359,16 @@ class Matching(Blip2Encoder):
     """A BLIP-2 whose matching head knows the first caption and picture of each item."""
 
     def __init__(self):
-        self.name = "matching"
+        self.name, self.truncated, self.max_length = "matching", 5, 3
 
     def match(self, pairs, batch_size=8):
+        self.truncated += 1
         for _, image in pairs:
             image.load()
         return np.array([0.9 if text.id[-1] == image.id[-1] else 0.1 for text, image in pairs], np.float32)
 
     def settings(self):
         return {"encoder": self.name}
-
-    def notes(self):
-        return {"truncated": 1}
 
 
 def test_pairs_can_be_scored_by_the_matching_head(tmp_path):
@@ -351,7 +379,10 @@ def test_pairs_can_be_scored_by_the_matching_head(tmp_path):
     result = evaluator(Matching(), output=tmp_path / "run.jsonl")
     assert (result["group"], result["n"]) == (50.0, 2)
     assert [(failure["set"], failure["id"]) for failure in result["failed"]] == [("pairs", "lost image 1")]
-    assert (result["settings"]["scoring"], result["settings"]["notes"]) == ("match", {"truncated": 1})
+    assert (result["settings"]["scoring"], result["settings"]["notes"]) == (
+        "match",
+        {"truncated": 2, "max_text_tokens": 3},
+    )
     with pytest.raises(ValueError, match="scoring=match needs BLIP-2, and seeing has no matching head"):
         evaluator(Seeing(blind))
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..data import BadSampleError
 from ..retrieval.documents import Document
 from .encoders import Encoder
+from .encoding import BatchEncoder
 from .examples import digest_of
 
 PART = 1024  # documents in a file
@@ -35,6 +36,13 @@ class EmbeddingStore:
         self.settings = encoder.settings()
         #: Documents that could not be embedded: set, id and reason.
         self.failed: list[dict[str, str]] = []
+        #: How many had their text cut; kept with the embeddings.
+        self.truncated = 0
+
+    def notes(self) -> dict[str, Any]:
+        """The encoder's notes. Texts that were cut are those of this store, also where a run goes on."""
+        cut = {"truncated": self.truncated} if isinstance(self.encoder, BatchEncoder) else {}
+        return {**self.encoder.notes(), **cut}
 
     def encode(self, name: str, documents: Sequence[Document]) -> list[np.ndarray | None]:
         """Embed a set of documents.
@@ -63,12 +71,22 @@ class EmbeddingStore:
         key = _key(self.settings, documents)
         if path is not None and (kept := _read(path, key)) is not None:
             bar.update(len(documents))
-            return kept, []
+            vectors, truncated = kept
+            self.truncated += truncated
+            return vectors, []
         skipped: list[BadSampleError] = []
+        before = _truncated(self.encoder)
         vectors = self.encoder.encode(documents, batch_size=self.batch_size, skipped=skipped, progress=bar)
+        truncated = _truncated(self.encoder) - before
+        self.truncated += truncated
         if path is not None and not skipped:  # what failed is tried again by the next run
-            _write(path, key, [rows for rows in vectors if rows is not None])
+            _write(path, key, [rows for rows in vectors if rows is not None], truncated)
         return vectors, [{"id": str(error.sample), "error": str(error)} for error in skipped]
+
+
+def _truncated(encoder: Encoder) -> int:
+    """How many documents had their text cut since the encoder was made."""
+    return encoder.truncated if isinstance(encoder, BatchEncoder) else 0
 
 
 def _key(settings: Mapping[str, Any], documents: Sequence[Document]) -> str:
@@ -82,20 +100,22 @@ def _key(settings: Mapping[str, Any], documents: Sequence[Document]) -> str:
     return written.hexdigest()
 
 
-def _read(path: Path, key: str) -> list[np.ndarray | None] | None:
-    """The vectors of a file, if it is there and of these documents; files of others are written anew."""
+def _read(path: Path, key: str) -> tuple[list[np.ndarray | None], int] | None:
+    """The vectors of a file and how many texts were cut, if it is of these documents; others are written anew."""
     if not path.is_file():
         return None
     with safe_open(path, framework="numpy") as file:
-        if file.metadata().get("key") != key:
+        metadata = file.metadata()
+        if metadata.get("key") != key:
             return None
         rows, counts = file.get_tensor("vectors"), file.get_tensor("counts")
-    return list(np.split(rows, np.cumsum(counts)[:-1]))
+    return list(np.split(rows, np.cumsum(counts)[:-1])), int(metadata["truncated"])
 
 
-def _write(path: Path, key: str, vectors: list[np.ndarray]) -> None:
+def _write(path: Path, key: str, vectors: list[np.ndarray], truncated: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     counts = np.array([len(rows) for rows in vectors], np.int64)
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    save_file({"vectors": np.concatenate(vectors), "counts": counts}, unfinished, metadata={"key": key})
+    metadata = {"key": key, "truncated": str(truncated)}
+    save_file({"vectors": np.concatenate(vectors), "counts": counts}, unfinished, metadata=metadata)
     unfinished.replace(path)  # whole or not there

@@ -162,7 +162,7 @@ class KnowledgeEvaluator:
         result = self._answered(
             Lazy(len(self.examples), lambda i: self._prompt(i, found[i])), settings, generator, output, batch_size
         )
-        result["settings"]["encoder notes"] = encoder.notes()  # not before: they may grow while it embeds
+        result["settings"]["encoder notes"] = store.notes()  # not before: they may grow while it embeds
         result |= self._recall(found)
         return result | {"unsearched": sum(item is None for item in found), "skipped": store.failed}
 

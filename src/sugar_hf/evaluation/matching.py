@@ -1,6 +1,5 @@
 """Retrieval and pairs by embeddings: recall at k over sets of documents, and items of two texts and two images."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError
 from ..retrieval.documents import Document
-from ..retrieval.files import move_whole
 from .baselines import Blip2Encoder
 from .embeddings import EmbeddingStore
 from .encoders import Encoder, SugarEncoder, similarity
 from .examples import Lazy
+from .lines import ResultLines
 from .metrics.ranks import recall_at_k, target_ranks
 
 KS = (1, 5, 10)
@@ -128,14 +127,14 @@ class RankingEvaluator:
         encoder = as_encoder(model, processor)
         ids = {name: _ids(self.name, name, documents) for name, documents in self.sets.items()}
         settings = {"task": self.name, **self.settings, "seed": self.seed, **encoder.settings()}
-        with _Lines(output, settings) as lines:
+        with ResultLines(output, settings) as lines:
             store = EmbeddingStore(encoder, lines.folder, batch_size)
             vectors = {name: store.encode(name, documents) for name, documents in self.sets.items()}
             figures: dict[str, Any] = {}
             for ranking in self.rankings:
                 figures |= _measure(ranking, vectors, ids, lines)
         n = next(figures[f"{r.name} queries"] for r in self.rankings if self.primary_metric in _names(r))
-        settings |= _notes(encoder)
+        settings |= _noted(store.notes())
         return {**figures, **self.counts, "n": n, "seed": self.seed, "failed": store.failed, "settings": settings}
 
 
@@ -173,7 +172,7 @@ def _measure(
     ranking: Ranking,
     vectors: Mapping[str, Sequence[np.ndarray | None]],
     ids: Mapping[str, Sequence[str]],
-    lines: "_Lines",
+    lines: ResultLines,
 ) -> dict[str, Any]:
     """The figures of a ranking; its queries are written."""
     queries, names = vectors[ranking.queries][: len(ranking.targets)], ids[ranking.candidates]
@@ -310,22 +309,29 @@ class PairsEvaluator:
         _ids(self.name, "samples", texts)
         settings = {"task": self.name, "n": len(self.items), **self.settings, "scoring": self.scoring}
         settings |= {"seed": self.seed, **encoder.settings()}
-        with _Lines(output, settings) as lines:
+        with ResultLines(output, settings) as lines:
             if isinstance(encoder, Blip2Encoder) and self.scoring == "match":
+                before = encoder.truncated
                 found, failed = _matched(encoder, texts, images, batch_size, self.name)
+                notes = encoder.notes() | {"truncated": encoder.truncated - before}
             else:
                 store = EmbeddingStore(encoder, lines.folder, batch_size)
                 found = _compared(store.encode("texts", texts), store.encode("images", images))
-                failed = store.failed
+                failed, notes = store.failed, store.notes()
             groups = [item.group for item in self.items]
             for item, scores in zip(self.items, found, strict=True):
                 lines.write(
                     {"id": item.id, "group": item.group, "scores": None if scores is None else scores.tolist()}
                 )
         filled = np.stack([np.zeros((2, 2)) if scores is None else scores for scores in found])
-        settings |= _notes(encoder)
-        figures = self.score(filled, groups)
-        return {**figures, "n": len(found), "seed": self.seed, "failed": failed, "settings": settings}
+        settings |= _noted(notes)
+        return {
+            **self.score(filled, groups),
+            "n": len(found),
+            "seed": self.seed,
+            "failed": failed,
+            "settings": settings,
+        }
 
 
 def _half(item: Pair, kind: str, number: int) -> Document:
@@ -359,42 +365,5 @@ def _matched(
     return found, failed
 
 
-def _notes(encoder: Encoder) -> dict[str, Any]:
-    notes = encoder.notes()
+def _noted(notes: Mapping[str, Any]) -> dict[str, Any]:
     return {"notes": notes} if notes else {}
-
-
-class _Lines:
-    """A file of JSON lines, first what was run; it is there as a whole or not at all. `None` writes nothing."""
-
-    def __init__(self, path: str | Path | None, run: Mapping[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
-        self.folder = None if self.path is None else self.path.with_suffix(".embeddings")
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # as in `PredictionFile`, the data may have been moved
-        first = json.dumps({"run": {key: value for key, value in run.items() if key != "data"}}, ensure_ascii=False)
-        if self.path.exists():
-            with self.path.open(encoding="utf-8") as file:
-                if file.readline().rstrip("\n") != first:
-                    raise ValueError(f"{self.path} is of another run. Remove it, or choose another.")
-        self.unfinished = self.path.with_name(self.path.name + ".unfinished")
-        self.file = self.unfinished.open("w", encoding="utf-8", newline="\n")
-        self.file.write(first + "\n")
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Write a line."""
-        if self.path is not None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self.path is not None:
-            self.file.close()
-            if kind is None:
-                move_whole(self.unfinished, self.path)
-            else:
-                self.unfinished.unlink()
