@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
 
-from sugar_hf.evaluation.metrics import ranks, recall_at_k, target_ranks
+from sugar_hf.evaluation.metrics import MISSED, ranks, recall_at_k, target_ranks
 
 
 def brute_force(scores, targets, excluded=None):
@@ -14,7 +14,7 @@ def brute_force(scores, targets, excluded=None):
         out = set(excluded[query]) if excluded is not None else set()
         order = [place for place in np.argsort(-row, kind="stable") if place not in out]
         places = [order.index(target) for target in targets[query] if target not in out]
-        found.append(min(places, default=len(row)))
+        found.append(min(places, default=MISSED))
     return found
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sugar_hf.evaluation.metrics import exact_match, recall_at_k, target_ranks
+from sugar_hf.evaluation.metrics import MISSED, exact_match, recall_at_k, target_ranks
 
 
 def test_ranks_by_hand():
@@ -18,7 +18,7 @@ def test_ties_go_to_the_first_candidate():
 def test_excluded_candidates_are_never_retrieved():
     scores = np.array([[0.9, 0.5, 0.1]])
     assert target_ranks(scores, [[1]], excluded=[[0]]).tolist() == [0]
-    assert target_ranks(scores, [[0]], excluded=[[0]]).tolist() == [3]
+    assert target_ranks(scores, [[0]], excluded=[[0]]).tolist() == [MISSED]
 
 
 def test_recall():

@@ -22,11 +22,13 @@ class Example:
         document: Its id, unique in the task, and its prompt: texts and images in reading order, or a chat.
         reference: What the metric needs beside the prediction; JSON values. It is written beside the prediction.
         info: What else its record should say, such as what was retrieved for it; JSON values.
+        fault: Why it cannot be asked, if the data is at fault; it fails then, and is counted and listed.
     """
 
     document: Document
     reference: Any = None
     info: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None
 
     @classmethod
     def of(cls, id: str | int, prompt: Sequence[Any], reference: Any = None) -> "Example":

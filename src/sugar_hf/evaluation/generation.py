@@ -142,8 +142,10 @@ def predict(
                 # its place in the order
                 records[example.id] = Record(example.id, None, example.reference, info=example.info)
                 try:
+                    if example.fault is not None:
+                        raise ValueError(example.fault)
                     digest = digest_of(example.document, example.reference)
-                except BadSampleError as error:
+                except ValueError as error:
                     found: Record | None = _failed(example, error)
                     file.add([("", _failed(example, error))])
                 else:

@@ -13,7 +13,7 @@ from .encoders import Encoder, SugarEncoder, similarity
 from .examples import Example, Lazy
 from .generation import GenerationEvaluator, Score, Submission
 from .generators import Generator, SugarGenerator, as_generator
-from .metrics.ranks import recall_at_k
+from .metrics.ranks import MISSED, recall_at_k
 
 CHUNK = 2**28  # similarities in memory at once, 1 GiB for each view
 
@@ -198,7 +198,7 @@ class KnowledgeEvaluator:
     def _recall(self, found: Sequence[Found | None]) -> dict[str, float]:
         if self.pool.gold is None:
             return {}
-        ranks = np.full(len(found), np.iinfo(np.int64).max)  # a pool may have fewer entries than k
+        ranks = np.full(len(found), MISSED)  # a pool may have fewer entries than k
         for question, (item, gold) in enumerate(zip(found, self.pool.gold, strict=True)):
             right = np.isin(item.numbers, gold) if item is not None else np.zeros(0, bool)
             if right.any():

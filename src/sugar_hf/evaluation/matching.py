@@ -16,11 +16,10 @@ from .embeddings import EmbeddingStore
 from .encoders import Encoder, SugarEncoder, similarity
 from .examples import Lazy
 from .lines import ResultLines
-from .metrics.ranks import recall_at_k, target_ranks
+from .metrics.ranks import MISSED, recall_at_k, target_ranks
 
 KS = (1, 5, 10)
 SHOWN = 10  # candidates of a query that are written
-NEVER = np.iinfo(np.int64).max  # the rank of what is not found
 BLOCK = 1 << 24  # scores in memory at once, 64 MiB
 SCORINGS = ("similarity", "match")
 
@@ -182,15 +181,14 @@ def _measure(
         for row, barred in enumerate(ranking.excluded[part] if ranking.excluded is not None else ()):
             scores[row, list(barred)] = -np.inf
         targets = ranking.targets[part]
-        places = target_ranks(scores, targets)  # the number of candidates, which may be small, for a missed query
-        ranks[part] = np.where(places == len(names), NEVER, places)
+        ranks[part] = target_ranks(scores, targets)
         for row, (rank, numbers) in enumerate(zip(ranks[part], targets, strict=True)):
             ties += _is_tied(scores[row], numbers)
             lines.write(
                 {
                     "ranking": ranking.name,
                     "id": ids[ranking.queries][start + row],
-                    "rank": int(rank) + 1 if rank < NEVER else None,
+                    "rank": int(rank) + 1 if rank < MISSED else None,
                     "candidates": [[names[i], round(float(scores[row, i]), 6)] for i in _first(scores[row])],
                     "targets": [names[i] for i in numbers],
                 }

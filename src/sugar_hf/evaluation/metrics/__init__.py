@@ -24,13 +24,14 @@ from .judged import (
     parse_two_scores,
 )
 from .pairs import pair_accuracy, pair_hits, winoground_scores
-from .ranks import recall_at_k, target_ranks
+from .ranks import MISSED, recall_at_k, target_ranks
 from .rouge import rouge_l_coco, rouge_l_demon, rouge_l_google, rouge_l_summary
 from .vqa import evalai_accuracy, process_digits_articles, process_punctuation, vqa_accuracy
 from .webqa import webqa_accuracy
 from .yes_no import binary_scores, first_yes_no, mme_answer, mme_scores, pope_answer, position_curve
 
 __all__ = [
+    "MISSED",
     "ab_choice",
     "binary_scores",
     "circular_accuracy",

@@ -7,6 +7,8 @@ import numpy as np
 
 #: Scores looked at together; their comparisons take a few times as many bytes.
 BLOCK = 1 << 23
+#: The rank of what cannot be found. The number of candidates would be none: cut-offs may lie above it.
+MISSED = np.iinfo(np.int64).max
 
 
 def target_ranks(
@@ -15,9 +17,10 @@ def target_ranks(
     """Rank of the best target of each query, 0 for first.
 
     Ties are ranked in the order of the candidates, as a stable descending sort would. A target that is excluded
-    itself is always missed: its rank is the number of candidates. With all captions of an image as targets this is
-    the usual image-to-text rule of MSCOCO (vsepp, CLIP_benchmark): a hit if any of the captions is among the first k,
-    not the share of them that is (which is what the recall of mteb's retrieval tasks means).
+    itself, or that scores minus infinity, is always missed: its rank is `MISSED`, larger than any cut-off. With all
+    captions of an image as targets this is the usual image-to-text rule of MSCOCO (vsepp, CLIP_benchmark): a hit if
+    any of the captions is among the first k, not the share of them that is (which is what the recall of mteb's
+    retrieval tasks means).
 
     Args:
         scores: similarities, shape (queries, candidates). They are read in blocks and never copied as a whole.
@@ -60,7 +63,7 @@ def target_ranks(
         best = columns[order[np.cumsum(counts) - counts]]
         score = block[np.arange(len(block)), best][:, None]
         before = (block > score).sum(axis=1) + ((block == score) & (places < best[:, None])).sum(axis=1)
-        ranks[start : start + step] = np.where(score[:, 0] == -np.inf, candidates, before)
+        ranks[start : start + step] = np.where(score[:, 0] == -np.inf, MISSED, before)
     return ranks
 
 

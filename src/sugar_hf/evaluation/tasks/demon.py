@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data import BadSampleError
+from ...retrieval.documents import Document
 from ..examples import Example, Record
 from ..generation import finish, predict
 from ..generators import as_generator
@@ -212,13 +213,17 @@ def _example(task: str, row: Any, instructions: Sequence[str], folder: Path, whe
     images = [image_in(folder, name, where) for name in get(instance, "images_path", where)]
     choices = [str(choice) for choice in instance.get("choice_list") or []]
     answer = str(get(row, "response", where))
-    is_text_choice = question_type(task) == CHOICE and task not in IMAGE_CHOICE
-    if is_text_choice and demon_clean(answer) not in map(demon_clean, choices):
-        said = f"the response {answer!r:.80} is none of the {len(choices)} choices"
-        raise BadSampleError(said, field="task_instance.choice_list", sample=where, mend="Get the file again")
     text = instructions[number] + get(instance, "context", where) + choice_text(choices)
     reference = {"task": task, "answer": answer, **({"choices": choices} if choices else {})}
-    return Example.of(f"{task}/{get(row, 'sample_id', where)}", interleave(text, images, where), reference)
+    id = f"{task}/{get(row, 'sample_id', where)}"
+    is_text_choice = question_type(task) == CHOICE and task not in IMAGE_CHOICE
+    try:
+        if is_text_choice and demon_clean(answer) not in map(demon_clean, choices):
+            said = f"the response {answer!r:.80} is none of the {len(choices)} choices"
+            raise BadSampleError(said, field="task_instance.choice_list", sample=where, mend="Get the file again")
+        return Example.of(id, interleave(text, images, where), reference)
+    except BadSampleError as error:  # a sample that is at odds with itself must not stop the others
+        return Example(Document(id, text), reference, fault=str(error))
 
 
 def choice_text(choices: Sequence[str]) -> str:
