@@ -43,8 +43,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) -e ".[dev]"
-	@$(PIP) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
 	@$(PIP) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
+	@$(PIP) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
 	@touch $@
 
 clean:

@@ -154,6 +154,8 @@ def _show(result: dict[str, Any], path: Path) -> None:
         say(f"  failed: {failure['id']}: {failure['error']}")
     if failed:
         say(f"  {len(failed)} of {result['n']} failed and count as wrong; {path} lists them")
+    if "reason" in result:
+        say(f"  {result['reason']}")
     if skipped := result.get("skipped"):
         say(f"  {len(skipped)} documents could not be embedded; {path} lists them")
     if "server" in result and result["primary_metric"] is None:

@@ -114,6 +114,7 @@ def run_name(task: Task, source: Source, models: Models) -> str:
     parts += [_slug(source.split)] if source.split else []
     parts += [f"{_slug(key)}={_slug(value)}" for key, value in sorted(source.options.items())]
     parts += [f"seed={source.seed}"] if source.seed else []
+    parts += [f"judge={_slug(source.judge.name)}"] if source.judge is not None else []
     parts += [f"first-{source.limit}"] if source.limit is not None else []
     return ".".join(parts)
 

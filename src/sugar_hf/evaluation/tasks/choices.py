@@ -101,7 +101,9 @@ def score_science_qa(records: Sequence[Record]) -> dict[str, float]:
 # ---- MMBench ----
 
 MMBENCH_SERVER = "https://mmbench.opencompass.org.cn"
-NO_OPENPYXL = "; it takes .xlsx, but openpyxl is not installed (pip install openpyxl), so this is a .tsv to convert"
+NO_OPENPYXL = (
+    '; it takes .xlsx, and openpyxl is not installed (pip install "sugar-hf[eval]"): this is a .tsv to convert'
+)
 MMBENCH_COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
 REFERENCED = 64  # characters: an image field that is not longer is the index of another row, as the official files say
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # which .xlsx cannot hold
