@@ -106,8 +106,10 @@ def evaluate(
     with interruptible("the same command goes on"):
         for each in names:
             place = data
-            if data is not None and Path(data, each).is_dir():
-                place = str(Path(data, each))
+            for folder in (each, known[each].folder):
+                if data is not None and folder and Path(data, folder).is_dir():
+                    place = str(Path(data, folder))
+                    break
             mine = {key: value for key, value in options.items() if key in known[each].options}
             source = Source(each, place, split, limit, seed, mine, opened)
             try:

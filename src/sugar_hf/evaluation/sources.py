@@ -1,6 +1,7 @@
 """Where the data of a task comes from: a folder with the official files, or rows of the Hub."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset, Image, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -89,7 +91,7 @@ class Source:
         if name is None:
             raise ValueError(f"{self.task}: it is not on the Hub. Give a folder with --data; see docs/benchmarks.md.")
         try:
-            rows = load_dataset(name, config, split=split)
+            rows = load_dataset(name, config, split=split, cache_dir=_cache(self.folder) if self.folder else None)
         except (
             OSError,
             ValueError,
@@ -129,6 +131,17 @@ class Source:
         """What a result should say of the data."""
         said = {"data": self.data, "split": self.split, "limit": self.limit, "options": dict(self.options)}
         return {**{key: value for key, value in said.items() if value}, **more}
+
+
+def _cache(folder: Path) -> str:
+    """A cache for a local folder as it is now. `datasets` would take the rows of another folder of the same name with
+    the same configurations, or of this one before it was changed."""
+    seen = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            state = path.stat()
+            seen.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return str(Path(datasets.config.HF_DATASETS_CACHE, "sugar_hf", seen.hexdigest()[:16]))
 
 
 def read_json(path: Path) -> Any:

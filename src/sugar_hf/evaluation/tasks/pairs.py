@@ -185,6 +185,7 @@ TASKS = {
             "accuracy",
             options={"scoring": SCORING},
             paper={"accuracy": "table6/pair"},
+            folder="mmvp",
         ),
     )
 }

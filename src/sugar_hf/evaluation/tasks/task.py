@@ -33,6 +33,7 @@ class Task:
         split: The split that is used if none is named.
         options: Further options, with what they mean.
         paper: Cells of the paper's tables: from a metric of the result to `table/row name/column`.
+        folder: The task whose data it shares; its own if empty.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Task:
     split: str = "test"
     options: Mapping[str, str] = field(default_factory=dict)
     paper: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""

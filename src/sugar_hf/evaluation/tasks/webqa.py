@@ -301,6 +301,7 @@ TASKS = {
             split="val",
             options={"samples": "questions drawn (default 500), or all"},
             paper={f"position {place}": f"table5/{place}" for place in range(1, OTHERS + 2)},
+            folder="webqa",
         ),
     )
 }
