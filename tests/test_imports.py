@@ -17,7 +17,8 @@ ALLOWED = {
     "retrieval": {"structure", "model", "data"},
     "evaluation": {"model", "data", "retrieval"},
     "picturebook": {"data"},
-    "cli": {"structure", "model", "data", "training", "retrieval", "evaluation", "picturebook"},
+    "lab": {"structure", "model", "data", "training", "retrieval", "evaluation", "picturebook"},
+    "cli": {"structure", "model", "data", "training", "retrieval", "evaluation", "picturebook", "lab"},
 }
 
 

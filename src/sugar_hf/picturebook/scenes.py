@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .glyphs import CONCEPTS, sprites
+from .signs import SIGN_PIXELS, plate
 
 SCENE_PIXELS = 96
 CELL_PIXELS = SCENE_PIXELS // 3
@@ -42,11 +43,12 @@ HELD_OUT_SHARE = 10  # one combination in this many is kept for each of validati
 
 @dataclass(frozen=True)
 class Item:
-    """A glyph in a scene: which concept, `small` or `large`, and the cell 0..8 in reading order."""
+    """A glyph in a scene: which concept, `small` or `large`, and the cell 0..8 in reading order. A sign has a text."""
 
     concept: str
     size: str
     place: int
+    text: str = ""
 
     def article(self) -> str:
         return "an" if self.concept[0] in "aeiou" else "a"
@@ -111,11 +113,15 @@ def render_array(scene: Scene) -> np.ndarray:
     canvas = np.empty((SCENE_PIXELS, SCENE_PIXELS, 3), dtype=np.float32)
     canvas[:] = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) + shade
     for item in scene.items:
-        pixels = SIZES[item.size]
-        glyph = sprites(pixels)[CONCEPTS.index(item.concept)]
+        if item.text:
+            glyph, pixels = plate(item.text), SIGN_PIXELS
+        else:
+            pixels = SIZES[item.size]
+            glyph = sprites(pixels)[CONCEPTS.index(item.concept)]
         margin = (CELL_PIXELS - pixels) // 2
-        top = item.place // 3 * CELL_PIXELS + margin + rng.randint(-JITTER, JITTER)
-        left = item.place % 3 * CELL_PIXELS + margin + rng.randint(-JITTER, JITTER)
+        jitter = min(JITTER, margin)
+        top = item.place // 3 * CELL_PIXELS + margin + rng.randint(-jitter, jitter)
+        left = item.place % 3 * CELL_PIXELS + margin + rng.randint(-jitter, jitter)
         window = canvas[top : top + pixels, left : left + pixels]
         alpha = glyph[..., 3:]
         window += alpha * (glyph[..., :3] - window)

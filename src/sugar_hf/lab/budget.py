@@ -1,0 +1,51 @@
+"""How much is trained and measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of everything.
+
+    Args:
+        name: `full` or `quick`; results of different budgets are never mixed.
+        questions: questions of each set of questions.
+        scenes: candidates of the retrieval of scenes.
+        stories: stories of the retrieval of stories.
+        pairs: items of each set of pairs, and of each kind of difference.
+        facts: concepts that the knowledge of a world tells of.
+        base_steps: steps of the vision-language model that all rows start from; 0 takes the shipped one.
+        steps: steps of each row.
+        batch_size: samples in a step.
+        rows: rows of training data.
+        seeds: seeds of each row that a claim rests on; the others have the first one.
+    """
+
+    name: str
+    questions: int = 300
+    scenes: int = 1000
+    stories: int = 500
+    pairs: int = 200
+    facts: int = 150
+    base_steps: int = 2000
+    steps: int = 400
+    batch_size: int = 24
+    rows: int = 6000
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+FULL = Budget("full")
+QUICK = Budget(
+    "quick",
+    questions=24,
+    scenes=60,
+    stories=40,
+    pairs=12,
+    facts=30,
+    base_steps=0,
+    steps=8,
+    batch_size=12,
+    rows=96,
+    seeds=(0,),
+)
+BUDGETS = {budget.name: budget for budget in (FULL, QUICK)}
