@@ -33,7 +33,7 @@ def test_an_exercise_has_the_tokens_that_the_processors_make(parts):
     backbone = picturebook.checkpoint("mini-vlm")
     batch = collator(LlavaProcessor.from_pretrained(backbone))([pieces(exercise)])
     processor = SugarProcessor.from_pretrained(backbone)
-    expected = processor(to_sample({"id": "x", "source": "x", **exercise.row()}), return_labels=True)
+    expected = processor([to_sample({"id": "x", "source": "x", **exercise.row()})], return_labels=True)
     assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
     assert batch["labels"].tolist() == expected["labels"].tolist()
 

@@ -14,7 +14,7 @@ from ..picturebook.recipe.loop import Draw, train
 from ..picturebook.recipe.vlm import collator, draw_board, draw_chat, draw_document
 from .budget import FULL
 from .pieces import by_length, draw_signs
-from .whole import is_whole, mark_whole
+from .whole import claim, is_whole, mark_whole
 
 BASE_BATCH_SIZE = 48
 BASE_LEARNING_RATE = 6e-4
@@ -46,6 +46,7 @@ def train_base(steps: int, work: Path) -> Path:
     facts = {"steps": steps, "exercises": sorted(all_exercises())}
     if is_whole(folder, facts):
         return folder
+    claim(work / "base-run", facts)
     processor = LlavaProcessor.from_pretrained(shipped)
     model = LlavaForConditionalGeneration.from_pretrained(shipped)
     train(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-MARK = "whole.json"
+MARK, CLAIM = "whole.json", "begun.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -27,10 +27,25 @@ def is_whole(folder: Path, facts: dict[str, Any]) -> bool:
     Raises:
         ValueError: if it was made with other facts: results of both must not be mixed.
     """
-    mark = folder / MARK
-    if not mark.is_file():
+    return _agrees(folder, MARK, facts)
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """Note what a folder's unfinished work is made with, before it begins.
+
+    Raises:
+        ValueError: if what lies there was begun with other facts.
+    """
+    if not _agrees(folder, CLAIM, facts):
+        write_json(folder / CLAIM, facts)
+
+
+def _agrees(folder: Path, name: str, facts: dict[str, Any]) -> bool:
+    """Whether a folder has a note of these facts; one of others is an error."""
+    path = folder / name
+    if not path.is_file():
         return False
-    found = json.loads(mark.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
     if found != json.loads(json.dumps(facts)):
         differ = sorted(key for key in found.keys() | facts.keys() if found.get(key) != facts.get(key))
         raise ValueError(f"{folder} was made with other {', '.join(differ)}. Delete it, or take another work folder.")
