@@ -207,7 +207,7 @@ def collator(processor: LlavaProcessor) -> Any:
             "attention_mask": [[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows],
         }
         tensors = {name: torch.tensor(values) for name, values in batch.items()}
-        return {**tensors, "pixel_values": pixel_values(pictures)}
+        return {**tensors, "pixel_values": pixel_values(pictures)} if pictures else tensors
 
     return collate
 

@@ -1,0 +1,52 @@
+"""Marks of finished work, so that a run that was stopped does only what is missing."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MARK, CLAIM = "whole.json", "begun.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file at one stroke: after a kill there is the old one, the new one or none, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def mark_whole(folder: Path, facts: dict[str, Any]) -> None:
+    """Note in a folder that its work is finished, and what it was made with; to be called last."""
+    write_json(folder / MARK, facts)
+
+
+def is_whole(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether a folder's work is finished.
+
+    Raises:
+        ValueError: if it was made with other facts: results of both must not be mixed.
+    """
+    return _agrees(folder, MARK, facts)
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """Note what a folder's unfinished work is made with, before it begins.
+
+    Raises:
+        ValueError: if what lies there was begun with other facts.
+    """
+    if not _agrees(folder, CLAIM, facts):
+        write_json(folder / CLAIM, facts)
+
+
+def _agrees(folder: Path, name: str, facts: dict[str, Any]) -> bool:
+    """Whether a folder has a note of these facts; one of others is an error."""
+    path = folder / name
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found != json.loads(json.dumps(facts)):
+        differ = sorted(key for key in found.keys() | facts.keys() if found.get(key) != facts.get(key))
+        raise ValueError(f"{folder} was made with other {', '.join(differ)}. Delete it, or take another work folder.")
+    return True
