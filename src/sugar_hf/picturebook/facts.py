@@ -3,25 +3,19 @@
 import random
 from dataclasses import dataclass
 
-NAMES = tuple(
-    """
+_NAMES = """
     adam alma anna anton bella ben boris carla clara david edgar ella emil emma eva felix frida greta hanna hugo
     ida igor jakob julia karl lara leon lina luca maria marta nora oscar otto paula rosa simon sofia theo vera
-    """.split()
-)
-HOMES = tuple(
-    """
+"""
+_HOMES = """
     arvand belmora corvale darrow elmont farholm gavria hestia ilmar jovia kestan lorvik marwen nordal orvale pelagos
     quorra rivenna sorby tamor
-    """.split()
-)
-YEARS = tuple(
-    """
+"""
+_YEARS = """
     two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
     nineteen twenty
-    """.split()
-)
-OPTIONS = 3
+"""
+NAMES, HOMES, YEARS = (tuple(words.split()) for words in (_NAMES, _HOMES, _YEARS))
 #: Things as questions of facts call them, by their group.
 KIND_OF_THING = {
     "animals": "animal",
@@ -38,26 +32,32 @@ class Relation:
 
     Args:
         values: the answers that there are, all equally likely.
-        fact: how it is told; has the places `thing` and `value`.
         questions: how it is asked; each has the place `thing`.
     """
 
     values: tuple[str, ...]
-    fact: str
     questions: tuple[str, ...]
 
 
+#: What facts tell.
 RELATIONS = {
-    "owner": Relation(
-        NAMES, "the {thing} belongs to {value}.", ("who owns the {thing}?", "who does the {thing} belong to?")
+    "owner": Relation(NAMES, ("who owns the {thing}?", "who does the {thing} belong to?")),
+    "home": Relation(HOMES, ("where does the {thing} come from?", "which place does the {thing} come from?")),
+    "age": Relation(YEARS, ("how old is the {thing}?", "how many years old is the {thing}?")),
+}
+FACTS = {
+    "owner": "the {thing} belongs to {value}.",
+    "home": "the {thing} comes from {value}.",
+    "age": "the {thing} is {value} years old.",
+}
+#: What is asked with options, which are the same for all things and so give none away.
+CHOICES = {
+    "team": Relation(("sun", "moon", "star"), ("which team is the {thing} in?", "what is the team of the {thing}?")),
+    "season": Relation(
+        ("spring", "summer", "winter"), ("in which season is the {thing} sold?", "when is the {thing} sold?")
     ),
-    "home": Relation(
-        HOMES,
-        "the {thing} comes from {value}.",
-        ("where does the {thing} come from?", "which place does the {thing} come from?"),
-    ),
-    "age": Relation(
-        YEARS, "the {thing} is {value} years old.", ("how old is the {thing}?", "how many years old is the {thing}?")
+    "day": Relation(
+        ("monday", "friday", "sunday"), ("on which day is the {thing} cleaned?", "when is the {thing} cleaned?")
     ),
 }
 
@@ -75,17 +75,9 @@ class World:
 
     def value(self, concept: str, relation: str) -> str:
         """What is true of a concept."""
-        return self._rng("value", concept, relation).choice(RELATIONS[relation].values)
+        rng = random.Random(f"world/{self.name}/{concept}/{relation}")
+        return rng.choice((RELATIONS | CHOICES)[relation].values)
 
     def fact(self, concept: str, relation: str) -> str:
         """The sentence that tells it."""
-        return RELATIONS[relation].fact.format(thing=concept, value=self.value(concept, relation))
-
-    def options(self, concept: str, relation: str) -> list[str]:
-        """Three values, the true one among them, in alphabetical order, so that a question always has the same."""
-        true = self.value(concept, relation)
-        others = [value for value in RELATIONS[relation].values if value != true]
-        return sorted([true, *self._rng("options", concept, relation).sample(others, OPTIONS - 1)])
-
-    def _rng(self, *key: str) -> random.Random:
-        return random.Random("/".join(("world", self.name, *key)))
+        return FACTS[relation].format(thing=concept, value=self.value(concept, relation))

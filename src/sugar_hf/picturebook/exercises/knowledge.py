@@ -1,15 +1,15 @@
 """Exercises whose answers are in what stands before the question: facts, examples, or pictures with captions.
 
 Nothing else tells the answers, for each training exercise has a world of its own. Where nothing that is given tells
-it, the answer is `unknown`, and not a guess: so a tenth of the facts and examples are about something else, and a tenth
-of the exercises of facts have none.
+one, it is `unknown`, and not a guess: a tenth of the facts, examples and pictures are about something else, and a
+tenth of the exercises of facts have none.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..facts import KIND_OF_THING, RELATIONS, World
+from ..facts import CHOICES, KIND_OF_THING, NAMES, RELATIONS, World
 from ..glyphs import CONCEPTS, GROUPS
 from ..names import GROUP_OF
 from ..scenes import BACKGROUNDS, PLACES, Item, Scene, belongs
@@ -22,6 +22,7 @@ WORDS = (
 )
 UNKNOWN = "unknown"
 POSITIONS = 6
+BY_PLACE = 0.4
 _UNTOLD = 0.1
 
 
@@ -71,34 +72,31 @@ def ask(
     rng: random.Random,
     split: str,
     by_place: float = 0.0,
-    wording: int | None = None,
 ) -> Asked:
     """Ask for a fact about a thing in a new picture.
 
     Args:
         world: whose facts.
         concept: the thing.
-        relation: `owner`, `home` or `age`.
+        relation: one of `RELATIONS` or `CHOICES`.
         rng: draws the picture and the words.
         split: what the picture belongs to.
         by_place: share of questions that say where the thing is, and not what kind of thing it is.
-        wording: number of the form of the question; drawn if not given.
     """
     scene = scene_with(concept, rng, split)
     thing = KIND_OF_THING[GROUP_OF[concept]]
     if rng.random() < by_place:
         thing = f"thing {rng.choice(PLACES[scene.items[0].place])}"
-    forms = RELATIONS[relation].questions
-    form = rng.choice(forms) if wording is None else forms[wording]
+    form = rng.choice((RELATIONS | CHOICES)[relation].questions)
     return Asked(world, scene, concept, relation, form.format(thing=thing))
 
 
 def draw_fact(rng: random.Random, split: str) -> Exercise:
     """The paper's prompt with up to three facts, then picture and question, as `knowledge_prompt` writes it."""
     world = World.of_split(split, rng)
-    asked = ask(world, rng.choice(CONCEPTS), rng.choice(tuple(RELATIONS)), rng, split, by_place=0.4)
+    asked = ask(world, rng.choice(CONCEPTS), rng.choice(tuple(RELATIONS)), rng, split, by_place=BY_PLACE)
     if rng.random() < _UNTOLD:
-        return Exercise("fact", (asked.scene, f" {asked.question}"), UNKNOWN, {"relation": asked.relation})
+        return Exercise("fact", (asked.scene, asked.question), UNKNOWN, {"relation": asked.relation})
     is_told = rng.random() >= _UNTOLD
     told = [(asked.concept, asked.relation)] if is_told else []
     told += rng.sample(other_facts(asked, rng), rng.choice((0, 0, 1, 2)) if is_told else rng.choice((1, 1, 2, 3)))
@@ -125,48 +123,36 @@ def other_facts(asked: Asked, rng: random.Random) -> list[tuple[str, str]]:
 # ---- Examples ----
 
 
-def choice_prompt(asked: Asked) -> str:
-    """A question with its lettered options."""
-    return "\n".join([asked.question, *(f"{letter}. {value}" for letter, value in lettered(asked).items())])
+def shot_prompt(asked: Asked) -> str:
+    """The question, with its lettered options if it has some."""
+    options = CHOICES[asked.relation].values if asked.relation in CHOICES else ()
+    return "\n".join([asked.question, *(f"{letter}. {value}" for letter, value in zip("ABC", options, strict=False))])
 
 
-def lettered(asked: Asked) -> dict[str, str]:
-    """The options by their letters."""
-    return dict(zip("ABC", asked.world.options(asked.concept, asked.relation), strict=True))
-
-
-def letter_of(asked: Asked) -> str:
-    """The letter of the right option."""
-    return next(letter for letter, value in lettered(asked).items() if value == asked.answer)
+def shot_answer(asked: Asked) -> str:
+    """The answer, or the letter of the right option."""
+    return "ABC"[CHOICES[asked.relation].values.index(asked.answer)] if asked.relation in CHOICES else asked.answer
 
 
 def draw_shots(rng: random.Random, split: str) -> Exercise:
-    """One or two examples with answers, then the question, in one turn, as `shots_as_text` writes them."""
+    """One or two examples with answers, then the question, in one turn, as `shots_as_text` writes them.
+
+    Half of the questions have options, and those always an example that tells.
+    """
     world = World.of_split(split, rng)
-    asked = ask(world, rng.choice(CONCEPTS), rng.choice(tuple(RELATIONS)), rng, split)
-    by_letter = rng.random() < 0.5
-    is_told = by_letter or rng.random() >= _UNTOLD
-    kin = [name for name in GROUPS[GROUP_OF[asked.concept]].split() if asked.scene.find(name) is None]
+    relation = rng.choice(tuple(rng.choice((RELATIONS, CHOICES))))
+    asked = ask(world, rng.choice(CONCEPTS), relation, rng, split)
+    is_told = relation in CHOICES or rng.random() >= _UNTOLD
+    kin = [name for name in GROUPS[GROUP_OF[asked.concept]].split() if name != asked.concept]
     told = [asked.concept] if is_told else []
     told += rng.sample(kin, rng.choice((0, 1)) if is_told else rng.choice((1, 2)))
     rng.shuffle(told)
-    write = choice_prompt if by_letter else _question_of
-    right = letter_of if by_letter else _answer_of
     parts: list[Part] = []
     for concept in told:
-        shot = ask(world, concept, asked.relation, rng, split)
-        parts += [shot.scene, f"{write(shot)}\nAnswer: {right(shot)}\n"]
-    parts += [asked.scene, write(asked)]
-    info = {"relation": asked.relation, "form": "choice" if by_letter else "open"}
-    return Exercise("shots", tuple(parts), right(asked) if is_told else UNKNOWN, info)
-
-
-def _question_of(asked: Asked) -> str:
-    return asked.question
-
-
-def _answer_of(asked: Asked) -> str:
-    return asked.answer
+        shot = ask(world, concept, relation, rng, split)
+        parts += [shot.scene, f"{shot_prompt(shot)}\nAnswer: {shot_answer(shot)}\n"]
+    parts += [asked.scene, shot_prompt(asked)]
+    return Exercise("shots", tuple(parts), shot_answer(asked) if is_told else UNKNOWN, {"relation": relation})
 
 
 # ---- Pictures with captions ----
@@ -221,7 +207,7 @@ def ask_kind(rng: random.Random) -> str:
 
 def draw_web(rng: random.Random, split: str) -> Exercise:
     """The paper's prompt with one to three pictures and captions, then a question about one of them."""
-    names = rng.sample(RELATIONS["owner"].values, 4)
+    names = rng.sample(NAMES, 4)
     concepts = rng.sample(CONCEPTS, 3)
     page = draw_page(concepts[0], names[0], rng, split)
     others = [draw_page(rng.choice((concepts[0], concepts[1])), names[1], rng, split)]
@@ -244,7 +230,7 @@ def draw_pages(rng: random.Random, split: str) -> tuple[Page, list[Page], str, s
         The relevant page, the five others, the question and the answer. The thing that is asked for is in one of the
         six pictures, whatever the answer is, and no thing is in two.
     """
-    names = rng.sample(RELATIONS["owner"].values, POSITIONS)
+    names = rng.sample(NAMES, POSITIONS)
     while True:
         concepts = rng.sample(CONCEPTS, POSITIONS)
         pages = [draw_page(*each, rng, split) for each in zip(concepts, names, strict=True)]
