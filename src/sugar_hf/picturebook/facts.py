@@ -49,9 +49,9 @@ def facts_in(text: str) -> set[str]:
     """
     text = " ".join(text.lower().split())
     facts = {f"background: {found[1] or found[2]}" for found in _BACKGROUND.finditer(text)}
-    found = list(_THING.finditer(text))
-    ends = [*(later.start() for later in found[1:]), len(text)]
-    for mention, end in zip(found, ends, strict=True):
+    mentions = list(_THING.finditer(text))
+    for number, mention in enumerate(mentions):
+        end = mentions[number + 1].start() if number + 1 < len(mentions) else len(text)
         name = NAMES[mention[2]]
         facts.add(f"thing: {name}")
         if mention[1]:
