@@ -12,7 +12,7 @@ from ..scenes import PLACES, Item, Scene, caption
 from ..signs import SIGN, draw_text
 from .comprehension_closed import draw_choice, draw_circular, draw_object, draw_yes_no
 from .exercise import Draw, Exercise
-from .relations import OPPOSITE, SPATIAL, WORDS, article, decoy, related, unique
+from .relations import OPPOSITE, SPATIAL, WORDS, article, counted, decoy, related, unique
 
 UNANSWERABLE = "unanswerable"
 SAY_SO = "\nif the picture does not tell, say unanswerable."
@@ -57,10 +57,8 @@ def draw_open(rng: Random, split: str) -> Exercise:
     elif form == "how many":
         kind, question, answer = "number", "how many things are there?", COUNTS[size]
         if often:
-            names = [other.concept for other in things(scene)]
-            # a thing that is there once is asked for as seldom as another number
-            concept = rng.choice(names) if rng.random() < 0.5 else max(names, key=names.count)
-            question, answer = f"how often is there {article(concept)}?", COUNTS[names.count(concept)]
+            concept, times = counted(things(scene), rng)
+            question, answer = f"how often is there {article(concept)}?", COUNTS[times]
     elif form == "background":
         question, answer = rng.choice(BACKGROUND), scene.background
     elif form == "size":

@@ -9,7 +9,7 @@ from ..names import GROUP_NOUN, GROUP_OF
 from ..scenes import BACKGROUNDS, PLACES, Item, Scene
 from ..signs import CHARACTERS
 from .exercise import Exercise
-from .relations import OPPOSITE, SPATIAL, WORDS, article, decoy, decoys, related, unique
+from .relations import OPPOSITE, SPATIAL, WORDS, article, counted, decoy, decoys, related, unique
 
 LETTERS = "ABCDE"
 
@@ -261,8 +261,8 @@ def draw_circular(rng: Random, split: str) -> Exercise:
             question, right = f"what is {WORDS[relation]} the {other.concept}?", thing.concept
             wrong = _filled(rng, scene, [it.concept for it in items if it.concept not in (right, other.concept)], 3)
         elif form == "count" and often:
-            names = [thing.concept for thing in items]
-            question, right = f"how often is there {article(item.concept)}?", COUNTS[names.count(item.concept)]
+            concept, times = counted(items, rng)
+            question, right = f"how often is there {article(concept)}?", COUNTS[times]
             wrong = [COUNTS[number] for number in range(1, 5) if COUNTS[number] != right]
         elif form == "count":
             question, right = "how many things are there?", COUNTS[count]

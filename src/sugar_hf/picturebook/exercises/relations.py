@@ -87,3 +87,12 @@ def article(name: str) -> str:
     'an ox'
     """
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def counted(items: list[Item], rng: Random) -> tuple[str, int]:
+    """Draw a concept to be counted, and how often it is there; one in four times one that is there once, if any is, so
+    that all numbers up to four are about as frequent."""
+    names = [item.concept for item in items]
+    once = [name for name in names if names.count(name) == 1]
+    concept = rng.choice(once) if once and rng.random() < 0.25 else max(names, key=names.count)
+    return concept, names.count(concept)
