@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from ..crowds import COUNTS, draw_crowd, sign_of, single, things
-from ..facts import facts_of
+from ..told import facts_of
 from ..names import SYNONYMS, spoken
 from ..scenes import PLACES, Item, Scene, caption
 from ..signs import SIGN, draw_text
