@@ -21,8 +21,8 @@ KINDS = {
     "MMR": "reasoning",
 }
 #: What needs no look at a picture. In the first three it is measured, by always saying the one answer that is nearest
-#: to all: "at the bottom left", "a large guitar appears at the bottom left.", "the leopard goes to the left." (whoever
-#: sees what happens, but cannot know in which of the story's words it is told, reaches 85 in VST and in VRI). Reasoning
+#: to all: "at the bottom left", "a large guitar appears at the bottom left.", "the leopard goes to the left." Whoever
+#: sees what happens, but cannot know in which of the story's words it is told, reaches 85 in VST and in VRI. Reasoning
 #: is, in equal parts, a choice among three, four and two.
 CHANCE = {
     "MMD": 21.6,
