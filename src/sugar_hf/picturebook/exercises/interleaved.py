@@ -1,7 +1,7 @@
 """Exercises with several pictures between texts, twins of the categories of DEMON (arXiv 2308.04152).
 
-`info` has `task`, the task of DEMON whose form and scorer an exercise has, and `choices` where texts are to choose from.
-What an exercise shows belongs to its split as a whole, as a story does: pictures of training hold no held-out
+`info` has `task`, the task of DEMON whose form and scorer an exercise has, and `choices` where it is to choose among
+texts. What an exercise shows belongs to its split as a whole, as a story does: pictures of training hold no held-out
 combination, and among those of a test exercise is at least one. Signs count for nothing in that.
 """
 
