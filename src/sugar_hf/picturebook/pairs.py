@@ -176,11 +176,10 @@ def _relation(rng: random.Random, split: str) -> Drawn:
     places = [moved[0], fixed, *rng.sample(free, len(scene.items) - 2)]
     items = tuple(replace(item, place=place) for item, place in zip(scene.items, places, strict=True))
     one, two = items[:2]
-    texts = [
-        f"{_named(one)} {where} {_named(two)}" for where in (("left of", "right of") if across else ("above", "below"))
-    ]
+    wheres = ("left of", "right of") if across else ("above", "below")
+    first, second = (f"{_named(one)} {where} {_named(two)}" for where in wheres)
     other = (replace(one, place=moved[1]), *items[1:])
-    return replace(scene, items=items), replace(scene, items=other), *texts
+    return replace(scene, items=items), replace(scene, items=other), first, second
 
 
 def _background(rng: random.Random, split: str) -> Drawn:
