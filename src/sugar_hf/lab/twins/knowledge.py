@@ -1,7 +1,7 @@
 """Twins of tables 4a, 5 and 7: questions whose answers have to be found, and the place of what answers them.
 
-All tell of the test world, whose facts no training data holds. A twin's evaluator searches by the whole question, image
-and text in one embedding, as Sugar can; a dual encoder averages both. `VARIANTS` has the other rows of the tables.
+All tell of the test world, whose facts no training data holds. A twin's evaluator searches by the whole question,
+picture and text in one embedding, as Sugar can; a dual encoder averages both. `VARIANTS` has the tables' other rows.
 """
 
 import random
@@ -21,7 +21,6 @@ from ...evaluation.tasks.knowledge import knowledge_prompt
 from ...evaluation.tasks.rag import Shot, shots_as_text
 from ...evaluation.tasks.vqa import score_answers
 from ...evaluation.tasks.webqa import position_prompt, score_position, score_webqa
-from ...picturebook.exercises import draw_many
 from ...picturebook.exercises.knowledge import (
     BY_PLACE,
     POSITIONS,
@@ -123,7 +122,7 @@ def _rag(name: str, relations: Sequence[str], score: Score, budget: Budget) -> _
 
     def example(i: int) -> Example:
         each, answer = asked[i], shot_answer(asked[i])
-        reference = {"answers": [answer] * 10, "answer_type": each.relation}
+        reference: dict[str, Any] = {"answers": [answer] * 10, "answer_type": each.relation}
         if each.relation in CHOICES:
             reference = {"answer": answer, "subject": each.relation, "grade": None}
         return Example.of(f"{name} {i}", [render(each.scene), shot_prompt(each)], reference)
@@ -268,15 +267,19 @@ def _webqa(budget: Budget) -> _Questions:
 def build_position(budget: Budget) -> GenerationEvaluator:
     """Each question six times, its relevant page at each place among the same others; half as many questions as
     other twins have, because of that."""
-    size = max(budget.questions // 2, 1)
-    drawn = [draw_pages(random.Random(f"webqa-position/{number}"), "test") for number in range(size)]
+    size = budget.questions // 2
+    drawn = [
+        draw_pages(random.Random(f"webqa-position/{number}"), "test", ("yes", "no")[number % 2])
+        for number in range(size)
+    ]
 
     def example(i: int) -> Example:
         number, place = divmod(i, POSITIONS)
-        relevant, others, question, answer = drawn[number]
+        relevant, others, question = drawn[number]
         pages = [*others[:place], relevant, *others[place:]]
+        reference = {"answer": ("yes", "no")[number % 2], "position": place + 1}
         prompt = position_prompt(question, [(render(page.scene), page.caption) for page in pages])
-        return Example.of(f"webqa-position {number}@{place + 1}", prompt, {"answer": answer, "position": place + 1})
+        return Example.of(f"webqa-position {number}@{place + 1}", prompt, reference)
 
     return GenerationEvaluator(
         "webqa-position",
