@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .twin import Twin
 
-_MODULES = ("comprehension", "demon", "retrieval", "pairs")
+_MODULES = ("comprehension", "demon", "retrieval", "pairs", "knowledge")
 
 
 def all_twins() -> dict[str, Twin]:

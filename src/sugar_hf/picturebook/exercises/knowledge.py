@@ -6,7 +6,6 @@ tenth of the exercises of facts have none.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..facts import CHOICES, KIND_OF_THING, NAMES, RELATIONS, World
@@ -223,12 +222,12 @@ def draw_web(rng: random.Random, split: str) -> Exercise:
     return Exercise("web", tuple(parts), answer if is_told else UNKNOWN)
 
 
-def draw_pages(rng: random.Random, split: str) -> tuple[Page, list[Page], str, str]:
-    """Draw a question to be answered yes or no about one of six pages.
+def draw_pages(rng: random.Random, split: str, answer: str) -> tuple[Page, list[Page], str]:
+    """Draw a question about one of six pages to which the answer is `yes` or `no`.
 
     Returns:
-        The relevant page, the five others, the question and the answer. The thing that is asked for is in one of the
-        six pictures, whatever the answer is, and no thing is in two.
+        The relevant page, the five others and the question. The thing that is asked for is in one of the six pictures,
+        whatever the answer is, and no thing is in two.
     """
     names = rng.sample(NAMES, POSITIONS)
     while True:
@@ -237,20 +236,15 @@ def draw_pages(rng: random.Random, split: str) -> tuple[Page, list[Page], str, s
         if len({item.concept for page in pages for item in page.scene.items}) == 2 * POSITIONS:
             break
     relevant, others = pages[0], pages[1:]
-    answer = rng.choice(("yes", "no"))
     wanted = relevant.other if answer == "yes" else rng.choice(others).other
-    return relevant, others, f"is there {wanted.article()} {wanted.concept} with {relevant.caption}?", answer
+    return relevant, others, f"is there {wanted.article()} {wanted.concept} with {relevant.caption}?"
 
 
 def draw_position(rng: random.Random, split: str) -> Exercise:
     """The paper's probe: the question, six pictures with captions, the relevant one anywhere, and yes or no."""
-    relevant, others, question, answer = draw_pages(rng, split)
-    place = rng.randrange(POSITIONS)
-    return position_exercise(question, [*others[:place], relevant, *others[place:]], answer, place)
-
-
-def position_exercise(question: str, pages: Sequence[Page], answer: str, place: int) -> Exercise:
-    """The prompt of the probe, as `position_prompt` writes it."""
+    answer, place = rng.choice(("yes", "no")), rng.randrange(POSITIONS)
+    relevant, others, question = draw_pages(rng, split, answer)
+    pages = [*others[:place], relevant, *others[place:]]
     parts: list[Part] = [f"{question}\n"]
     for page in pages:
         parts += [page.scene, f" {page.caption} "]
