@@ -69,7 +69,8 @@ def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
         work: the lab's folder.
     """
     folder = work / "mix" / f"{part}-{size}-{seed}"
-    teacher = TripleTeacher.from_pretrained(**mini_teachers())
+    names = mini_teachers()
+    teacher = TripleTeacher.from_pretrained(names["clip"], names["dino"], names["text"])
     facts = {"teachers": teacher.fingerprint, "exercises": sorted(all_exercises())}
     if is_whole(folder, facts):
         return load_from_disk(str(folder))
