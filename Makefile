@@ -1,6 +1,8 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
 # make test   the tests, offline, in two processes; ARGS="tests/data -x" picks some
 # make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
+# make lab    the paper's experiments on the picturebook, hours; what is done already is not done again
+# make lab-quick  the same, far smaller, to see that all of it runs
 # make check  lint, format and types
 # make clean  remove what these leave behind (the environment stays)
 #
@@ -9,7 +11,7 @@
 PYTHON ?= python3
 PHOTOS ?=
 ARGS ?=
-# Processes that run the tests; 0 for none but this one, as a debugger wants it.
+# Processes that run the tests, 0 for none but this one, as a debugger wants it; and processes of the lab.
 WORKERS ?= 2
 # Where pip looks for torch first. Without a GPU, https://download.pytorch.org/whl/cpu has a much smaller build.
 TORCH_INDEX ?=
@@ -21,7 +23,7 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow lab lab-quick check clean
 
 demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
@@ -31,6 +33,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	@.venv/bin/python -m pytest -m slow $(ARGS)
+
+lab: $(READY)
+	@.venv/bin/sugar-hf lab --workers $(WORKERS) $(ARGS)
+
+lab-quick: $(READY)
+	@.venv/bin/sugar-hf lab --budget quick --workers $(WORKERS) $(ARGS)
 
 check: $(READY)
 	@.venv/bin/ruff check .

@@ -14,6 +14,7 @@ from .evaluate import evaluate
 from .explain import explain
 from .export import export
 from .index import index_app
+from .lab import lab
 from .options import QueryCommand
 from .report import report
 from .search import search
@@ -85,6 +86,7 @@ app.command()(embed)
 app.command()(export)
 app.command()(evaluate)
 app.command()(report)
+app.command()(lab)
 
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:

@@ -27,7 +27,7 @@ def is_whole(folder: Path, facts: dict[str, Any]) -> bool:
     Raises:
         ValueError: if it was made with other facts: results of both must not be mixed.
     """
-    return _agrees(folder, MARK, facts)
+    return agrees(folder / MARK, facts)
 
 
 def claim(folder: Path, facts: dict[str, Any]) -> None:
@@ -36,17 +36,21 @@ def claim(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         ValueError: if what lies there was begun with other facts.
     """
-    if not _agrees(folder, CLAIM, facts):
+    if not agrees(folder / CLAIM, facts):
         write_json(folder / CLAIM, facts)
 
 
-def _agrees(folder: Path, name: str, facts: dict[str, Any]) -> bool:
-    """Whether a folder has a note of these facts; one of others is an error."""
-    path = folder / name
+def agrees(path: Path, facts: dict[str, Any], field: str | None = None) -> bool:
+    """Whether a JSON file has these facts, as a whole or in a field; false if there is no such file.
+
+    Raises:
+        ValueError: it has other ones.
+    """
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
+    found = found if field is None else found[field]
     if found != json.loads(json.dumps(facts)):
         differ = sorted(key for key in found.keys() | facts.keys() if found.get(key) != facts.get(key))
-        raise ValueError(f"{folder} was made with other {', '.join(differ)}. Delete it, or take another work folder.")
+        raise ValueError(f"{path} was made with other {', '.join(differ)}. Delete it, or take another work folder.")
     return True

@@ -1,0 +1,59 @@
+"""`sugar-hf lab`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .loading import quiet_libraries
+from .output import interruptible, say
+
+
+def lab(
+    budget: Annotated[
+        Literal["full", "quick"], typer.Option(help="How much is trained and measured; quick is to see that it runs.")
+    ] = "full",
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of models, data and results. Default: runs/lab or runs/lab-quick.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW/TWIN", help="Measure this alone, as sugar/vqav2, sugar or */vqav2; repeatable."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, which share the cores.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the tables go. Default: docs/lab, or the work folder's for quick.")
+    ] = None,
+    list_stages: Annotated[bool, typer.Option("--list", help="Name what would be measured, and end.")] = False,
+) -> None:
+    """Run the paper's experiments on the picturebook; a run that was stopped goes on where it was.
+
+    \b
+      sugar-hf lab --budget quick
+      sugar-hf lab --workers 2
+      sugar-hf lab --only 'sugar/*' --only '*/vist'
+      sugar-hf lab --list
+    """
+    quiet_libraries()
+    from ..lab.aggregate import write_tables
+    from ..lab.budget import BUDGETS
+    from ..lab.running import run_stages
+    from ..lab.stages import Lab, all_stages
+    from ..lab.twins import all_twins
+
+    full = budget == "full"
+    folder = work or Path("runs", "lab" if full else "lab-quick")
+    place = Lab(BUDGETS[budget], folder)
+    stages = all_stages(place, only or [])
+    if list_stages:
+        for stage in stages:
+            typer.echo(stage.name)
+        return
+    with interruptible("the same command goes on"):
+        try:
+            run_stages(place, stages, workers)
+        finally:
+            for path in write_tables(
+                folder, output or (Path("docs", "lab") if full else folder / "tables"), all_twins()
+            ):
+                say(f"  {path}")

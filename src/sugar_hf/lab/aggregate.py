@@ -1,0 +1,125 @@
+"""From the results of single measurements to the figures of tables, over seeds."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .rows import ROWS
+from .training import LOG
+from .twins import Twin
+from .whole import write_json
+
+DECIMALS = 4
+_CURVES = {"loss_lm": "lm_loss", "loss_structure": "structure_loss"}
+
+
+def read_measurements(work: Path) -> list[dict[str, Any]]:
+    """All results below `work`, in the order of their paths."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*/*.json"))]
+
+
+def aggregate(results: Iterable[Mapping[str, Any]], twins: Mapping[str, Twin]) -> dict[str, list[dict[str, Any]]]:
+    """Figures by table.
+
+    A twin's figures go where its `paper` says: into that table and column. Those of a twin that the paper lacks go
+    into a table of the twin's name: the figures whose chance is known, else the primary one.
+
+    Args:
+        results: as `read_measurements` gives them.
+        twins: the twins by name.
+
+    Returns:
+        By table, entries `{"table", "row", "metric", "mean", "spread", "seeds", "values", "n", "chance", "command",
+        "versions", "budget"}`, sorted by row and metric. `spread` is the sample standard deviation of the values over
+        the seeds, 0 for one seed; `n` counts questions, queries or pairs; `chance` is missing where it is not known.
+        Numbers have four decimals.
+
+    Raises:
+        ValueError: results of one figure differ in budget, number of questions or versions, or a figure that a twin
+            names is missing.
+    """
+    groups: dict[tuple[str, str, str], list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
+    chances: dict[tuple[str, str], float] = {}
+    for result in results:
+        twin = twins[result["twin"]]
+        for figure, (table, metric) in _places(twin).items():
+            value = result["figures"].get(figure)
+            if not isinstance(value, int | float):
+                raise ValueError(f"{result['row']} on {twin.name}: there is no figure {figure!r}: measure it again.")
+            groups[table, result["row"], metric].append((float(value), result))
+            if figure in twin.chance:
+                chances[table, metric] = twin.chance[figure]
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (table, row, metric), found in sorted(groups.items(), key=lambda item: _order(*item[0])):
+        entry = _entry(found, f"{table}, {row}, {metric}")
+        known = {"chance": round(chances[table, metric], DECIMALS)} if (table, metric) in chances else {}
+        tables[table].append({"table": table, "row": row, "metric": metric, **entry, **known})
+    return dict(sorted(tables.items()))
+
+
+def _places(twin: Twin) -> dict[str, tuple[str, str]]:
+    """Table and column of a twin's figures."""
+    if not twin.paper:
+        return {figure: (twin.name, figure) for figure in (twin.chance or [twin.primary_metric])}
+    places = {}
+    for figure, place in twin.paper.items():
+        table, _, metric = place.partition("/")
+        places[figure] = (table, metric)
+    return places
+
+
+def _order(table: str, row: str, metric: str) -> tuple[Any, ...]:
+    names = list(ROWS)
+    name = next((name for name in names if row == name or row.startswith((f"{name},", f"{name} +"))), "")
+    return table, names.index(name) if name else len(names), row, metric
+
+
+def _entry(found: list[tuple[float, Mapping[str, Any]]], where: str) -> dict[str, Any]:
+    found = sorted(found, key=lambda item: item[1]["seed"])
+    shared = {}
+    for name in ("n", "budget", "versions", "command"):
+        shared[name] = found[0][1][name]
+        if any(result[name] != shared[name] for _, result in found):
+            raise ValueError(f"{where}: the seeds differ in {name}. Measure them again in one work folder.")
+    values = [value for value, _ in found]
+    return {
+        "mean": round(statistics.fmean(values), DECIMALS),
+        "spread": round(statistics.stdev(values), DECIMALS) if len(values) > 1 else 0.0,
+        "seeds": [result["seed"] for _, result in found],
+        "values": [round(value, DECIMALS) for value in values],
+        **shared,
+    }
+
+
+def curves(work: Path) -> dict[str, list[dict[str, float]]]:
+    """The losses of all trained models: by row and seed, as `sugar-0`, the points of the curve."""
+    return {
+        path.parent.name: [
+            {
+                "step": entry["step"],
+                **{to: round(entry[name], DECIMALS) for name, to in _CURVES.items() if name in entry},
+            }
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        ]
+        for path in sorted((work / "models").glob(f"*/{LOG}"))
+    }
+
+
+def write_tables(work: Path, output: Path, twins: Mapping[str, Twin]) -> list[Path]:
+    """Write a file for each table, and `curves.json`.
+
+    Args:
+        work: the lab's folder.
+        output: where the files go; a file of before is overwritten.
+        twins: the twins by name.
+
+    Returns:
+        The files.
+    """
+    contents: dict[str, Any] = {**aggregate(read_measurements(work), twins), "curves": curves(work)}
+    for name, content in contents.items():
+        write_json(output / f"{name}.json", content)
+    return [output / f"{name}.json" for name in contents]
