@@ -8,7 +8,7 @@ class Budget:
     """Sizes of everything.
 
     Args:
-        name: `full` or `quick`; results of different budgets are never mixed.
+        name: `full`, `small` or `quick`; results of different budgets are never mixed.
         questions: questions of each set of questions.
         scenes: candidates of the retrieval of scenes.
         stories: stories of the retrieval of stories.
@@ -35,6 +35,10 @@ class Budget:
 
 
 FULL = Budget("full")
+#: What two cores do in an evening.
+SMALL = Budget(
+    "small", questions=120, scenes=1000, stories=300, pairs=150, facts=40, base_steps=2000, steps=250, rows=6000
+)
 QUICK = Budget(
     "quick",
     questions=24,
@@ -48,4 +52,4 @@ QUICK = Budget(
     rows=96,
     seeds=(0,),
 )
-BUDGETS = {budget.name: budget for budget in (FULL, QUICK)}
+BUDGETS = {budget.name: budget for budget in (FULL, SMALL, QUICK)}
