@@ -160,10 +160,9 @@ def draw_position_curve(results: Sequence[Mapping[str, Any]], path: str | Path) 
         raise ValueError("no result of webqa-position among these: `sugar-hf evaluate --task webqa-position` first.")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name, row in table.rows.items():
-        axes.plot(
-            table.columns, [row[c] for c in table.columns], "--", color="0.6", marker=".", label=f"{name} (paper)"
-        )
+    for (name, row), shade, marker in zip(table.rows.items(), ("0.7", "0.4"), ("v", "^"), strict=True):
+        values = [row[column] for column in table.columns]
+        axes.plot(table.columns, values, "--", color=shade, marker=marker, label=f"{name} (paper)")
     for name, cells_ in ours.items():
         axes.plot(table.columns, [float(cells_[c].split()[0]) for c in table.columns], marker="o", label=name)
     axes.axhline(50, color="0.85", zorder=0)

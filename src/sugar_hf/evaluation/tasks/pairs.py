@@ -67,15 +67,33 @@ def mmvp_prompt(first: str, second: str) -> str:
 def load_mmvp(source: Source) -> GenerationEvaluator:
     """MMVP-VLM as questions with two choices, as in the paper: `Questions.csv` and `MLLM_VLM Images`.
 
+    With the option `swap`, all is asked a second time with the statements exchanged.
+    """
+    swap = source.option("swap", "off", ("on", "off")) == "on"
+    return GenerationEvaluator(
+        "mmvp",
+        mmvp_examples(_mmvp(source), source.seed, swap),
+        score_mmvp,
+        primary_metric="mean accuracy",
+        seed=source.seed,
+        settings=source.settings(),
+    )
+
+
+def mmvp_examples(pairs: Sequence[Pair], seed: int, swap: bool = False) -> Lazy[Example]:
+    """Questions with two choices about pairs of images, which `score_mmvp` scores.
+
     Each image of a pair is asked with both statements. Which of the two is A is drawn for each pair and is the same
     for both its images: A is right for one of them and B for the other, so a model that always gives one letter gets
-    half of the questions and none of the pairs. With the option `swap`, all is asked a second time with the statements
-    exchanged.
+    half of the questions and none of the pairs.
+
+    Args:
+        pairs: The pairs; their texts are the statements.
+        seed: Draws the letters.
+        swap: Ask all a second time with the statements exchanged.
     """
-    pairs = _mmvp(source)
-    draw = random.Random(source.seed)
-    first = [draw.randrange(2) for _ in pairs]  # the number of the statement that is A
-    orders = (0, 1) if source.option("swap", "off", ("on", "off")) == "on" else (0,)
+    draw = random.Random(seed)
+    first = [draw.randrange(2) for _ in range(len(pairs))]  # the number of the statement that is A
 
     def build(i: int) -> Example:
         order, number, side = i // (2 * len(pairs)), i // 2 % len(pairs), i % 2
@@ -85,14 +103,7 @@ def load_mmvp(source: Source) -> GenerationEvaluator:
         id = f"{pair.id}/{side + 1}{', swapped' if order else ''}"
         return Example.of(id, [pair.images[side], prompt], reference)
 
-    return GenerationEvaluator(
-        "mmvp",
-        Lazy(2 * len(pairs) * len(orders), build),
-        score_mmvp,
-        primary_metric="mean accuracy",
-        seed=source.seed,
-        settings=source.settings(),
-    )
+    return Lazy((4 if swap else 2) * len(pairs), build)
 
 
 def score_mmvp(records: Sequence[Record]) -> dict[str, float]:

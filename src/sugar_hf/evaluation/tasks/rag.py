@@ -230,7 +230,7 @@ def _sft_shots(source: Source, file: Path) -> tuple[Sequence[Shot], dict[str, An
 # ---- Prompts ----
 
 
-def _turns(question: Sequence[Any], shots: Sequence[Sequence[Any]]) -> Any:
+def shots_as_turns(question: Sequence[Any], shots: Sequence[Sequence[Any]]) -> Any:
     """A chat: each example as a turn with its answer, then the question."""
     chat: list[dict[str, Any]] = []
     for image, prompt, answer in shots:
@@ -244,13 +244,13 @@ def _turns(question: Sequence[Any], shots: Sequence[Sequence[Any]]) -> Any:
     ]
 
 
-def _text(question: Sequence[Any], shots: Sequence[Sequence[Any]]) -> Any:
+def shots_as_text(question: Sequence[Any], shots: Sequence[Sequence[Any]]) -> Any:
     """One turn, for models without chat template too."""
     lines = [part for image, prompt, answer in shots for part in (image, f"{prompt}\nAnswer: {answer}\n")]
     return [*lines, *question]
 
 
-_FILLS: dict[str, Fill] = {"turns": _turns, "text": _text}
+_FILLS: dict[str, Fill] = {"turns": shots_as_turns, "text": shots_as_text}
 
 
 def _same_image(one: Any, other: Any) -> bool:

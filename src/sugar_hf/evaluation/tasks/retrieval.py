@@ -144,12 +144,6 @@ def load_vist(source: Source) -> RankingEvaluator:
     targets = [[number[stories[id][-1][0]]] for id in asked]
     context = [[number[photo] for photo, _ in stories[id][:-1]] for id in asked]
     missing = {photo for rows in stories.values() for photo, _ in rows if photo not in files}
-    rankings = []
-    for name in ("5c", "5c+4i"):
-        rankings += [
-            Ranking(name, name, "images", targets),
-            Ranking(f"{name} dagger", name, "images", targets, context),
-        ]
     return RankingEvaluator(
         "vist",
         {
@@ -157,7 +151,7 @@ def load_vist(source: Source) -> RankingEvaluator:
             "5c+4i": Lazy(len(asked), mixed),
             "images": [Document(photo, [files[photo]]) for photo in photos],
         },
-        rankings,
+        story_rankings(targets, context),
         primary_metric="5c+4i dagger recall@5",
         seed=source.seed,
         settings=source.settings(split=split, skipped=skipped),
@@ -168,6 +162,22 @@ def load_vist(source: Source) -> RankingEvaluator:
             "missing images": len(missing),
         },
     )
+
+
+def story_rankings(targets: Sequence[Sequence[int]], context: Sequence[Sequence[int]]) -> list[Ranking]:
+    """VIST's rankings: the sets `5c` and `5c+4i` as queries for `images`, and the same with dagger.
+
+    Args:
+        targets: For each story the number of its last image.
+        context: For each story the numbers of the images before, which with dagger may not be retrieved.
+    """
+    rankings = []
+    for name in ("5c", "5c+4i"):
+        rankings += [
+            Ranking(name, name, "images", targets),
+            Ranking(f"{name} dagger", name, "images", targets, context),
+        ]
+    return rankings
 
 
 def _stories(file: Path) -> dict[str, list[tuple[str, str]]]:

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .twin import Twin
 
-_MODULES: tuple[str, ...] = ()
+_MODULES = ("comprehension", "demon", "retrieval", "pairs", "knowledge")
 
 
 def all_twins() -> dict[str, Twin]:

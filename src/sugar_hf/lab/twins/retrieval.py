@@ -1,0 +1,231 @@
+"""Twins of table 3's retrieval, and of what it leaves out: whether the order of a document is seen."""
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain, permutations
+from typing import Any
+
+from ...evaluation.encoders import Encoder, open_encoder
+from ...evaluation.examples import Lazy
+from ...evaluation.matching import Ranking, RankingEvaluator
+from ...evaluation.tasks.retrieval import STORY, story_rankings
+from ...evaluation.tasks.retrieval import TASKS as TASKS_OF_PAPER
+from ...picturebook import Scene, Story, caption, checkpoint, draw_process, draw_story, random_scene, render
+from ...picturebook.pairs import near_copy
+from ...retrieval.documents import Document
+from ..budget import Budget
+from .twin import Twin
+
+SPLIT = "test"
+ORDERS = 24  # candidates of a query for the right order, itself among them
+
+
+def clip_encoder() -> Encoder:
+    """The baseline of these twins, as CLIP is the paper's: the shipped `mini-clip`.
+
+    A document's images are averaged, as are those vectors of its texts and images that both documents have (mode
+    `average` of `DualEncoder`), so it knows nothing of an order of images. Texts are cut after 77 tokens; how many
+    were is in a result's `settings["notes"]["truncated"]`.
+    """
+    return open_encoder(checkpoint("mini-clip"), mode="average")
+
+
+# ---- MSCOCO ----
+
+
+def draw_scenes(size: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """Draw test scenes with their full captions: every second scene is a near copy of the one before.
+
+    No two scenes show the same, so each caption is true of one scene alone.
+
+    Args:
+        size: How many.
+        seed: Another seed gives other ones.
+    """
+    drawn: list[tuple[Scene, str]] = []
+    shown = set()
+    for number in range(size):
+        rng = random.Random(f"coco/{seed}/{number}")
+        while True:
+            scene = near_copy(drawn[-1][0], rng, SPLIT) if number % 2 else random_scene(rng, SPLIT)
+            if _content(scene) not in shown:
+                break
+        shown.add(_content(scene))
+        drawn.append((scene, caption(scene, rng)))
+    return drawn
+
+
+def build_coco(budget: Budget) -> RankingEvaluator:
+    """Scenes and captions, each of which is asked for by the other."""
+    drawn = draw_scenes(budget.scenes)
+    targets = [[i] for i in range(len(drawn))]
+    return RankingEvaluator(
+        "coco",
+        {
+            "captions": [Document(str(i), words) for i, (_, words) in enumerate(drawn)],
+            "images": Lazy(len(drawn), lambda i: Document(str(i), render(drawn[i][0]))),
+        },
+        [Ranking("t2i", "captions", "images", targets), Ranking("i2t", "images", "captions", targets)],
+        primary_metric=TASKS_OF_PAPER["coco"].primary_metric,
+        settings={"split": SPLIT},
+    )
+
+
+# ---- VIST ----
+
+
+def build_vist(budget: Budget) -> RankingEvaluator:
+    """The last picture of a story, among all pictures of all stories."""
+    stories = draw_stories("story", budget.stories)
+    frames = [frame for story in stories for frame in story.frames]
+
+    def mixed(i: int) -> Document:
+        words, pictures = stories[i].sentences, map(render, stories[i].frames[:-1])
+        return Document(str(i), [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]])
+
+    numbers = [list(range(STORY * i, STORY * (i + 1))) for i in range(len(stories))]
+    return RankingEvaluator(
+        "vist",
+        {
+            "5c": [Document(str(i), list(story.sentences)) for i, story in enumerate(stories)],
+            "5c+4i": Lazy(len(stories), mixed),
+            "images": Lazy(len(frames), lambda i: Document(f"{i // STORY}/{i % STORY + 1}", render(frames[i]))),
+        },
+        story_rankings([own[-1:] for own in numbers], [own[:-1] for own in numbers]),
+        primary_metric=TASKS_OF_PAPER["vist"].primary_metric,
+        settings={"split": SPLIT},
+        counts={"n_stories": len(stories), "n_candidates": len(frames)},
+    )
+
+
+# ---- order ----
+
+
+def draw_stories(kind: str, size: int, seed: int = 0) -> list[Story]:
+    """Draw test stories, or processes, of five frames, none of which shows what another one of its story does.
+
+    Args:
+        kind: `story` or `process`.
+        size: How many.
+        seed: Another seed gives other ones.
+    """
+    draw = {"story": draw_story, "process": draw_process}[kind]
+    drawn = []
+    for number in range(size):
+        rng = random.Random(f"{kind}/{seed}/{number}")
+        while True:
+            story = draw(rng, SPLIT, STORY)
+            # sentences of a process tell neither sizes nor places
+            told = [_content(frame) if kind == "story" else _kinds(frame) for frame in story.frames]
+            if len(set(told)) == STORY:
+                break
+        drawn.append(story)
+    return drawn
+
+
+def draw_orders(rng: random.Random) -> tuple[list[tuple[int, ...]], int]:
+    """Draw the right order of five frames among 23 wrong ones, all different.
+
+    Returns:
+        The orders, and the number of the right one. Of candidates that score the same the first one wins: an encoder
+        that sees no order finds the right one by chance.
+    """
+    right, *wrong = permutations(range(STORY))
+    orders = rng.sample(wrong, ORDERS - 1)
+    number = rng.randrange(ORDERS)
+    return [*orders[:number], right, *orders[number:]], number
+
+
+def build_order(budget: Budget) -> RankingEvaluator:
+    """The sentences of a story in order, and which of its own frames' orders they find."""
+    size = budget.pairs
+    others = Lazy(size, lambda i: [*range(ORDERS * i), *range(ORDERS * (i + 1), ORDERS * size)])
+    sets: dict[str, Sequence[Document]] = {}
+    rankings = []
+    for kind in ("process", "story"):
+        stories = draw_stories(kind, size)
+        drawn = [draw_orders(random.Random(f"order/{kind}/{i}")) for i in range(size)]
+        targets = [[ORDERS * i + right] for i, (_, right) in enumerate(drawn)]
+        sets[kind] = [Document(str(i), list(story.sentences)) for i, story in enumerate(stories)]
+        for form in ("pictures", "pairs"):
+            name = f"{kind} in {form}"
+            sets[name] = _reordered(stories, [orders for orders, _ in drawn], form == "pairs")
+            rankings.append(Ranking(name, kind, name, targets, others))
+    return RankingEvaluator(
+        "order",
+        sets,
+        rankings,
+        primary_metric="process in pictures recall@1",
+        settings={"split": SPLIT, "orders": ORDERS},
+    )
+
+
+def _reordered(
+    stories: Sequence[Story], orders: Sequence[Sequence[tuple[int, ...]]], with_sentences: bool
+) -> Lazy[Document]:
+    """All orders of the first story, then all of the second, and so on: pictures, or sentence, picture, ..."""
+    picture = lru_cache(maxsize=4 * STORY)(render)  # the orders of a story are built one after the other
+
+    def build(i: int) -> Document:
+        story, order = stories[i // ORDERS], orders[i // ORDERS][i % ORDERS]
+        parts: list[Any] = []
+        for frame in order:
+            parts += [story.sentences[frame]] if with_sentences else []
+            parts.append(picture(story.frames[frame]))
+        return Document(f"{i // ORDERS}: {' '.join(str(frame + 1) for frame in order)}", parts)
+
+    return Lazy(len(stories) * ORDERS, build)
+
+
+def _content(scene: Scene) -> Any:
+    """What a full caption tells of a scene."""
+    return frozenset((item.concept, item.size, item.place) for item in scene.items), scene.background
+
+
+def _kinds(scene: Scene) -> Any:
+    """What a sentence of a process tells of a frame."""
+    return frozenset(item.concept for item in scene.items), scene.background
+
+
+TWINS = {
+    twin.name: twin
+    for twin in (
+        Twin(
+            "coco",
+            "COCO",
+            "embed",
+            build_coco,
+            TASKS_OF_PAPER["coco"].primary_metric,
+            paper=TASKS_OF_PAPER["coco"].paper,
+            card="Scenes and captions that tell all of them. Half of the scenes are near copies of others: the same "
+            "things elsewhere, one thing replaced by its like, or another background.",
+        ),
+        Twin(
+            "vist",
+            "VIST",
+            "embed",
+            build_vist,
+            TASKS_OF_PAPER["vist"].primary_metric,
+            paper=TASKS_OF_PAPER["vist"].paper,
+            card="Stories of five frames; all frames of all stories are candidates for the last one. With dagger the "
+            "four before it cannot be retrieved.",
+        ),
+        Twin(
+            "order",
+            "Order",
+            "embed",
+            build_order,
+            "process in pictures recall@1",
+            chance={
+                f"{kind} in {form} recall@{k}": 100 * k / ORDERS
+                for kind in ("process", "story")
+                for form in ("pictures", "pairs")
+                for k in (1, 5, 10)
+            },
+            card="Five sentences ask for the same five frames in the right order, among 23 wrong orders of them: as "
+            "pictures alone, or each with its sentence. The frames of a process have nothing in common; those of a "
+            "story follow from each other. The paper has no such experiment.",
+        ),
+    )
+}
