@@ -39,21 +39,22 @@ def lab(
     from ..lab.budget import BUDGETS
     from ..lab.running import run_stages
     from ..lab.stages import Lab, all_stages
-    from ..lab.twins import all_twins
 
-    full = budget == "full"
-    folder = work or Path("runs", "lab" if full else "lab-quick")
+    folder = work or Path("runs", "lab" if budget == "full" else "lab-quick")
+    tables = output or (Path("docs", "lab") if budget == "full" else folder / "tables")
     place = Lab(BUDGETS[budget], folder)
     stages = all_stages(place, only or [])
     if list_stages:
         for stage in stages:
             typer.echo(stage.name)
         return
+    failure: RuntimeError | None = None
     with interruptible("the same command goes on"):
         try:
             run_stages(place, stages, workers)
-        finally:
-            for path in write_tables(
-                folder, output or (Path("docs", "lab") if full else folder / "tables"), all_twins()
-            ):
-                say(f"  {path}")
+        except RuntimeError as error:  # what could be measured is written
+            failure = error
+        for path in write_tables(place, tables):
+            say(f"  {path}")
+    if failure is not None:
+        raise failure

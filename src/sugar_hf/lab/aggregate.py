@@ -7,10 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets import load_from_disk
+
+from .labels import LABELLED, label_histograms
+from .mix import mix_folder
 from .rows import ROWS
-from .training import LOG
+from .stages import Lab
+from .training import LOG, row_arguments
 from .twins import Twin
-from .whole import write_json
+from .whole import MARK, write_json
 
 DECIMALS = 4
 _CURVES = {"loss_lm": "lm_loss", "loss_structure": "structure_loss"}
@@ -94,32 +99,36 @@ def _entry(found: list[tuple[float, Mapping[str, Any]]], where: str) -> dict[str
     }
 
 
-def curves(work: Path) -> dict[str, list[dict[str, float]]]:
+def read_curves(work: Path) -> dict[str, list[dict[str, float]]]:
     """The losses of all trained models: by row and seed, as `sugar-0`, the points of the curve."""
-    return {
-        path.parent.name: [
-            {
-                "step": entry["step"],
-                **{to: round(entry[name], DECIMALS) for name, to in _CURVES.items() if name in entry},
-            }
-            for entry in json.loads(path.read_text(encoding="utf-8"))
+    found = {}
+    for path in sorted((work / "models").glob(f"*/{LOG}")):
+        log = json.loads(path.read_text(encoding="utf-8"))
+        found[path.parent.name] = [
+            {"step": entry["step"]}
+            | {to: round(entry[name], DECIMALS) for name, to in _CURVES.items() if name in entry}
+            for entry in log
         ]
-        for path in sorted((work / "models").glob(f"*/{LOG}"))
-    }
+    return found
 
 
-def write_tables(work: Path, output: Path, twins: Mapping[str, Twin]) -> list[Path]:
-    """Write a file for each table, and `curves.json`.
+def write_tables(lab: Lab, output: Path) -> list[Path]:
+    """Write a file for each table, `curves.json`, and `labels.json` if there is training data of the first seed.
 
     Args:
-        work: the lab's folder.
-        output: where the files go; a file of before is overwritten.
-        twins: the twins by name.
+        lab: what was run.
+        output: where the files go; files of before are overwritten.
 
     Returns:
         The files.
     """
-    contents: dict[str, Any] = {**aggregate(read_measurements(work), twins), "curves": curves(work)}
+    contents: dict[str, Any] = {**aggregate(read_measurements(lab.work), lab.twins())}
+    contents["curves"] = read_curves(lab.work)
+    data = mix_folder("all", lab.budget.rows, lab.budget.seeds[0], lab.work)
+    if (data / MARK).is_file():
+        rows = [lab.rows[name] for name in LABELLED if name in lab.rows]
+        configs = {row.name: row_arguments(row, 0, lab.budget, lab.work).structure_loss_config() for row in rows}
+        contents["labels"] = label_histograms(load_from_disk(str(data)), configs)
     for name, content in contents.items():
         write_json(output / f"{name}.json", content)
     return [output / f"{name}.json" for name in contents]

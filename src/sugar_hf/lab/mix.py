@@ -45,7 +45,7 @@ def training_rows(part: str, size: int, seed: int) -> list[dict[str, Any]]:
         if part != "all" and is_chat != (part == "generative"):
             continue
         if row["kind"] == "question" and int(row["id"].rpartition("-")[2]) % _PLAIN:
-            row = next(exercises, row)  # there may be none at all
+            row = next(exercises)
         rows.append({name: row[name] for name in FEATURES})
     return rows[:size]
 
@@ -59,6 +59,11 @@ def _exercises(size: int, seed: int) -> Iterator[dict[str, Any]]:
             yield {"id": f"train-{kind}-{seed}-{number}", "source": "picturebook", **exercise.row()}
 
 
+def mix_folder(part: str, size: int, seed: int, work: Path) -> Path:
+    """Where training rows are kept."""
+    return work / "mix" / f"{part}-{size}-{seed}"
+
+
 def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
     """The training rows with the teachers' vectors, made once and kept in `work`.
 
@@ -68,7 +73,7 @@ def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
         seed: see `training_rows`.
         work: the lab's folder.
     """
-    folder = work / "mix" / f"{part}-{size}-{seed}"
+    folder = mix_folder(part, size, seed, work)
     names = mini_teachers()
     teacher = TripleTeacher.from_pretrained(names["clip"], names["dino"], names["text"])
     facts = {"teachers": teacher.fingerprint, "exercises": sorted(all_exercises())}

@@ -1,6 +1,5 @@
 """The lab's work as a list of stages: the base, data, models, and what is measured of them."""
 
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -211,6 +210,6 @@ def measure(lab: Lab, stage: Stage) -> None:
         "facts": _facts(lab, stage),
         "budget": lab.budget.name,
         "command": f"sugar-hf lab --budget {lab.budget.name} --only {row.name}/{twin.name}",
-        "versions": {**versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"},
+        "versions": {**versions(), "machine": platform.machine()},
     }
     write_json(path, result)
