@@ -127,7 +127,7 @@ def composition(studio: Studio, rng: random.Random) -> Card:
     """A picture and words for what changes: the picture that they make together. What was given is a candidate."""
     start = random_scene(rng, "test", 2)
     result, words = next_frame(start, rng)
-    query = [render(start), words]
+    query: list[str | Image.Image] = [render(start), words]
     return Card([Block("given", query), *studio.find(query, [start, result, *studio.pool], 1, top=2)])
 
 
@@ -157,7 +157,7 @@ def places(studio: Studio, rng: random.Random) -> Card:
     found = studio.retrieve(
         {"query": query}, candidates=[[render(scene)] for scene in scenes], top_k=1, return_positions=True
     )
-    blocks: list[Block] = []
+    blocks = []
     for part, results in zip(query, found, strict=True):
         blocks += [Block("given", [part]), _retrieved(results[0], 0, len(scenes))]
     return Card(blocks)

@@ -20,8 +20,8 @@ INTRODUCTION = """# The lab
 
 The experiments of the paper ([arXiv 2411.00304](https://arxiv.org/abs/2411.00304)) on the picturebook, our drawn
 world: 300 drawn things on a grid of nine places, over coloured grounds, in pictures of 96 pixels. Benchmarks have
-twins there, which the metrics of the benchmarks score. Rows are small models that start from one checkpoint and are trained
-with the same number of steps; what is held out are combinations of things.
+twins there, which the metrics of the benchmarks score. Rows are small models that start from one checkpoint; what is
+held out are combinations of things.
 
 **These worlds are tiny, and so are the models that learn them.** The paper's figures, printed above ours, are of
 models of seven billion weights on photographs: that a figure of ours is higher or lower than one of the paper means
@@ -30,9 +30,9 @@ hold at scale, and one that is confirmed here may not.
 """
 QUICK = "**The budget is `quick`: it shows that everything runs. None of these figures means anything.**"
 READING = """A cell is the mean over seeds ± their sample standard deviation; without ± it has one seed. The best of
-our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on both
-sides (`base` and `mini-clip` need none: they are the same for all seeds). Where a difference to the row that is named
-below a table does not count, the cell has a ≈. Rows that were not run, and cells that were not measured, are named.
+our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on
+both sides (`base` and `mini-clip` need none: they are the same for all seeds). Where a difference to the row
+that is named below a table does not count, the cell has a ≈. Rows that were not run, and cells that were not measured, are named.
 """
 
 
@@ -104,7 +104,9 @@ def _introduction(results: Results) -> list[str]:
         was_run += [QUICK, ""]
     was_run.append(READING)
     known = in_order(ROWS, rows)
-    was_run += markdown(["row", "what it is"], [[f"`{row}`", meaning(row) or "an own row"] for row in known])
+    was_run += markdown(
+        ["row", "what it is"], [[f"`{row}`", meaning(row) or "a further row"] for row in known], numbers=False
+    )
     absent = missing(ROWS, rows)
     was_run += [f"Rows that were not run at all: {', '.join(f'`{row}`' for row in absent)}.", ""] if absent else []
     return [INTRODUCTION, *was_run]
@@ -113,9 +115,11 @@ def _introduction(results: Results) -> list[str]:
 def _verdicts(results: Results) -> list[str]:
     verdicts = all_verdicts(results)
     rows = [[f"{place}. {found.claim}", f"**{found.outcome}**"] for place, found in enumerate(verdicts, start=1)]
-    lines = ["## The paper's claims in the lab", "", *markdown(["claim", "outcome"], rows)]
+    lines = ["## The paper's claims in the lab", "", *markdown(["claim", "outcome"], rows, numbers=False)]
     for place, found in enumerate(verdicts, start=1):
-        lines.append(f"{place}. **{found.outcome}**: {found.why} {found.figures}".rstrip())
+        figures = "" if found.parts else found.figures
+        lines.append(f"{place}. {found.claim} **{found.outcome}**. {found.why} {figures}".rstrip())
+        lines += [f"    - {part.claim}: **{part.outcome}**. {part.figures or part.why}" for part in found.parts]
     return [*lines, ""]
 
 

@@ -14,7 +14,7 @@ CURVES, LABELS = "curves.json", "labels.json"
 #: Rows that no run of the lab trains, so that no seed can change them: one value tells all there is to know.
 FIXED_ROWS = ("base", "mini-clip")
 DIGITS = 9  # what lies behind is the error of floats, and no difference
-ROUNDING = 0.06  # a mean may have been rounded to one decimal
+ROUNDING = 0.06  # a figure may have been rounded to one decimal
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _cell(entry: Any, where: str) -> Cell:
     try:
         names = [str(entry[name]) for name in ("table", "row", "metric")]
         seeds, values = list(entry["seeds"]), [float(value) for value in entry["values"]]
-        mean, chance = float(entry["mean"]), entry.get("chance")
+        mean, spread, chance = float(entry["mean"]), float(entry["spread"]), entry.get("chance")
         n, command, versions, budget = (entry[name] for name in ("n", "command", "versions", "budget"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: no result of the lab ({error!r}).") from error
@@ -249,11 +249,12 @@ def _cell(entry: Any, where: str) -> Cell:
     table, row, metric = names
     if not values or len(set(seeds)) != len(values) or len(seeds) != len(values):
         raise ValueError(f"{where}: {len(seeds)} seeds for {len(values)} values; each value needs a seed of its own.")
-    if not all(map(math.isfinite, values)) or abs(statistics.fmean(values) - mean) > ROUNDING:
-        raise ValueError(f"{where}: the mean {mean} is not that of the values {values}.")
+    sample = Sample(row, dict(zip(seeds, values, strict=True)), row in FIXED_ROWS)
+    if not all(map(math.isfinite, values)) or max(abs(sample.mean - mean), abs(sample.spread - spread)) > ROUNDING:
+        raise ValueError(f"{where}: mean {mean} and spread {spread} are not those of the values {values}.")
     return Cell(
         *(table, row, metric),
-        Sample(row, dict(zip(seeds, values, strict=True)), row in FIXED_ROWS),
+        sample,
         int(n),
         str(command),
         {str(key): str(value) for key, value in versions.items()},

@@ -51,7 +51,10 @@ def _table(
         row
         for row in everything
         if any(results.find(place, row) for place in places)
-        and (row in results.rows(name) or any(matches(pattern, row) for pattern in layout.rows))
+        and (
+            any(matches(pattern, row) for pattern in layout.rows)
+            or (row in results.rows(name) and not any(matches(pattern, row) for pattern in layout.elsewhere))
+        )
     ]
     rows = in_order(layout.rows, chosen)
     reference = reference_of(layout.reference, rows)
@@ -88,9 +91,9 @@ def _table(
     return text
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table, and the empty line after it."""
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> list[str]:
+    """A table, and the empty line after it; numbers stand on the right."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{('---:|' if numbers else '---|') * (len(head) - 1)}"]
     return [*lines, *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows), ""]
 
 

@@ -33,12 +33,14 @@ class Verdict:
         outcome: `confirmed`, `refuted`, `inside the noise` or `not measured`.
         figures: the figures, in words.
         why: how the outcome follows from them.
+        parts: those of a claim of several.
     """
 
     claim: str
     outcome: str
     figures: str
     why: str
+    parts: tuple["Verdict", ...] = ()
 
 
 def all_verdicts(results: Results) -> list[Verdict]:
@@ -135,16 +137,17 @@ def kernels_win(results: Results) -> Verdict:
     claim = "Calibrated or aligned labels beat those of gak and mean."
     tries = []
     for row, name in (("sugar", "calibrated"), ("aligned", "aligned")):
-        parts = [
+        against = [
             _better(results, RETRIEVAL, row, rival, f"{name} beats {rival}", "mean of COCO, VIST, Winoground")
             for rival in ("gak", "mean")
         ]
-        tries.append(_joined(f"{name} beats both", parts))
+        tries.append(_joined(f"{name} beats both", against))
     outcomes = [found.outcome for found in tries]
     # one is enough, so that refuting takes both
     outcome = next((kind for kind in (CONFIRMED, UNKNOWN, NOISE) if kind in outcomes), REFUTED)
+    parts = tuple(part for found in tries for part in found.parts)
     why = "One of the two is enough: " + "; ".join(f"{found.claim}: {found.outcome}" for found in tries) + "."
-    return Verdict(claim, outcome, " ".join(found.figures for found in tries if found.figures), why)
+    return Verdict(claim, outcome, " ".join(found.figures for found in tries if found.figures), why, parts)
 
 
 CLAIMS: Sequence[Callable[[Results], Verdict]] = (
@@ -160,17 +163,18 @@ CLAIMS: Sequence[Callable[[Results], Verdict]] = (
 
 
 def judge(gap: Gap, reached: bool = False) -> tuple[str, str]:
-    """Outcome and reason of a claim that says that a gap is above 0.
+    """The outcome of a claim that a gap is above 0, and the reason.
 
     Args:
         gap: how far the claim's side lies above the bar.
         reached: the claim is also met where the bar is reached exactly and no seed disagrees.
     """
     if gap.noise is None:
-        return NOISE, "One side has a single seed, so that its spread is not known."
+        return NOISE, "A side has a single seed, so that its spread is not known."
     if gap.counts or (reached and gap.size == gap.noise == 0):
-        return (CONFIRMED if gap.size >= 0 else REFUTED), "The gap is larger than twice its standard error."
-    return NOISE, "The gap is no larger than twice its standard error."
+        above = gap.size >= 0
+        return (CONFIRMED if above else REFUTED), f"It lies {'above' if above else 'below'} by more than the noise."
+    return NOISE, "It lies no further off than the noise reaches, which is twice the standard error."
 
 
 def _better(
@@ -253,8 +257,7 @@ def _gain(with_it: Sample, without: Sample) -> Sample | None:
 def _joined(claim: str, parts: Sequence[Verdict]) -> Verdict:
     outcomes = [part.outcome for part in parts]
     outcome = next((kind for kind in (REFUTED, UNKNOWN, NOISE) if kind in outcomes), CONFIRMED)
-    figures = " ".join(f"{part.claim[0].upper()}{part.claim[1:]}: {part.figures}" for part in parts if part.figures)
-    why = "; ".join(
-        f"{part.claim}: {part.outcome}" + f" ({part.why[:-1]})" * (part.outcome == UNKNOWN) for part in parts
-    )
-    return Verdict(claim, outcome, figures, why + ".")
+    figures = " ".join(f"{part.claim}: {part.figures}" for part in parts if part.figures)
+    kinds = [kind for kind in (CONFIRMED, REFUTED, NOISE, UNKNOWN) if kind in outcomes]
+    counted = f"Of {len(parts)} parts " + ", ".join(f"{outcomes.count(kind)} {kind}" for kind in kinds)
+    return Verdict(claim, outcome, figures, f"{counted}.", tuple(parts))
