@@ -15,11 +15,18 @@ from .results import CURVES, LABELS, Cell, Results, read_extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Told apart by people who see few colours: Okabe and Ito's.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-GREY = "0.75"
-#: Rows whose curves have a colour; those of all others are grey.
-NAMED = ("sugar", "lm-only", "infonce", "disc-only", "kl", "gak", "mean")
+#: Rows that have a colour of their own in every picture; the colours are Okabe and Ito's, which the colour-blind can
+#: tell apart.
+COLOURS = {
+    "sugar": "#0072b2",
+    "lm-only": "#d55e00",
+    "infonce": "#009e73",
+    "disc-only": "#cc79a7",
+    "mini-clip": "#e69f00",
+    "base": "#000000",
+    "kl": "#f0e442",
+}
+LIGHT, GREY = "#56b4e9", "0.75"
 POOL = "pool"
 SUBPLOT = (2.6, 2.2)  # inches
 
@@ -73,12 +80,12 @@ def draw_labels(labels: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[Fi
         return None
     figure, grid = _grid(len(labels))
     means = []
-    for axes, colour, (name, found) in zip(grid, _colours(len(labels)), labels.items(), strict=True):
+    for axes, (name, found) in zip(grid, labels.items(), strict=True):
         edges, counts = [float(edge) for edge in found["bins"]], [float(count) for count in found["counts"]]
         if len(edges) != len(counts) + 1 or not sum(counts):
             raise ValueError(f"{LABELS}, {name!r}: {len(edges)} edges do not fit {len(counts)} counts, or all are 0.")
         shares = [100 * count / sum(counts) for count in counts]
-        axes.stairs(shares, edges, fill=True, color=colour)
+        axes.stairs(shares, edges, fill=True, color=LIGHT)
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
         mean = sum(share * middle for share, middle in zip(shares, middles, strict=True)) / 100
         axes.axvline(mean, color="black", linewidth=0.8, linestyle="--")
@@ -90,24 +97,24 @@ def draw_labels(labels: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[Fi
 
 
 def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Figure, str] | None:
-    """The two losses by step, one line for each row and seed."""
+    """The two losses by step, one line for each row and seed; rows without a colour of their own are grey."""
     if not curves:
         return None
     figure, grid = _grid(2, width=1.6)
-    names = in_order(NAMED, dict.fromkeys(key.rpartition("-")[0] for key in curves))
-    colours = {name: COLOURS[NAMED.index(name)] if name in NAMED else GREY for name in names}
+    names = in_order(COLOURS, dict.fromkeys(key.rpartition("-")[0] for key in curves))
+    colours = {name: COLOURS.get(name, GREY) for name in names}
     for axes, loss, title in zip(
-        grid, ("lm_loss", "structure_loss"), ("language modelling", "structure"), strict=True
+        grid, ("lm_loss", "structure_loss"), ("LM loss", "structure loss (objectives have other scales)"), strict=True
     ):
-        for key, points in sorted(curves.items(), key=lambda item: item[0].rpartition("-")[0] in NAMED):
+        for key, points in sorted(curves.items(), key=lambda item: item[0].rpartition("-")[0] in COLOURS):
             name = key.rpartition("-")[0]
             shown = [(point["step"], point[loss]) for point in points if point.get(loss) is not None]
             if shown:
                 axes.plot(*zip(*shown, strict=True), color=colours[name], linewidth=1)
-        axes.set_title(f"loss of {title}")
+        axes.set_title(title)
         axes.set_xlabel("step")
     for name in names:
-        if name in NAMED:
+        if name in COLOURS:
             grid[0].plot([], [], color=colours[name], label=name)
     if GREY in colours.values():
         grid[0].plot([], [], color=GREY, label="other rows")
@@ -118,8 +125,7 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Fi
         if (points := curves[min(key for key in curves if key.rpartition("-")[0] == name)])
         and points[-1].get("lm_loss") is not None
     ]
-    told = "Training curves: the loss of language modelling and the structure loss by step"
-    return figure, f"{told}; last loss of language modelling: {', '.join(last)}."
+    return figure, f"Training curves: LM loss and structure loss by step; last LM loss: {', '.join(last)}."
 
 
 def draw_positions(results: Results) -> tuple[Figure, str] | None:
@@ -133,15 +139,15 @@ def draw_positions(results: Results) -> tuple[Figure, str] | None:
     if not rows:
         return None
     figure, (axes,) = _grid(1, width=2.2, height=1.4)
-    for name, printed in table.rows.items():
-        axes.plot(
-            table.columns, [printed[c] for c in table.columns], "--", color=GREY, marker=".", label=f"{name} (paper)"
-        )
+    for style, (name, printed) in zip(("--", ":"), table.rows.items(), strict=True):
+        axes.plot(table.columns, [printed[c] for c in table.columns], style, color="0.5", label=f"{name} (paper)")
     told = []
-    for colour, row in zip(_colours(len(rows)), rows, strict=True):
+    for row in rows:
         cells = [_cell(results, f"table5/{column}", row) for column in table.columns]
         means, spreads = [cell.sample.mean for cell in cells], [cell.sample.spread for cell in cells]
-        axes.errorbar(table.columns, means, spreads, color=colour, marker="o", markersize=3, capsize=2, label=row)
+        axes.errorbar(
+            table.columns, means, spreads, color=_colour(row), marker="o", markersize=3, capsize=2, label=row
+        )
         told.append(f"{row} {', '.join(f'{mean:.1f}' for mean in means)}")
     chance = _cell(results, "table5/1", rows[0]).chance
     if chance is not None:
@@ -155,7 +161,7 @@ def draw_positions(results: Results) -> tuple[Figure, str] | None:
 def draw_ablation(results: Results) -> tuple[Figure, str] | None:
     """The ablation: a panel for each column, a bar for each row, with its spread over seeds."""
     columns = TABLES["table4b"].columns
-    rows = [row for row in PAPER["table4b"].rows if any(results.find(f"{_ablation(c)}", row) for c in columns)]
+    rows = [row for row in PAPER["table4b"].rows if any(results.find(_ablation(c), row) for c in columns)]
     if not rows:
         return None
     figure, grid = _grid(len(columns), height=0.9)
@@ -164,7 +170,7 @@ def draw_ablation(results: Results) -> tuple[Figure, str] | None:
         cells = [(row, cell) for row in rows if (cell := results.find(_ablation(column), row))]
         names = [row for row, _ in cells]
         means = [cell.sample.mean for _, cell in cells]
-        colours = [COLOURS[0] if name == "sugar" else COLOURS[5] for name in names]
+        colours = [COLOURS["sugar"] if name == "sugar" else LIGHT for name in names]
         axes.barh(names, means, xerr=[cell.sample.spread for _, cell in cells], color=colours, capsize=2)
         axes.invert_yaxis()
         axes.set_title(column)
@@ -187,13 +193,13 @@ def draw_pool(results: Results) -> tuple[Figure, str] | None:
         raise ValueError(f"the columns of the table {POOL!r} are sizes of the pool, as numbers ({error}).") from error
     figure, (axes,) = _grid(1, width=2.2, height=1.4)
     told = []
-    for colour, row in zip(_colours(len(rows)), rows, strict=True):
+    for row in rows:
         points = [(int(size), cell.sample) for size in sizes if (cell := results.find(f"{POOL}/{size}", row))]
         axes.errorbar(
             [size for size, _ in points],
             [sample.mean for _, sample in points],
             [sample.spread for _, sample in points],
-            color=colour,
+            color=_colour(row),
             marker="o",
             markersize=3,
             capsize=2,
@@ -220,8 +226,8 @@ def _grid(count: int, width: float = 1.0, height: float = 1.0) -> tuple[Figure, 
     return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+def _colour(row: str) -> str:
+    return COLOURS.get(row, LIGHT)
 
 
 def _ablation(column: str) -> str:

@@ -32,7 +32,8 @@ QUICK = "**The budget is `quick`: it shows that everything runs. None of these f
 READING = """A cell is the mean over seeds ± their sample standard deviation; without ± it has one seed. The best of
 our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on
 both sides (`base` and `mini-clip` need none: they are the same for all seeds). Where a difference to the row
-that is named below a table does not count, the cell has a ≈. Rows that were not run, and cells that were not measured, are named.
+that is named below a table does not count, the cell has a ≈. Rows that were not run, and columns that were not
+measured, are named.
 """
 
 
