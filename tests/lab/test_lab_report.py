@@ -8,7 +8,7 @@ from lab_tools import entry, write
 from sugar_hf.evaluation.paper import TABLES
 from sugar_hf.lab.card import figures, write_card
 from sugar_hf.lab.gallery import make_gallery
-from sugar_hf.lab.layout import OWN, PAPER, in_order, matches, missing
+from sugar_hf.lab.layout import OWN, PAPER, POOL, in_order, matches, missing
 from sugar_hf.lab.report import main, make_document
 from sugar_hf.lab.results import read_results
 from sugar_hf.lab.twins import Twin
@@ -48,8 +48,8 @@ def test_every_table_of_the_paper_is_there_with_all_its_rows(tmp_path):
         for row, cells in table.rows.items():
             line = next(line for line in part.splitlines() if line.startswith(f"| {row} (paper) |"))
             assert [f"{cell:.1f}" for cell in cells.values()] == re.findall(r"[\d.]+", line.split("(paper) |")[1])
-    for layout in OWN.values():
-        assert f"### {layout.title}\n" in text
+    for name in ("objectives", "kernels", "order", "sweeps"):
+        assert f"### {OWN[name].title}\n" in text
 
 
 def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(tmp_path):
@@ -68,7 +68,7 @@ def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(tmp_
 def test_what_was_not_run_is_named(tmp_path):
     text = document(tmp_path, some())
     part = section(text, "Table 1: eleven benchmarks")
-    assert "Not run: `base`." in part
+    assert "Not run: `base`, `disc-only`." in part
     assert "Columns that no row was measured on: GQA, VizWiz, SQA-I, VQA-T, MME-P" in part
     assert "| `infonce` | not run |" in part
     assert "Not run: `mini-clip`, `disc-only`, `infonce`, `sugar`." in section(text, "Table 3c: Winoground")
@@ -83,7 +83,7 @@ def test_what_was_not_run_is_named(tmp_path):
 def test_each_row_of_every_layout_is_found_or_named(tmp_path):
     text = document(tmp_path, some())
     titles = {name: TABLES[name].title for name in TABLES} | {name: layout.title for name, layout in OWN.items()}
-    for name, layout in {**PAPER, **OWN}.items():
+    for name, layout in [(name, layout) for name, layout in {**PAPER, **OWN}.items() if name != POOL]:
         part = section(text, titles[name])
         for pattern in layout.rows:
             names = [*pattern.split("|"), *(row for row in ("alpha-9", "alpha-10") if matches(pattern, row))]
@@ -94,7 +94,19 @@ def test_sweeps_have_their_rows_by_number_and_the_ablation_does_not_repeat_them(
     text = document(tmp_path, some())
     rows = re.findall(r"^\| `(.+?)` \|", section(text, "Sweeps"), re.MULTILINE)
     assert rows == ["sugar", "alpha-9", "alpha-10"]
-    assert "alpha" not in section(text, "Table 4b: ablation")
+    assert "| `alpha" not in section(text, "Table 4b: ablation")
+
+
+def test_rows_that_stand_elsewhere_are_named(tmp_path):
+    part = section(document(tmp_path, [*some(), entry("table1", "mean", "POPE", 1.0)]), "Table 1: eleven benchmarks")
+    named = "Measured as well, and compared in table 4b or the tables that the paper lacks: `mean`."
+    assert named in part
+    assert "| `mean` |" not in part
+
+
+def test_a_table_of_the_pool_is_there_if_it_was_measured(tmp_path):
+    assert "### Size of the pool" not in document(tmp_path, some())
+    assert "### Size of the pool" in document(tmp_path, [*some(), entry("pool", "sugar", "100", 1.0)])
 
 
 def test_a_table_that_is_not_known_is_shown_all_the_same(tmp_path):
@@ -149,7 +161,8 @@ def test_the_same_results_give_the_same_files(tmp_path):
 def test_it_says_how_it_was_made(tmp_path):
     text = document(tmp_path, some())
     assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 figures. Made with: machine 2 cores; torch 2.9." in text
-    assert "`sugar`:\n\n```bash\nsugar-hf lab --row sugar\n```" in text
+    assert "\n```bash\nsugar-hf lab --budget full\n```\n" in text
+    assert "\nsugar-hf lab --budget full --only sugar/table1\n" in text
     assert "None of these figures means anything" not in text
     assert "None of these figures means anything" in document(
         tmp_path, [entry("table1", "a", "GQA", 1, budget="quick")]

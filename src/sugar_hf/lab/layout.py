@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 ROWS: Mapping[str, str] = {
     "base": "the vision-language model that all rows start from, as it is, with an untrained head",
     "lm-only|lm-only, no retrieval": "trained with the LM loss alone",
-    "disc-only": "trained with the structure loss alone",
+    "disc-only": "trained with the structure loss alone, on documents",
     "sugar": "both losses, `calibrated` labels, mean pooling: the recipe",
-    "infonce": "LM loss and InfoNCE within the batch",
+    "infonce": "LM loss and InfoNCE within the batch, as FROMAGe (g+d) has it",
     "kl": "LM loss and the Kullback-Leibler divergence of similarities from labels",
     "no-data-d": "without the interleaved (discriminative) data",
     "no-data-g": "without the instruction (generative) data",
@@ -21,19 +21,22 @@ ROWS: Mapping[str, str] = {
     "last-token": "an image's last token in place of the mean: the paper's w/o average pooling",
     "same-sample-one": "label 1 for any two beginnings of one sample, as in the paper",
     "centring": "labels with the mean cosine of unrelated pairs taken out, by block",
-    "no-centring": "labels without that",
     "alpha-*": "another weight of the structure loss",
     "delta-*": "another bandwidth of the alignment kernel",
     "batch-*": "another batch size",
     "mini-clip": "the small CLIP that is also a teacher, fixed",
-    "lm-only + mini-clip*": "`lm-only` answers, `mini-clip` retrieves",
+    "lm-only + mini-clip*": "`lm-only` answers, `mini-clip` retrieves (by image, text, both or their average)",
+    "infonce, no retrieval": "`infonce` answers from what it knows",
+    "infonce + own*": "`infonce` answers and retrieves",
     "sugar, no retrieval": "`sugar` answers from what it knows",
     "sugar + own*": "`sugar` answers and retrieves",
 }
+#: The table of recall by the number of candidates; it is shown only if it was measured.
+POOL = "pool"
 #: Columns in which less is better.
 LOWER_IS_BETTER = ("depth", "loss")
 
-_LEARNERS = ("base", "lm-only", "infonce", "sugar")
+_LEARNERS = ("base", "lm-only", "disc-only", "infonce", "sugar")
 _RETRIEVERS = ("mini-clip", "disc-only", "infonce", "sugar")
 SINGLE = "lm-only, no retrieval|lm-only"
 
@@ -71,19 +74,19 @@ OWN: Mapping[str, Layout] = {
         GENERATION + RETRIEVAL,
     ),
     "kernels": Layout(
-        ("sugar", "aligned", "gak", "mean", "clip-only", "centring", "no-centring", "same-sample-one"),
+        ("sugar", "aligned", "gak", "mean", "clip-only", "centring", "same-sample-one"),
         "sugar",
         "Label kernels",
         "One objective, other labels.",
         GENERATION + RETRIEVAL,
     ),
     "order": Layout(
-        ("sugar", "aligned", "gak", "mean", "infonce", "lm-only"),
+        ("mini-clip", "disc-only", "infonce", "sugar", "aligned", "gak", "mean", "centring"),
         "mean",
         "Order",
         "Sequences that differ in nothing but their order.",
     ),
-    "pool": Layout(
+    POOL: Layout(
         ("mini-clip", "infonce", "sugar"), "infonce", "Size of the pool", "Recall@1 by the number of candidates."
     ),
     "sweeps": Layout(
@@ -95,21 +98,21 @@ OWN: Mapping[str, Layout] = {
     ),
 }
 
+_ABLATION = ("sugar", "no-data-d", "no-data-g", "mean", "clip-only", "last-token", "lm-only", "disc-only")
+_BELOW = (*_ABLATION, *(row for layout in OWN.values() if layout.places for row in layout.rows))
+_KNOWING = (SINGLE, "lm-only + mini-clip*", "infonce + own*", "sugar, no retrieval", "sugar + own*")
+
 PAPER: Mapping[str, Layout] = {
-    "table1": Layout(_LEARNERS),
-    "table2": Layout(_LEARNERS),
-    "table3a": Layout(_RETRIEVERS, "infonce"),
-    "table3b": Layout(_RETRIEVERS, "infonce"),
-    "table3c": Layout(_RETRIEVERS, "infonce"),
-    "table4a": Layout((SINGLE, "lm-only + mini-clip*", "sugar, no retrieval", "sugar + own*"), SINGLE),
-    "table4b": Layout(
-        ("sugar", "no-data-d", "no-data-g", "mean", "clip-only", "last-token", "lm-only", "disc-only"),
-        "sugar",
-        elsewhere=tuple(row for layout in OWN.values() if layout.places for row in layout.rows),
-    ),
-    "table5": Layout(_LEARNERS),
-    "table6": Layout(("mini-clip", *_LEARNERS)),
-    "table7": Layout((SINGLE, "lm-only + mini-clip*", "sugar, no retrieval", "sugar + own*"), SINGLE),
+    "table1": Layout(_LEARNERS, elsewhere=_BELOW),
+    "table2": Layout(_LEARNERS, elsewhere=_BELOW),
+    "table3a": Layout(_RETRIEVERS, "infonce", elsewhere=_BELOW),
+    "table3b": Layout(_RETRIEVERS, "infonce", elsewhere=_BELOW),
+    "table3c": Layout(_RETRIEVERS, "infonce", elsewhere=_BELOW),
+    "table4a": Layout(_KNOWING, SINGLE),
+    "table4b": Layout(_ABLATION, "sugar", elsewhere=_BELOW),
+    "table5": Layout(_LEARNERS, elsewhere=_BELOW),
+    "table6": Layout(("mini-clip", *_LEARNERS), elsewhere=_BELOW),
+    "table7": Layout(_KNOWING, SINGLE),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.paper import TABLES
-from .layout import PAPER, in_order
+from .layout import PAPER, POOL, in_order
 from .results import CURVES, LABELS, Cell, Results, read_extra
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ COLOURS = {
     "kl": "#f0e442",
 }
 LIGHT, GREY = "#56b4e9", "0.75"
-POOL = "pool"
 SUBPLOT = (2.6, 2.2)  # inches
 
 

@@ -98,7 +98,11 @@ def _introduction(results: Results) -> list[str]:
         "## What was run",
         "",
         f"Budget `{results.budget}`; {len(rows)} rows with {seeds_text(counts)}; {len(results.cells)} figures. "
-        f"Made with: {made_with or 'not recorded'}. The commands are at the end.",
+        f"Made with: {made_with or 'not recorded'}.",
+        "",
+        "```bash",
+        *dict.fromkeys(cell.command.partition(" --only ")[0] for cell in results.cells),
+        "```",
         "",
     ]
     if results.budget == "quick":
@@ -145,15 +149,9 @@ def _cards(twins: Mapping[str, Twin]) -> list[str]:
 
 
 def _commands(results: Results) -> list[str]:
-    made: dict[str, list[str]] = {}
-    for cell in results.cells:
-        rows = made.setdefault(cell.command, [])
-        rows += [cell.row] if cell.row not in rows else []
-    lines = ["## Commands", ""]
-    for command, rows in made.items():
-        named = ", ".join(f"`{row}`" for row in in_order(ROWS, rows))
-        lines += [f"{named}:", "", "```bash", command, "```", ""]
-    return lines
+    commands = dict.fromkeys(cell.command for cell in results.cells)
+    head = ["## Commands", "", "<details><summary>What made each figure</summary>", ""]
+    return [*head, "```bash", *commands, "```", "", "</details>", ""]
 
 
 def _link(path: Path, out: Path) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from ..evaluation.paper import TABLES, PaperTable
-from .layout import LOWER_IS_BETTER, OWN, PAPER, Layout, in_order, matches, missing, reference_of
+from .layout import LOWER_IS_BETTER, OWN, PAPER, POOL, Layout, in_order, matches, missing, reference_of
 from .results import Cell, Results, compare, place_of
 
 NOT_RUN = "not run"
@@ -35,7 +35,7 @@ def own_section(results: Results, name: str) -> list[str]:
 def own_tables(results: Results) -> list[str]:
     """Names of the tables that the paper lacks: those of `OWN`, then all others that there are figures for."""
     found = dict.fromkeys(cell.table for cell in results.cells if cell.table not in TABLES)
-    return list(dict.fromkeys([*OWN, *found]))
+    return list(dict.fromkeys([*(name for name in OWN if name != POOL or name in found), *found]))
 
 
 def _table(
@@ -56,6 +56,7 @@ def _table(
             or (row in results.rows(name) and not any(matches(pattern, row) for pattern in layout.elsewhere))
         )
     ]
+    aside = [row for row in results.rows(name) if row not in chosen]
     rows = in_order(layout.rows, chosen)
     reference = reference_of(layout.reference, rows)
     lines = []
@@ -81,6 +82,9 @@ def _table(
     absent = missing(layout.rows, rows)
     if absent:
         text += [f"Not run: {', '.join(f'`{row}`' for row in absent)}.", ""]
+    if aside:
+        named = ", ".join(f"`{row}`" for row in aside)
+        text += [f"Measured as well, and compared in table 4b or the tables that the paper lacks: {named}.", ""]
     empty = [column for column, cells_ in zip(columns, found, strict=True) if rows and not cells_]
     if empty:
         text += [f"Columns that no row was measured on: {', '.join(empty)}.", ""]
