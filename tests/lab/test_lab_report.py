@@ -37,12 +37,17 @@ def document(folder, entries, twins=()):
     return out.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The document of those few."""
+    return document(tmp_path_factory.mktemp("lab"), some())
+
+
 def section(text, title):
     return text.split(f"### {title}\n")[1].split("\n#")[0]
 
 
-def test_every_table_of_the_paper_is_there_with_all_its_rows(tmp_path):
-    text = document(tmp_path, some())
+def test_every_table_of_the_paper_is_there_with_all_its_rows(text):
     for table in TABLES.values():
         part = section(text, table.title)
         for row, cells in table.rows.items():
@@ -52,8 +57,8 @@ def test_every_table_of_the_paper_is_there_with_all_its_rows(tmp_path):
         assert f"### {OWN[name].title}\n" in text
 
 
-def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(tmp_path):
-    part = section(document(tmp_path, some()), "Table 1: eleven benchmarks")
+def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(text):
+    part = section(text, "Table 1: eleven benchmarks")
     lines = [re.sub(r" not run \|| - \|", "", line) for line in part.splitlines() if line.startswith("| ")]
     assert lines[-5:] == [
         "| `lm-only` | 61.0 ± 1.4 | 72.0 ± 2.8 |",
@@ -65,8 +70,7 @@ def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(tmp_
     assert "≈: not told apart from `lm-only`." in part
 
 
-def test_what_was_not_run_is_named(tmp_path):
-    text = document(tmp_path, some())
+def test_what_was_not_run_is_named(text):
     part = section(text, "Table 1: eleven benchmarks")
     assert "Not run: `base`, `disc-only`." in part
     assert "Columns that no row was measured on: GQA, VizWiz, SQA-I, VQA-T, MME-P" in part
@@ -80,8 +84,7 @@ def test_what_was_not_run_is_named(tmp_path):
     assert "It was not made." in text
 
 
-def test_each_row_of_every_layout_is_found_or_named(tmp_path):
-    text = document(tmp_path, some())
+def test_each_row_of_every_layout_is_found_or_named(text):
     titles = {name: TABLES[name].title for name in TABLES} | {name: layout.title for name, layout in OWN.items()}
     for name, layout in [(name, layout) for name, layout in {**PAPER, **OWN}.items() if name != POOL]:
         part = section(text, titles[name])
@@ -90,8 +93,7 @@ def test_each_row_of_every_layout_is_found_or_named(tmp_path):
             assert any(f"`{row}`" in part for row in names), f"{name}: {pattern}"
 
 
-def test_sweeps_have_their_rows_by_number_and_the_ablation_does_not_repeat_them(tmp_path):
-    text = document(tmp_path, some())
+def test_sweeps_have_their_rows_by_number_and_the_ablation_does_not_repeat_them(text):
     rows = re.findall(r"^\| `(.+?)` \|", section(text, "Sweeps"), re.MULTILINE)
     assert rows == ["sugar", "alpha-9", "alpha-10"]
     assert "| `alpha" not in section(text, "Table 4b: ablation")
@@ -104,17 +106,17 @@ def test_rows_that_stand_elsewhere_are_named(tmp_path):
     assert "| `mean` |" not in part
 
 
-def test_a_table_of_the_pool_is_there_if_it_was_measured(tmp_path):
-    assert "### Size of the pool" not in document(tmp_path, some())
-    assert "### Size of the pool" in document(tmp_path, [*some(), entry("pool", "sugar", "100", 1.0)])
+def test_a_table_of_the_pool_is_there_if_it_was_measured(tmp_path, text):
+    assert "### Size of the pool" not in text
+    assert "### Size of the pool" in document(tmp_path, [entry("pool", "sugar", "100", 1.0)])
 
 
-def test_a_table_that_is_not_known_is_shown_all_the_same(tmp_path):
-    assert "| `sugar` | 99.0 |" in section(document(tmp_path, some()), "Manners")
+def test_a_table_that_is_not_known_is_shown_all_the_same(text):
+    assert "| `sugar` | 99.0 |" in section(text, "Manners")
 
 
 def test_a_column_that_the_paper_lacks_is_shown_beside_its_own(tmp_path):
-    text = document(tmp_path, [*some(), entry("table7", "sugar + own", "google", 12.0)])
+    text = document(tmp_path, [entry("table7", "sugar + own", "google", 12.0)])
     assert "|  | FVQA | WebQA | google |" in section(text, "Table 7: knowledge VQA, ROUGE-L")
 
 
@@ -158,8 +160,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_it_says_how_it_was_made(tmp_path):
-    text = document(tmp_path, some())
+def test_it_says_how_it_was_made(tmp_path, text):
     assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 figures. Made with: machine 2 cores; torch 2.9." in text
     assert "\n```bash\nsugar-hf lab --budget full\n```\n" in text
     assert "\nsugar-hf lab --budget full --only sugar/table1\n" in text
@@ -171,18 +172,18 @@ def test_it_says_how_it_was_made(tmp_path):
 
 def test_cards_of_the_twins_are_printed(tmp_path):
     twin = Twin("vqav2", "VQAv2 twin", "generate", lambda budget: None, "accuracy", chance={"all": 25}, card="Words.")
-    text = document(tmp_path, some(), twins={"vqav2": twin})
+    text = document(tmp_path, [entry("table1", "a", "GQA", 1.0)], twins={"vqav2": twin})
     assert "### VQAv2 twin\n\n`vqav2`. Words. Figure: accuracy. Chance: all 25.0." in text
 
 
 def test_the_gallery_is_linked_if_it_is_there(tmp_path):
-    write(tmp_path / "lab", some())
+    write(tmp_path / "lab", [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "gallery.html").write_text("")
     assert "[The page](lab/gallery.html)" in make_document(tmp_path / "lab", tmp_path / "lab.md").read_text()
 
 
 def test_it_runs_from_the_command_line(tmp_path, capsys):
-    main([str(write(tmp_path / "lab", some())), str(tmp_path / "x.md")])
+    main([str(write(tmp_path / "lab", [entry("table1", "a", "GQA", 1.0)])), str(tmp_path / "x.md")])
     assert capsys.readouterr().out == f"wrote {tmp_path / 'x.md'}\n"
 
 

@@ -157,6 +157,14 @@ def test_a_fixed_checkpoint_needs_no_seeds_and_factors_are_of_the_rival(results)
     assert exactly.outcome == CONFIRMED  # "at least"
 
 
+def test_a_factor_multiplies_the_rivals_spread_too(results):
+    # the rival's standard error is 2, so that 1.5 times it is 3: a gap of 5 lies within twice that, not within 4
+    rivals = [*retrieval("infonce", (18.0, 22.0), (20.0, 20.0)), *retrieval("mini-clip", (15.0,), (10.0,))]
+    found = wins_retrieval(results(*retrieval("sugar", (35.0, 35.0), (30.0, 30.0)), *rivals))
+    assert [part.outcome for part in found.parts] == [NOISE, CONFIRMED, CONFIRMED, CONFIRMED]
+    assert "gap +5.00, twice its standard error 6.00" in found.parts[0].figures
+
+
 def test_a_missing_rival_leaves_the_claim_open_unless_another_part_refutes_it(results):
     infonce = retrieval("infonce", (20.0, 20.0), (20.0, 20.0))
     found = wins_retrieval(results(*retrieval("sugar", (31.0, 31.0), (30.0, 30.0)), *infonce))
