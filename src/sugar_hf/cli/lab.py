@@ -11,10 +11,12 @@ from .output import interruptible, say
 
 def lab(
     budget: Annotated[
-        Literal["full", "quick"], typer.Option(help="How much is trained and measured; quick is to see that it runs.")
+        Literal["full", "small", "quick"],
+        typer.Option(help="How much is trained and measured; quick is to see that it runs."),
     ] = "full",
     work: Annotated[
-        Path | None, typer.Option(help="Folder of models, data and results. Default: runs/lab or runs/lab-quick.")
+        Path | None,
+        typer.Option(help="Folder of models, data and results. Default: runs/lab, or runs/lab-small and so on."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -40,8 +42,8 @@ def lab(
     from ..lab.running import run_stages
     from ..lab.stages import Lab, all_stages
 
-    folder = work or Path("runs", "lab" if budget == "full" else "lab-quick")
-    tables = output or (Path("docs", "lab") if budget == "full" else folder / "tables")
+    folder = work or Path("runs", "lab" if budget == "full" else f"lab-{budget}")
+    tables = output or (folder / "tables" if budget == "quick" else Path("docs", "lab"))
     place = Lab(BUDGETS[budget], folder)
     stages = all_stages(place, only or [])
     if list_stages:

@@ -37,7 +37,7 @@ class Budget:
 FULL = Budget("full")
 #: What two cores do in an evening.
 SMALL = Budget(
-    "small", questions=120, scenes=1000, stories=300, pairs=150, facts=40, base_steps=2000, steps=250, rows=6000
+    "small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, base_steps=2000, steps=240, rows=5760
 )
 QUICK = Budget(
     "quick",
