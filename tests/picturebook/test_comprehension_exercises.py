@@ -20,9 +20,9 @@ from sugar_hf.picturebook.exercises.comprehension_closed import (
     rotations,
 )
 from sugar_hf.picturebook.exercises.relations import WORDS, holds
-from sugar_hf.picturebook.told import fact_f1, facts_in, facts_of
 from sugar_hf.picturebook.names import GROUP_NOUN, GROUP_OF, SYNONYMS
 from sugar_hf.picturebook.scenes import PLACES, Item, Scene, caption, split_of
+from sugar_hf.picturebook.told import fact_f1, facts_in, facts_of
 
 NAME = {other: name for name, other in SYNONYMS.items()}
 PLACE = {phrase: place for place, phrases in enumerate(PLACES) for phrase in phrases}

@@ -27,8 +27,8 @@ from ...picturebook.exercises.comprehension_closed import (
     draw_yes_no_pair,
     rotations,
 )
-from ...picturebook.told import fact_f1, facts_in
 from ...picturebook.scenes import Scene, render
+from ...picturebook.told import fact_f1, facts_in
 from ..budget import Budget
 from .twin import Twin
 

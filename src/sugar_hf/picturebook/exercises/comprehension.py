@@ -6,10 +6,10 @@ from random import Random
 from typing import Any
 
 from ..crowds import COUNTS, draw_crowd, sign_of, single, things
-from ..told import facts_of
 from ..names import SYNONYMS, spoken
 from ..scenes import PLACES, Item, Scene, caption
 from ..signs import SIGN, draw_text
+from ..told import facts_of
 from .comprehension_closed import draw_choice, draw_circular, draw_object, draw_yes_no
 from .exercise import Draw, Exercise
 from .relations import OPPOSITE, SPATIAL, WORDS, article, counted, decoy, related, unique
