@@ -16,7 +16,7 @@ from sugar_hf.lab.mix import prepare_mix, training_rows
 from sugar_hf.lab.pieces import by_length, draw_signs, pieces
 from sugar_hf.lab.rows import ROWS, Row
 from sugar_hf.lab.training import WithoutText, train_base, train_row
-from sugar_hf.picturebook.exercises import Exercise
+from sugar_hf.picturebook.exercises import Exercise, all_exercises
 from sugar_hf.picturebook.recipe.vlm import Picture, collator
 from sugar_hf.picturebook.scenes import random_scene
 
@@ -45,6 +45,18 @@ def test_an_exercise_has_the_tokens_that_the_processors_make(parts):
     expected = processor([to_sample({"id": "x", "source": "x", **exercise.row()})], return_labels=True)
     assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
     assert batch["labels"].tolist() == expected["labels"].tolist()
+
+
+def test_all_kinds_of_exercises_have_the_tokens_that_the_processors_make():
+    backbone = picturebook.checkpoint("mini-vlm")
+    collate, processor = collator(LlavaProcessor.from_pretrained(backbone)), SugarProcessor.from_pretrained(backbone)
+    for kind, draw in all_exercises().items():
+        drawn = [draw(random.Random(f"{kind}/{number}"), "train") for number in range(3)]
+        batch = collate([pieces(exercise) for exercise in drawn])
+        samples = [to_sample({"id": kind, "source": "x", **exercise.row()}) for exercise in drawn]
+        expected = processor(samples, return_labels=True, padding_side="right")
+        assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
+        assert batch["labels"].tolist() == expected["labels"].tolist()
 
 
 def test_kinds_of_like_length_share_a_batch():

@@ -22,6 +22,7 @@ from .whole import agrees, is_whole, write_json
 NO_RETRIEVAL = "no retrieval"
 #: How models are measured that retrieve for themselves: as a twin has it, by the paper's average, and without.
 OWN_SUFFIXES = ("average", NO_RETRIEVAL)
+BATCH_SIZE = 48  # of measurements
 #: What makes an evaluator of a twin's other rows, by suffix: see `VARIANTS` of `twins/knowledge.py`.
 Variants = Mapping[str, tuple[str, str, Callable[[Budget], Evaluator]]]
 
@@ -199,7 +200,7 @@ def measure(lab: Lab, stage: Stage) -> None:
         if not row.retrieves:
             arguments["encoder"] = open_encoder(checkpoint(CLIP))
         who += f" + {'own' if row.retrieves else CLIP} {stage.suffix}".rstrip()
-    found = build(lab.budget)(**arguments, output=path.with_suffix(".jsonl"))
+    found = build(lab.budget)(**arguments, output=path.with_suffix(".jsonl"), batch_size=BATCH_SIZE)
     result = {
         "row": who,
         "seed": stage.seed,
