@@ -94,7 +94,13 @@ _ROWS = (
     Row("last-token", "last image token (w/o average pooling)", {"image_pooling": "last"}, seeds="all"),
     # the bandwidths of the kernels do not mean the same; 0.7 is that of `StructureLossConfig.paper`
     Row("gak", "labels: the paper's kernel", {"label_kernel": "gak", "delta": 0.7}, seeds="all", measured="labels"),
-    Row("aligned", "labels: mean cosine along the alignment", {"label_kernel": "aligned"}, seeds="all", measured="labels"),
+    Row(
+        "aligned",
+        "labels: mean cosine along the alignment",
+        {"label_kernel": "aligned"},
+        seeds="all",
+        measured="labels",
+    ),
     _variant("same-sample-one", "label 1 within a sample", same_sample="one"),
     _variant("centring", "labels: centred by modality", centring=True),
     _variant("alpha-3", "alpha 3", alpha=3.0),
