@@ -96,7 +96,7 @@ _ROWS = (
     Row("gak", "labels: the paper's kernel", {"label_kernel": "gak", "delta": 0.7}, seeds="all", measured="labels"),
     Row(
         "aligned",
-        "labels: mean cosine along the alignment",
+        "labels: mean along the alignment",
         {"label_kernel": "aligned"},
         seeds="all",
         measured="labels",
