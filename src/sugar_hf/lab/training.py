@@ -17,25 +17,28 @@ from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..picturebook import checkpoint
 from ..picturebook.exercises import all_exercises
 from ..picturebook.recipe.loop import Draw, train
-from ..picturebook.recipe.vlm import collator, draw_board, draw_chat, draw_document
+from ..picturebook.recipe.vlm import collator, draw_chat, draw_document
 from ..training import SugarCollator, SugarTrainer, SugarTrainingArguments
 from .budget import FULL, Budget
+from .interviews import draw_interview, draw_told
 from .mix import prepare_mix
 from .pieces import by_length, draw_signs
 from .rows import RECIPE, Row
 from .whole import claim, is_whole, mark_whole, write_json
 
 BASE_BATCH_SIZE = 48
-BASE_LEARNING_RATE = 6e-4
+BASE_LEARNING_RATE = 1e-3
 GROUPS = 4
 WIDTH = 128  # of the embeddings
 LOG = "log.json"
 
 
 def base_kinds() -> list[Draw]:
-    """What batches of the base's training hold, in turn: all exercises twice, then what the shipped one has learnt."""
-    groups: list[Draw] = [*by_length(all_exercises(), GROUPS)]
-    return [*groups, draw_signs, draw_chat, *groups, draw_board, draw_document]
+    """What batches of the base's training hold, in turn: many questions about one picture, which teach most, exercises
+    of all kinds, and what the shipped one has learnt."""
+    first, second, third, fourth = by_length(all_exercises(), GROUPS)
+    asked: list[Draw] = [draw_interview, draw_told, first, draw_interview, second, draw_signs, draw_interview, third]
+    return [*asked, draw_told, fourth, draw_chat, draw_document]
 
 
 def base_facts(steps: int) -> dict[str, Any]:
