@@ -3,7 +3,7 @@
 >>> from sugar_hf import picturebook
 >>> stories = picturebook.load("test", kind="story", size=2)
 >>> stories[0]["messages"][0]["content"][0]["type"]
-'text'
+'image'
 """
 
 from .glyphs import CONCEPTS, sprite
