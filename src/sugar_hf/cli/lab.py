@@ -1,12 +1,15 @@
 """`sugar-hf lab`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .loading import quiet_libraries
 from .output import interruptible, say
+
+if TYPE_CHECKING:
+    from ..lab.stages import Lab
 
 
 def lab(
@@ -58,5 +61,20 @@ def lab(
             failure = error
         for path in write_tables(place, tables):
             say(f"  {path}")
+        if any(tables.glob("table*.json")):
+            _write_pages(place, tables)
     if failure is not None:
         raise failure
+
+
+def _write_pages(place: "Lab", tables: Path) -> None:
+    """The document beside the folder of the tables, and in it the gallery, if its model is there."""
+    from ..evaluation.running import open_model
+    from ..lab.gallery import make_gallery
+    from ..lab.report import make_document
+    from ..lab.training import model_folder
+
+    model = model_folder(place.rows["sugar"], 0, place.work)
+    if (model / "config.json").is_file():
+        say(f"  {make_gallery(*open_model(str(model)), tables / 'gallery.html')}")
+    say(f"  {make_document(tables, tables.with_suffix('.md'))}")
