@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
+from ..model.loading_sugar import split_adapter
 from .encoders import Encoder, open_encoder
 from .sources import Source
 from .tasks import Task
@@ -23,8 +24,9 @@ FIELDS = ("n", "seed", "failed", "skipped", "settings", "submission", "server", 
 
 
 def is_sugar(name: str) -> bool:
-    """Whether a checkpoint is a Sugar model."""
-    return bool(AutoConfig.from_pretrained(name).model_type == "sugar")
+    """Whether a checkpoint is a Sugar model, or adapters on one."""
+    base, _, _ = split_adapter(name, {})
+    return bool(AutoConfig.from_pretrained(base).model_type == "sugar")
 
 
 def open_model(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> tuple[Any, Any]:

@@ -37,7 +37,7 @@ class Budget:
 FULL = Budget("full")
 #: What two cores do in an evening.
 SMALL = Budget(
-    "small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, base_steps=2400, steps=240, rows=5760
+    "small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, base_steps=2400, steps=320, rows=7680
 )
 QUICK = Budget(
     "quick",
