@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sugar_hf.lab import running, stages
-from sugar_hf.lab.aggregate import aggregate, read_curves, write_tables
+from sugar_hf.lab.aggregate import KEPT, aggregate, read_curves, write_tables
 from sugar_hf.lab.budget import QUICK, Budget
 from sugar_hf.lab.rows import ROWS, Row
 from sugar_hf.lab.running import run_stages
@@ -17,7 +18,7 @@ from sugar_hf.lab.training import model_folder, row_facts
 from sugar_hf.lab.twins import Twin
 from sugar_hf.lab.whole import mark_whole
 
-TINY = Budget("tiny", questions=2, base_steps=0, steps=2, batch_size=6, rows=12, seeds=(0, 1))
+TINY = Budget("tiny", questions=2, steps=2, batch_size=6, rows=12, seeds=(0, 1))
 CALLS: Counter[str] = Counter()
 
 
@@ -115,15 +116,14 @@ def test_stages_come_after_what_they_need(lab):
 
 def test_only_what_is_asked_for_is_measured_and_what_it_needs_trained(lab):
     assert [stage.name for stage in all_stages(lab, ["sugar/sea*", "*/answers"]) if "/0" in stage.name] == [
-        "base/0",
+        "measure/base/0/answers",
         "data/all/0",
         "train/lm-only/0",
-        "train/sugar/0",
-        "train/mean/0",
-        "measure/base/0/answers",
         "measure/lm-only/0/answers",
+        "train/sugar/0",
         "measure/sugar/0/answers",
         "measure/sugar/0/search",
+        "train/mean/0",
         "measure/mean/0/answers",
     ]
     assert {stage.row for stage in all_stages(lab, ["mini-clip"])} == {"mini-clip"}
@@ -161,14 +161,14 @@ def test_a_stage_that_fails_stops_only_those_that_need_it(lab, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         run_stages(lab, all_stages(lab))
     assert str(error.value) == (
-        "not done: train/lm-only/1 (OSError: no room); measure/mini-clip/0/search (ValueError: broken); "
+        "not done: measure/mini-clip/0/search (ValueError: broken); train/lm-only/1 (OSError: no room); "
         "measure/lm-only/1/answers (needs train/lm-only/1); measure/lm-only/1/facts (needs train/lm-only/1); "
         "measure/lm-only/1/facts/no retrieval (needs train/lm-only/1); "
         "measure/lm-only/1/facts/image (needs train/lm-only/1)"
     )
     assert CALLS["mean-1 on answers"] == 1
     assert [stage.name for stage in unfinished(lab, all_stages(lab))][:3] == [
-        "base/0",
+        "measure/mini-clip/0/search",
         "data/all/1",
         "train/lm-only/1",
     ]
@@ -177,10 +177,10 @@ def test_a_stage_that_fails_stops_only_those_that_need_it(lab, monkeypatch):
 def test_results_of_other_settings_are_refused(lab):
     run_stages(lab, all_stages(lab, ["base", "sugar"]))
     other = Lab(Budget("tiny", questions=3), lab.work, fake_rows(), fake_twins, fake_variants)
-    with pytest.raises(ValueError, match=r"answers.json was made with other budget, model. Delete it, or take"):
+    with pytest.raises(ValueError, match=r"answers.json was made with other budget. Delete it, or take"):
         run_stages(other, all_stages(other, ["base"]))
     shutil.rmtree(lab.work / "results")
-    with pytest.raises(ValueError, match=r"sugar-1/whole.json was made with other base, batch_size, rows, steps\."):
+    with pytest.raises(ValueError, match=r"sugar-1/whole.json was made with other batch_size, rows, steps\."):
         run_stages(other, all_stages(other, ["sugar"]))
 
 
@@ -202,6 +202,28 @@ def test_who_answers_and_who_retrieves_is_in_a_rows_name(lab):
     assert entries[0]["command"] == "sugar-hf lab --budget tiny --only lm-only/facts"
     assert not CALLS["lm-only-0 on facts without with encoder"]
     assert CALLS["lm-only-0 on facts without"] == 1
+
+
+def test_what_was_measured_elsewhere_is_not_measured_again(lab, tmp_path):
+    run_stages(lab, all_stages(lab, ["sugar", "base"]))
+    write_tables(lab, tmp_path / "tables")
+    elsewhere = replace(lab, work=tmp_path / "elsewhere", kept=tmp_path / "tables" / KEPT)
+    chosen = all_stages(elsewhere, ["sugar", "base", "mean"])
+    assert {stage.row for stage in unfinished(elsewhere, chosen) if stage.kind != "data"} == {"mean"}
+    CALLS.clear()
+    run_stages(elsewhere, chosen)
+    assert set(CALLS) == {"train mean-0", "train mean-1", "mean-0 on answers", "mean-1 on answers"}
+    write_tables(elsewhere, tmp_path / "tables")
+    entries = json.loads((tmp_path / "tables" / "table1.json").read_text())
+    assert [(entry["row"], entry["seeds"]) for entry in entries] == [
+        ("base", [0]),
+        ("sugar", [0, 1]),
+        ("mean", [0, 1]),
+    ]
+    other = replace(elsewhere, work=tmp_path / "other", budget=replace(TINY, steps=3))
+    assert unfinished(other, all_stages(other, ["base", "sugar"])) == all_stages(other, ["base", "sugar"])
+    more = replace(elsewhere, work=tmp_path / "more", budget=replace(TINY, seeds=(0, 1, 2)))
+    assert {stage.seed for stage in unfinished(more, all_stages(more, ["sugar"]))} == {2}
 
 
 def result(row, seed, figures, twin="answers", **changes):
@@ -278,12 +300,12 @@ def test_every_row_is_a_training_that_can_be(tmp_path):
     for row in ROWS.values():
         arguments = row_arguments(row, 0, QUICK, tmp_path)
         assert row.retrieves == (row.name == "mini-clip" or (row.is_trained and arguments.alpha > 0))
-    assert Row("x", "x", {"alpha": 0}).retrieves is False
+    assert Row("x", {"alpha": 0}).retrieves is False
     assert row_arguments(ROWS["batch-48"], 0, QUICK, tmp_path).per_device_train_batch_size == 48
 
 
 def test_names_of_stages_differ():
-    assert Stage("base").name == "base/0"
+    assert Stage("data", "all", 2).name == "data/all/2"
     assert Stage("measure", "sugar", 1, "vqav2", "image").name == "measure/sugar/1/vqav2/image"
 
 

@@ -1,4 +1,4 @@
-"""What the lab trains: exercises as tokens, the base, and the rows."""
+"""What the lab trains: the data, and the rows."""
 
 import json
 import random
@@ -6,78 +6,18 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlavaProcessor
 
 from sugar_hf import SugarForConditionalGeneration, SugarProcessor, picturebook
-from sugar_hf.data import to_sample
 from sugar_hf.lab import mix, training
 from sugar_hf.lab.budget import Budget
 from sugar_hf.lab.mix import prepare_mix, training_rows
-from sugar_hf.lab.pieces import by_length, draw_signs, pieces
 from sugar_hf.lab.rows import ROWS, Row
-from sugar_hf.lab.training import WithoutText, train_base, train_row
-from sugar_hf.picturebook.exercises import Exercise, all_exercises
-from sugar_hf.picturebook.recipe.vlm import Picture, collator
+from sugar_hf.lab.training import WithoutText, train_row
+from sugar_hf.picturebook.exercises import Exercise
 from sugar_hf.picturebook.scenes import random_scene
 
-RNG = random.Random(0)
-TINY = Budget("tiny", base_steps=0, steps=4, batch_size=6, rows=12, seeds=(0,))
-A, B, C = (random_scene(RNG, "train") for _ in range(3))
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        (A, "what is there?"),
-        (A, B, C, "which one has a dog?"),
-        ("first: ", A, "then: ", B, "what is next?"),
-        ("read this. ", A, " and this."),
-        ("a dog runs.", "what does it do?"),
-        ("fact: dogs run.", A, "what does it do?", "say yes or no.", B),
-    ],
-    ids=lambda parts: "".join("i" if isinstance(part, picturebook.Scene) else "t" for part in parts),
-)
-def test_an_exercise_has_the_tokens_that_the_processors_make(parts):
-    exercise = Exercise("kind", parts, "the dog does.")
-    backbone = picturebook.checkpoint("mini-vlm")
-    batch = collator(LlavaProcessor.from_pretrained(backbone))([pieces(exercise)])
-    processor = SugarProcessor.from_pretrained(backbone)
-    expected = processor([to_sample({"id": "x", "source": "x", **exercise.row()})], return_labels=True)
-    assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
-    assert batch["labels"].tolist() == expected["labels"].tolist()
-
-
-def test_all_kinds_of_exercises_have_the_tokens_that_the_processors_make():
-    backbone = picturebook.checkpoint("mini-vlm")
-    collate, processor = collator(LlavaProcessor.from_pretrained(backbone)), SugarProcessor.from_pretrained(backbone)
-    for kind, draw in all_exercises().items():
-        drawn = [draw(random.Random(f"{kind}/{number}"), "train") for number in range(3)]
-        batch = collate([pieces(exercise) for exercise in drawn])
-        samples = [to_sample({"id": kind, "source": "x", **exercise.row()}) for exercise in drawn]
-        expected = processor(samples, return_labels=True, padding_side="right")
-        assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
-        assert batch["labels"].tolist() == expected["labels"].tolist()
-
-
-def test_kinds_of_like_length_share_a_batch():
-    def of(words, pictures):
-        return lambda rng, split: Exercise("", (*(A for _ in range(pictures)), "word " * words), "yes")
-
-    exercises = {"long": of(30, 3), "tiny": of(1, 1), "short": of(3, 1), "mid": of(20, 2)}
-    groups = by_length(exercises, 2)
-    assert [group.draws for group in groups] == [
-        (exercises["tiny"], exercises["short"]),
-        (exercises["mid"], exercises["long"]),
-    ]
-    assert len(by_length(exercises, 9)) == 4
-    drawn = groups[0](random.Random(0))
-    assert sum(isinstance(piece, Picture) for piece in drawn) == 1
-
-
-def test_signs_are_asked_for_by_place():
-    text = "".join(piece[0] for piece in draw_signs(random.Random(1)) if not isinstance(piece, Picture))
-    assert text.count("does the sign") == 4
-    assert text.count("</s>") == 7
+TINY = Budget("tiny", steps=4, batch_size=6, rows=12, seeds=(0,))
+A = random_scene(random.Random(0), "train")
 
 
 # ---- The data of rows ----
@@ -142,11 +82,6 @@ def test_the_teachers_vectors_are_made_once(exercises, tmp_path, monkeypatch):
 # ---- Training ----
 
 
-def test_the_base_is_the_shipped_one_if_it_has_no_steps(tmp_path):
-    assert str(train_base(0, tmp_path)) == picturebook.checkpoint("mini-vlm")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_without_text_there_is_nothing_to_write():
     processor = SugarProcessor.from_pretrained(picturebook.checkpoint("mini-vlm"))
     batch = WithoutText(processor)(training_rows("all", 12, 0))
@@ -188,7 +123,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(exercises, tmp_pa
     monkeypatch.setattr(training, "prepare_mix", None)
     assert train_row(row, 0, TINY, stopped) == again
     with pytest.raises(ValueError, match=r"was made with other settings\. Delete it"):
-        train_row(Row("sugar", "", {"alpha": 3.0}), 0, TINY, stopped)
+        train_row(Row("sugar", {"alpha": 3.0}), 0, TINY, stopped)
 
 
 def test_only_the_language_model_and_the_head_are_trained(exercises, tmp_path):
@@ -199,3 +134,13 @@ def test_only_the_language_model_and_the_head_are_trained(exercises, tmp_path):
     assert changed == {name for name in after if "language_model" in name or "retrieval_head" in name}
     log = json.loads((folder / "log.json").read_text())
     assert [entry["loss_lm"] for entry in log] == [0.0] * 4
+
+
+def test_adapters_end_in_the_language_models_own_matrices(exercises, tmp_path):
+    folder = train_row(ROWS["lora"], 0, TINY, tmp_path)
+    before = SugarForConditionalGeneration.from_backbone(picturebook.checkpoint("mini-vlm"), retrieval_dim=128)
+    after = dict(SugarForConditionalGeneration.from_pretrained(folder).named_parameters())
+    assert after.keys() == dict(before.named_parameters()).keys()
+    changed = {name for name, weight in before.named_parameters() if not torch.equal(weight, after[name])}
+    adapted = {name for name in after if "language_model" in name and ("q_proj" in name or "v_proj" in name)}
+    assert changed == adapted | {name for name in after if "retrieval_head" in name}

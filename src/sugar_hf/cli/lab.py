@@ -40,14 +40,14 @@ def lab(
       sugar-hf lab --list
     """
     quiet_libraries()
-    from ..lab.aggregate import write_tables
+    from ..lab.aggregate import KEPT, write_tables
     from ..lab.budget import BUDGETS
     from ..lab.running import run_stages
     from ..lab.stages import Lab, all_stages
 
     folder = work or Path("runs", "lab" if budget == "full" else f"lab-{budget}")
     tables = output or (folder / "tables" if budget == "quick" else Path("docs", "lab"))
-    place = Lab(BUDGETS[budget], folder)
+    place = Lab(BUDGETS[budget], folder, kept=tables / KEPT)
     stages = all_stages(place, only or [])
     if list_stages:
         for stage in stages:

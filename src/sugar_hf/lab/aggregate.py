@@ -11,19 +11,16 @@ from datasets import load_from_disk
 
 from .labels import LABELLED, label_histograms
 from .mix import mix_folder
+from .results import CURVES, read_extra
 from .rows import ROWS
-from .stages import Lab
+from .stages import Lab, measurements
 from .training import LOG, row_arguments
 from .twins import Twin
-from .whole import MARK, write_json
+from .whole import MARK, write_json, write_text
 
 DECIMALS = 4
+KEPT = "measured.jsonl"
 _CURVES = {"loss_lm": "lm_loss", "loss_structure": "structure_loss"}
-
-
-def read_measurements(work: Path) -> list[dict[str, Any]]:
-    """All results below `work`, in the order of their paths."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*/*.json"))]
 
 
 def aggregate(results: Iterable[Mapping[str, Any]], twins: Mapping[str, Twin]) -> dict[str, list[dict[str, Any]]]:
@@ -33,7 +30,7 @@ def aggregate(results: Iterable[Mapping[str, Any]], twins: Mapping[str, Twin]) -
     into a table of the twin's name: the figures whose chance is known, else the primary one.
 
     Args:
-        results: as `read_measurements` gives them.
+        results: as `stages.measurements` has them.
         twins: the twins by name.
 
     Returns:
@@ -113,17 +110,20 @@ def read_curves(work: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def write_tables(lab: Lab, output: Path) -> list[Path]:
-    """Write a file for each table, `curves.json`, and `labels.json` if there is training data of the first seed.
+    """Write a file for each table, `curves.json`, `labels.json`, and the measurements themselves as `KEPT`.
+
+    Curves and labels of before that the work folder knows nothing of stay.
 
     Args:
         lab: what was run.
-        output: where the files go; files of before are overwritten.
+        output: where the files go; tables of before are overwritten.
 
     Returns:
         The files.
     """
-    contents: dict[str, Any] = {**aggregate(read_measurements(lab.work), lab.twins())}
-    contents["curves"] = read_curves(lab.work)
+    found = measurements(lab)
+    contents: dict[str, Any] = {**aggregate(found.values(), lab.twins())}
+    contents["curves"] = {**read_extra(output, CURVES), **read_curves(lab.work)}
     data = mix_folder("all", lab.budget.rows, lab.budget.seeds[0], lab.work)
     if (data / MARK).is_file():
         rows = [lab.rows[name] for name in LABELLED if name in lab.rows]
@@ -131,4 +131,6 @@ def write_tables(lab: Lab, output: Path) -> list[Path]:
         contents["labels"] = label_histograms(load_from_disk(str(data)), configs)
     for name, content in contents.items():
         write_json(output / f"{name}.json", content)
+    lines = [json.dumps(result, ensure_ascii=False, sort_keys=True) for result in found.values()]
+    write_text(output / KEPT, "\n".join(lines) + "\n")
     return [output / f"{name}.json" for name in contents]

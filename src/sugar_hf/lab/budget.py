@@ -14,7 +14,6 @@ class Budget:
         stories: stories of the retrieval of stories.
         pairs: items of each set of pairs, and of each kind of difference.
         facts: concepts that the knowledge of a world tells of.
-        base_steps: steps of the vision-language model that all rows start from; 0 takes the shipped one.
         steps: steps of each row.
         batch_size: samples in a step.
         rows: rows of training data.
@@ -27,7 +26,6 @@ class Budget:
     stories: int = 500
     pairs: int = 200
     facts: int = 150
-    base_steps: int = 2000
     steps: int = 400
     batch_size: int = 24
     rows: int = 6000
@@ -35,10 +33,8 @@ class Budget:
 
 
 FULL = Budget("full")
-#: What two cores do in an evening.
-SMALL = Budget(
-    "small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, base_steps=2400, steps=320, rows=7680
-)
+#: What two cores do in a few hours.
+SMALL = Budget("small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, steps=300, rows=4800)
 QUICK = Budget(
     "quick",
     questions=24,
@@ -46,7 +42,6 @@ QUICK = Budget(
     stories=40,
     pairs=12,
     facts=30,
-    base_steps=0,
     steps=8,
     batch_size=12,
     rows=96,

@@ -23,7 +23,9 @@ ROWS: Mapping[str, str] = {
     "centring": "labels with the mean cosine of unrelated pairs taken out, by block",
     "alpha-*": "another weight of the structure loss",
     "delta-*": "another bandwidth of the alignment kernel",
+    "ends-*": "another number of slice ends (K) drawn from a sample",
     "batch-*": "another batch size",
+    "lora": "low-rank adapters on the queries and values, as in the paper; all others train the whole language model",
     "mini-clip": "the small CLIP that is also a teacher, fixed",
     "lm-only + mini-clip*": "`lm-only` answers, `mini-clip` retrieves (by image, text, both or their average)",
     "infonce, no retrieval": "`infonce` answers from what it knows",
@@ -90,10 +92,10 @@ OWN: Mapping[str, Layout] = {
         ("mini-clip", "infonce", "sugar"), "infonce", "Size of the pool", "Recall@1 by the number of candidates."
     ),
     "sweeps": Layout(
-        ("sugar", "alpha-*", "delta-*", "batch-*"),
+        ("sugar", "alpha-*", "delta-*", "ends-*", "batch-*", "lora"),
         "sugar",
         "Sweeps",
-        "The paper gives neither alpha nor delta nor the size of a batch.",
+        "The paper gives neither alpha nor delta nor K nor the size of a batch.",
         GENERATION + RETRIEVAL,
     ),
 }

@@ -10,7 +10,7 @@ from .twins import Twin
 CLIP = "mini-clip"
 BASE = "base"
 #: What all rows start from; the paper gives neither alpha nor the size of a batch.
-RECIPE: Mapping[str, Any] = {"alpha": 10.0, "learning_rate": 1.5e-4, "head_learning_rate": 3e-3}
+RECIPE: Mapping[str, Any] = {"alpha": 10.0, "learning_rate": 4e-3}
 #: Places of the paper's ablation, as twins name them.
 _ABLATION = frozenset(TABLES["table4b"].aliases.values())
 
@@ -20,25 +20,25 @@ class Row:
     """A row of the tables.
 
     Args:
-        name: What it is called, on the command line and in results.
-        title: What it is.
+        name: What it is called, on the command line and in results; `layout.ROWS` tells what it is.
         settings: Its `SugarTrainingArguments`, where they are not those of `RECIPE`.
         data: What it is trained on: `all`, or the `generative` or the `discriminative` half of it alone.
         seeds: `all` seeds of the budget, for rows that a claim rests on, or the `first`.
         learns_text: Whether the language-model loss is part of its loss.
         measured: On `all` twins, on those of the paper's `ablation`, or (`labels`) on these and those that the paper
             lacks, which are about what labels know.
+        lora: Whether low-rank adapters are trained, as in the paper, in place of the language model itself.
         is_trained: Whether the lab trains it; what it does not has one seed, 0.
     """
 
     name: str
-    title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str = "all"
     seeds: str = "first"
     learns_text: bool = True
     measured: str = "ablation"
     is_trained: bool = True
+    lora: bool = False
 
     @property
     def retrieves(self) -> bool:
@@ -59,55 +59,35 @@ class Row:
     def facts(self) -> dict[str, Any]:
         """What its training depends on, as JSON values."""
         found = asdict(self)
-        return {"settings": {**RECIPE, **self.settings}} | {key: found[key] for key in ("data", "learns_text")}
-
-
-def _variant(name: str, title: str, **settings: Any) -> Row:
-    return Row(name, title, settings)
+        return {"settings": {**RECIPE, **self.settings}} | {key: found[key] for key in ("data", "learns_text", "lora")}
 
 
 _ROWS = (
-    Row(BASE, "the model that all rows start from", measured="all", is_trained=False),
-    Row(CLIP, "the mini CLIP, which is also a teacher", measured="all", is_trained=False),
-    Row("lm-only", "language-model loss alone", {"alpha": 0.0}, seeds="all", measured="all"),
-    Row(
-        "disc-only",
-        "structure loss alone, on documents",
-        data="discriminative",
-        seeds="all",
-        learns_text=False,
-        measured="all",
-    ),
-    Row("sugar", "both losses", seeds="all", measured="all"),
-    Row(
-        "infonce",
-        "language-model loss and InfoNCE (FROMAGe, g+d)",
-        {"objective": "infonce", "alpha": 0.3},
-        seeds="all",
-        measured="all",
-    ),
-    _variant("kl", "language-model loss and Kullback-Leibler divergence", objective="kl", alpha=0.3),
-    Row("no-data-d", "without documents", data="generative", seeds="all"),
-    Row("no-data-g", "without questions", data="discriminative", seeds="all"),
-    Row("mean", "labels: mean cosine (w/o GAK)", {"label_kernel": "mean"}, seeds="all", measured="labels"),
-    Row("clip-only", "labels: CLIP alone (w/o triple kernel)", {"teachers": "clip"}, seeds="all"),
-    Row("last-token", "last image token (w/o average pooling)", {"image_pooling": "last"}, seeds="all"),
+    Row(BASE, measured="all", is_trained=False),
+    Row(CLIP, measured="all", is_trained=False),
+    Row("lm-only", {"alpha": 0.0}, seeds="all", measured="all"),
+    Row("disc-only", data="discriminative", seeds="all", learns_text=False, measured="all"),
+    Row("sugar", seeds="all", measured="all"),
+    Row("infonce", {"objective": "infonce", "alpha": 0.3}, seeds="all", measured="all"),
+    Row("kl", {"objective": "kl", "alpha": 0.3}),
+    Row("no-data-d", data="generative", seeds="all"),
+    Row("no-data-g", data="discriminative", seeds="all"),
+    Row("mean", {"label_kernel": "mean"}, seeds="all", measured="labels"),
+    Row("clip-only", {"teachers": "clip"}, seeds="all"),
+    Row("last-token", {"image_pooling": "last"}, seeds="all"),
     # the bandwidths of the kernels do not mean the same; 0.7 is that of `StructureLossConfig.paper`
-    Row("gak", "labels: the paper's kernel", {"label_kernel": "gak", "delta": 0.7}, seeds="all", measured="labels"),
-    Row(
-        "aligned",
-        "labels: mean along the alignment",
-        {"label_kernel": "aligned"},
-        seeds="all",
-        measured="labels",
-    ),
-    _variant("same-sample-one", "label 1 within a sample", same_sample="one"),
-    _variant("centring", "labels: centred by modality", centring=True),
-    _variant("alpha-3", "alpha 3", alpha=3.0),
-    _variant("alpha-100", "alpha 100", alpha=100.0),
-    _variant("delta-0.1", "delta 0.1", delta=0.1),
-    _variant("delta-1", "delta 1", delta=1.0),
-    _variant("batch-12", "12 samples in a step", per_device_train_batch_size=12),
-    _variant("batch-48", "48 samples in a step", per_device_train_batch_size=48),
+    Row("gak", {"label_kernel": "gak", "delta": 0.7}, seeds="all", measured="labels"),
+    Row("aligned", {"label_kernel": "aligned"}, seeds="all", measured="labels"),
+    Row("same-sample-one", {"same_sample": "one"}),
+    Row("centring", {"centring": True}, measured="labels"),
+    Row("alpha-1", {"alpha": 1.0}),
+    Row("alpha-100", {"alpha": 100.0}),
+    Row("delta-0.1", {"delta": 0.1}),
+    Row("delta-1", {"delta": 1.0}),
+    Row("ends-1", {"positions_per_sample": 1}),
+    Row("ends-all", {"positions_per_sample": 0}),
+    Row("batch-12", {"per_device_train_batch_size": 12}),
+    Row("batch-48", {"per_device_train_batch_size": 48}),
+    Row("lora", lora=True),
 )
 ROWS: dict[str, Row] = {row.name: row for row in _ROWS}

@@ -1,5 +1,6 @@
-"""The lab's work as a list of stages: the base, data, models, and what is measured of them."""
+"""The lab's work as a list of stages: data, models, and what is measured of them."""
 
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from ..picturebook import checkpoint
 from .budget import Budget
 from .mix import prepare_mix
 from .rows import BASE, CLIP, ROWS, Row
-from .training import base_facts, model_folder, row_facts, train_base, train_row
+from .training import base_facts, model_folder, row_facts, train_row
 from .twins import Twin, all_twins
 from .whole import agrees, is_whole, write_json
 
@@ -37,7 +38,7 @@ class Stage:
     """A piece of work.
 
     Args:
-        kind: `base`, `data`, `train` or `measure`.
+        kind: `data`, `train` or `measure`.
         row: whose.
         seed: which seed.
         twin: what is measured.
@@ -67,6 +68,7 @@ class Lab:
         rows: the rows by name.
         twins: gives the twins by name.
         variants: gives the twins' other rows.
+        kept: a file with measurements of other work folders, of which those that fit are not done again.
     """
 
     budget: Budget
@@ -74,6 +76,7 @@ class Lab:
     rows: Mapping[str, Row] = field(default_factory=lambda: ROWS)
     twins: Callable[[], dict[str, Twin]] = all_twins
     variants: Callable[[], Variants] = all_variants
+    kept: Path | None = None
 
     def seeds(self, row: Row) -> tuple[int, ...]:
         """The seeds of a row."""
@@ -110,14 +113,11 @@ def all_stages(lab: Lab, only: Sequence[str] = ()) -> list[Stage]:
     for stage in measured:
         row = lab.rows[stage.row]
         before = []
-        if row.name != CLIP:
-            before.append(Stage("base"))
         if row.is_trained:
             mix = Stage("data", row.data, stage.seed)
-            before += [mix, Stage("train", row.name, stage.seed, needs=("base/0", mix.name))]
+            before += [mix, Stage("train", row.name, stage.seed, needs=(mix.name,))]
         stages |= {each.name: each for each in (*before, stage)}
-    order = ("base", "data", "train", "measure")
-    return sorted(stages.values(), key=lambda stage: order.index(stage.kind))
+    return sorted(stages.values(), key=lambda stage: stage.seed)  # all rows have one seed before any has two
 
 
 def _measurements(lab: Lab, row: Row) -> Iterator[Stage]:
@@ -131,17 +131,41 @@ def _measurements(lab: Lab, row: Row) -> Iterator[Stage]:
             known = [suffix for name, suffix, _ in lab.variants().values() if name == twin.name]
             suffixes += [suffix for suffix in known if suffix in OWN_SUFFIXES or not row.retrieves]
         for seed in lab.seeds(row):
-            needs = (f"train/{row.name}/{seed}",) if row.is_trained else ("base/0",) if row.name == BASE else ()
+            needs = (f"train/{row.name}/{seed}",) if row.is_trained else ()
             yield from (Stage("measure", row.name, seed, twin.name, suffix, needs) for suffix in suffixes)
 
 
 def _facts(lab: Lab, stage: Stage) -> dict[str, Any]:
     """What a measurement depends on."""
     row = lab.rows[stage.row]
-    model: Any = base_facts(lab.budget.base_steps) if row.name == BASE else None
+    model: Any = base_facts() if row.name == BASE else None
     if row.is_trained:
         model = row_facts(row, stage.seed, lab.budget)
-    return {"model": model, "budget": asdict(lab.budget)}
+    return {"model": model, "budget": {name: size for name, size in asdict(lab.budget).items() if name != "seeds"}}
+
+
+def measurements(lab: Lab) -> dict[str, dict[str, Any]]:
+    """All results that there are, by the name of their stage: those of the work folder, and those that are kept.
+
+    Kept ones that were made with other settings are left out.
+
+    Raises:
+        ValueError: a result of the work folder was made with other settings.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    if lab.kept is not None and lab.kept.is_file():
+        lines = [json.loads(line) for line in lab.kept.read_text(encoding="utf-8").splitlines()]
+        kept = {line["stage"]: line for line in lines}
+    found = {}
+    for stage in all_stages(lab):
+        if stage.kind != "measure":
+            continue
+        facts, path = _facts(lab, stage), lab.result_file(stage)
+        if agrees(path, facts, "facts"):
+            found[stage.name] = {**json.loads(path.read_text(encoding="utf-8")), "stage": stage.name}
+        elif stage.name in kept and kept[stage.name]["facts"] == json.loads(json.dumps(facts)):
+            found[stage.name] = kept[stage.name]
+    return found
 
 
 def unfinished(lab: Lab, stages: Sequence[Stage]) -> list[Stage]:
@@ -152,9 +176,10 @@ def unfinished(lab: Lab, stages: Sequence[Stage]) -> list[Stage]:
     """
     left: list[Stage] = []
     needed: set[str] = set()
+    measured = measurements(lab)
     for stage in reversed(stages):
         if stage.kind == "measure":
-            done = agrees(lab.result_file(stage), _facts(lab, stage), "facts")
+            done = stage.name in measured
         elif stage.kind == "train":
             row = lab.rows[stage.row]
             done = is_whole(model_folder(row, stage.seed, lab.work), row_facts(row, stage.seed, lab.budget))
@@ -169,9 +194,7 @@ def unfinished(lab: Lab, stages: Sequence[Stage]) -> list[Stage]:
 
 def do_stage(lab: Lab, stage: Stage) -> None:
     """Do a piece of work; what it needs has been done."""
-    if stage.kind == "base":
-        train_base(lab.budget.base_steps, lab.work)
-    elif stage.kind == "data":
+    if stage.kind == "data":
         prepare_mix(stage.row, lab.budget.rows, stage.seed, lab.work)
     elif stage.kind == "train":
         train_row(lab.rows[stage.row], stage.seed, lab.budget, lab.work)
@@ -191,8 +214,7 @@ def measure(lab: Lab, stage: Stage) -> None:
     if row.name == CLIP:
         arguments = {"model": open_encoder(checkpoint(CLIP))}
     else:
-        trained = model_folder(row, stage.seed, lab.work)
-        folder = trained if row.is_trained else train_base(lab.budget.base_steps, lab.work)
+        folder = model_folder(row, stage.seed, lab.work) if row.is_trained else Path(checkpoint("mini-vlm"))
         arguments = dict(zip(("model", "processor"), open_model(str(folder)), strict=True))
     if stage.suffix == NO_RETRIEVAL:
         who += f", {NO_RETRIEVAL}"

@@ -1,86 +1,37 @@
-"""What the lab trains: the model that all rows start from, and the rows.
+"""What the lab trains: the rows of its tables."""
 
-python -m sugar_hf.lab.training --work runs/lab --steps 2000     # the former alone
-"""
-
-import argparse
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PrinterCallback, set_seed
+from peft import get_peft_model
+from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..picturebook import checkpoint
-from ..picturebook.exercises import all_exercises
-from ..picturebook.recipe.loop import Draw, train
-from ..picturebook.recipe.vlm import collator, draw_chat, draw_document
-from ..training import SugarCollator, SugarTrainer, SugarTrainingArguments
-from .budget import FULL, Budget
-from .interviews import draw_interview, draw_told
+from ..picturebook.recipe.loop import MuonWithAdamW
+from ..training import SugarCollator, SugarTrainer, SugarTrainingArguments, sugar_lora_config
+from .budget import Budget
 from .mix import prepare_mix
-from .pieces import by_length, draw_signs
 from .rows import RECIPE, Row
 from .whole import claim, is_whole, mark_whole, write_json
 
-BASE_BATCH_SIZE = 48
-BASE_LEARNING_RATE = 1e-3
-GROUPS = 4
+BASE = "mini-vlm"
+LORA_RANK = 32
+OTHER_LEARNING_RATE = 1e-3  # of what is no matrix
 WIDTH = 128  # of the embeddings
 LOG = "log.json"
 
 
-def base_kinds() -> list[Draw]:
-    """What batches of the base's training hold, in turn: many questions about one picture, which teach most, exercises
-    of all kinds, and what the shipped one has learnt."""
-    first, second, third, fourth = by_length(all_exercises(), GROUPS)
-    asked: list[Draw] = [draw_interview, draw_told, first, draw_interview, second, draw_signs, draw_interview, third]
-    return [*asked, draw_told, fourth, draw_chat, draw_document]
-
-
-def base_facts(steps: int) -> dict[str, Any]:
-    """What the base depends on."""
-    return {"steps": steps, "exercises": sorted(all_exercises()) if steps else []}
-
-
-def train_base(steps: int, work: Path) -> Path:
-    """The vision-language model that all rows start from: it generates, and knows nothing of retrieval.
-
-    The shipped mini VLM, trained further on the exercises and documents of the training split with the language-model
-    loss alone. A run that was stopped goes on from its last checkpoint; a finished one is not run again.
-
-    Args:
-        steps: steps of training; with 0 the shipped model is taken.
-        work: the lab's folder; the run's checkpoints lie in `base-run`, the model in `base`.
-
-    Returns:
-        The model's folder.
-    """
-    shipped, folder = Path(checkpoint("mini-vlm")), work / "base"
-    if not steps:
-        return shipped
-    facts = base_facts(steps)
-    if is_whole(folder, facts):
-        return folder
-    claim(work / "base-run", facts)
-    processor = LlavaProcessor.from_pretrained(shipped)
-    model = LlavaForConditionalGeneration.from_pretrained(shipped)
-    train(
-        model,
-        base_kinds(),
-        collator(processor),
-        work / "base-run",
-        steps=steps,
-        batch_size=BASE_BATCH_SIZE,
-        learning_rate=BASE_LEARNING_RATE,
-    )
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    mark_whole(folder, facts)
-    return folder
+@cache
+def base_facts() -> str:
+    """What tells the shipped mini VLM, which all rows start from, from others: the start of its weights' SHA-256."""
+    return hashlib.sha256(Path(checkpoint(BASE), "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 class WithoutText(SugarCollator):
@@ -119,7 +70,7 @@ def row_arguments(row: Row, seed: int, budget: Budget, folder: Path) -> SugarTra
 def row_facts(row: Row, seed: int, budget: Budget) -> dict[str, Any]:
     """What a row's model depends on."""
     sizes = {name: asdict(budget)[name] for name in ("steps", "batch_size", "rows")}
-    return {**row.facts(), "seed": seed, **sizes, "base": base_facts(budget.base_steps)}
+    return {**row.facts(), "seed": seed, **sizes, "base": base_facts()}
 
 
 def model_folder(row: Row, seed: int, work: Path) -> Path:
@@ -146,15 +97,18 @@ def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
         return folder
     run = work / "runs" / f"{row.name}-{seed}"
     claim(run, facts)
-    base = train_base(budget.base_steps, work)
+    base = checkpoint(BASE)
     rows = prepare_mix(row.data, budget.rows, seed, work)
     set_seed(seed)
     processor = SugarProcessor.from_pretrained(base)
-    model = SugarForConditionalGeneration.from_backbone(str(base), retrieval_dim=WIDTH)
+    model = SugarForConditionalGeneration.from_backbone(base, retrieval_dim=WIDTH)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("language_model" in name or "retrieval_head" in name)
+    adapters = sugar_lora_config(model, r=LORA_RANK, lora_alpha=2 * LORA_RANK)
+    trained: Any = get_peft_model(model, adapters) if row.lora else model  # type: ignore[arg-type]
     trainer = SugarTrainer(
-        model=model,
+        model=trained,
+        optimizers=(MuonWithAdamW(trained, RECIPE["learning_rate"], OTHER_LEARNING_RATE), None),
         args=row_arguments(row, seed, budget, run),
         train_dataset=rows,
         processing_class=processor,
@@ -162,21 +116,11 @@ def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
     )
     trainer.remove_callback(PrinterCallback)  # the log is kept
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run)))
+    if row.lora:
+        model = trained.merge_and_unload()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_json(folder / LOG, [entry for entry in trainer.state.log_history if "loss_lm" in entry])
     mark_whole(folder, facts)
     shutil.rmtree(run)
     return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="the lab's folder")
-    parser.add_argument("--steps", type=int, default=FULL.base_steps)
-    arguments = parser.parse_args()
-    print(train_base(arguments.steps, arguments.work))
-
-
-if __name__ == "__main__":
-    main()

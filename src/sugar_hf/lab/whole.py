@@ -10,9 +10,14 @@ MARK, CLAIM = "whole.json", "begun.json"
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file at one stroke: after a kill there is the old one, the new one or none, never half of one."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at one stroke; see `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -1,6 +1,6 @@
 """Train the mini checkpoints from nothing, or go on where a run was stopped.
 
-python -m sugar_hf.picturebook.recipe --work runs/mini                  # all four, in order
+python -m sugar_hf.picturebook.recipe --work runs/mini                  # all, in order
 python -m sugar_hf.picturebook.recipe --work runs/mini --only bert dino
 """
 
@@ -8,11 +8,18 @@ import argparse
 from pathlib import Path
 
 from .. import CHECKPOINTS
+from .lessons import train_lessons
 from .teachers import train_bert, train_clip, train_dino
 from .vlm import train_vlm
 
 # name: (training function, steps)
-RECIPES = {"clip": (train_clip, 1200), "vlm": (train_vlm, 3000), "dino": (train_dino, 800), "bert": (train_bert, 500)}
+RECIPES = {
+    "clip": (train_clip, 1200),
+    "vlm": (train_vlm, 3000),
+    "lessons": (train_lessons, 4600),  # trains the mini VLM further
+    "dino": (train_dino, 800),
+    "bert": (train_bert, 500),
+}
 
 
 def main() -> None:

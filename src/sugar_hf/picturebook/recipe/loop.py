@@ -62,9 +62,13 @@ def train(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    optimizer: Callable[[], torch.optim.Optimizer] | None = None,
     seed: int = 0,
 ) -> None:
-    """Train with `transformers.Trainer`, going on from the newest checkpoint in `folder` if there is one."""
+    """Train with `transformers.Trainer`, going on from the newest checkpoint in `folder` if there is one.
+
+    The optimizer is AdamW if none is given; one that is given has its own learning rates, which follow the schedule.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -91,8 +95,44 @@ def train(
         # Trainer reads the file by the module's names, but LLaVA's weights are saved under others: it would warn and
         # go on from random ones
         model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
-    trainer = Trainer(model=model, args=arguments, train_dataset=samples, data_collator=collate)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=samples,
+        data_collator=collate,
+        optimizers=(optimizer() if optimizer else None, None),
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (`torch.optim.Muon`) for the matrices of a language model's layers, AdamW for all else that is trained.
+
+    The learning rates of the two are on one scale (`match_rms_adamw`).
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, other_learning_rate: float) -> None:
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        matrices = [w for name, w in trained.items() if w.ndim == 2 and "embed" not in name and "lm_head" not in name]
+        chosen = {id(weight) for weight in matrices}
+        others = [weight for weight in trained.values() if id(weight) not in chosen]
+        self.both = (
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=other_learning_rate, betas=(0.9, 0.98), weight_decay=0.02),
+        )
+        super().__init__([group for each in self.both for group in each.param_groups], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for each in self.both:
+            each.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"both": [each.state_dict() for each in self.both]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for each, state in zip(self.both, state_dict["both"], strict=True):
+            each.load_state_dict(state)
+        self.param_groups = [group for each in self.both for group in each.param_groups]
 
 
 def save_half(model: PreTrainedModel, folder: Path) -> None:

@@ -51,15 +51,29 @@ class Picture:
     names: list[str | None] | None = None
 
 
-Piece = tuple[str, bool] | Picture  # a text and whether it is learnt, or a picture
+@dataclass
+class Marked:
+    """A text that is not learnt, but for this: the tokens of things and colours learn to tell, yes or no, whether the
+    picture has them. An answer has to find out the same, and does not begin to without a while of these."""
+
+    text: str
+    present: frozenset[str]
 
 
-def chat(picture: Picture, turns: list[tuple[str, str]]) -> list[Piece]:
-    """Turns about one picture, the answers to be learnt."""
+Piece = tuple[str, bool] | Marked | Picture  # a text and whether it is learnt, or a picture
+
+
+def seen_in(scene: Scene) -> frozenset[str]:
+    """The things and the colour that a picture has."""
+    return frozenset({scene.background, *(item.concept for item in scene.items)})
+
+
+def chat(picture: Picture, turns: list[tuple[str, str]], present: frozenset[str] | None = None) -> list[Piece]:
+    """Turns about one picture, the answers to be learnt; the questions are marked if `present` is given."""
     pieces: list[Piece] = [("USER: ", False), picture]
     for index, (question, answer) in enumerate(turns):
-        opening = "\n" if index == 0 else "USER: "
-        pieces += [(f"{opening}{question} ASSISTANT:", False), (f" {answer}</s>", True)]
+        text = f"{chr(10) if index == 0 else 'USER: '}{question} ASSISTANT:"
+        pieces += [(text, False) if present is None else Marked(text, present), (f" {answer}</s>", True)]
     return pieces
 
 
@@ -131,6 +145,10 @@ def draw_document(rng: random.Random) -> list[Piece]:
     return pieces
 
 
+def text_of(piece: tuple[str, bool] | Marked) -> str:
+    return piece.text if isinstance(piece, Marked) else piece[0]
+
+
 def build_processor() -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=image_processor(),
@@ -178,11 +196,16 @@ def collator(processor: LlavaProcessor) -> Any:
     tokenizer = processor.tokenizer
     image = [tokenizer.convert_tokens_to_ids(IMAGE)] * IMAGE_TOKENS
 
+    def first_token(word: str) -> int:
+        return tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
+
     # a cell's token predicts the first token of the name in an answer
-    named = {concept: tokenizer(f" {concept}", add_special_tokens=False)["input_ids"][0] for concept in CONCEPTS}
+    named = {concept: first_token(concept) for concept in CONCEPTS}
+    marked = {first_token(word): word for word in (*CONCEPTS, *BACKGROUNDS)}
+    no, yes = first_token("no"), first_token("yes")
 
     def collate(samples: list[list[Piece]]) -> dict[str, torch.Tensor]:
-        texts = [piece[0] for sample in samples for piece in sample if isinstance(piece, tuple)]
+        texts = [text_of(piece) for sample in samples for piece in sample if not isinstance(piece, Picture)]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
         rows, pictures = [], []
         for sample in samples:
@@ -192,6 +215,12 @@ def collator(processor: LlavaProcessor) -> Any:
                     tokens = next(encoded)
                     ids += tokens
                     labels += tokens if piece[1] else [IGNORED] * len(tokens)
+                elif isinstance(piece, Marked):
+                    tokens = next(encoded)
+                    ids += tokens
+                    # again, the label at i belongs to the token before it
+                    words = [marked.get(token) for token in tokens[:-1]]
+                    labels += [IGNORED, *((yes if w in piece.present else no) if w else IGNORED for w in words)]
                 else:
                     pictures.append(piece.pixels)
                     ids += image

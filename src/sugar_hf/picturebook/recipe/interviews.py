@@ -3,15 +3,15 @@
 import random
 from collections.abc import Callable
 
-from ..picturebook.crowds import COUNTS, absent, draw_crowd, sign_of, single, things
-from ..picturebook.exercises.comprehension_closed import LETTERS, lettered
-from ..picturebook.exercises.relations import OPPOSITE, WORDS, article, decoy, decoys, related, unique
-from ..picturebook.facts import NAMES
-from ..picturebook.names import GROUP_NOUN, GROUP_OF
-from ..picturebook.recipe.vlm import Picture as Drawn
-from ..picturebook.recipe.vlm import Piece, chat
-from ..picturebook.scenes import BACKGROUNDS, PLACES, Scene, render_array
-from ..picturebook.signs import draw_text
+from ..crowds import COUNTS, absent, draw_crowd, sign_of, single, things
+from ..exercises.comprehension_closed import LETTERS, lettered
+from ..exercises.relations import OPPOSITE, WORDS, article, decoy, decoys, related, unique
+from ..facts import NAMES
+from ..names import GROUP_NOUN, GROUP_OF
+from ..scenes import BACKGROUNDS, PLACES, Scene, render_array
+from ..signs import draw_text
+from .vlm import Picture as Drawn
+from .vlm import Piece, chat, seen_in
 
 TURNS = 8
 Turn = tuple[str, str]
@@ -25,7 +25,7 @@ def draw_interview(rng: random.Random) -> list[Piece]:
         turn = rng.choice(_ASKED)(scene, rng)
         if turn is not None and turn not in turns:
             turns.append(turn)
-    return chat(Drawn(render_array(scene)), turns)
+    return chat(Drawn(render_array(scene)), turns, seen_in(scene))
 
 
 def draw_told(rng: random.Random) -> list[Piece]:
@@ -43,7 +43,7 @@ def draw_told(rng: random.Random) -> list[Piece]:
         thing = f"the {item.concept}" if rng.random() < 0.4 else f"the thing {where}"
         turns.append((f"who owns {thing}?", owners[item.concept]))
     first, *rest = turns
-    return chat(Drawn(render_array(scene)), [(f"{facts} {first[0]}", first[1]), *rest])
+    return chat(Drawn(render_array(scene)), [(f"{facts} {first[0]}", first[1]), *rest], seen_in(scene))
 
 
 # ---- questions ----

@@ -4,7 +4,7 @@ import random
 import re
 from collections import Counter
 
-from sugar_hf.lab.interviews import TURNS, draw_interview, draw_told
+from sugar_hf.picturebook.recipe.interviews import TURNS, draw_interview, draw_told
 from sugar_hf.picturebook.recipe.vlm import Picture
 
 

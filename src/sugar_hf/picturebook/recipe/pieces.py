@@ -4,13 +4,9 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from ..picturebook.exercises import Draw, Exercise
-from ..picturebook.glyphs import CONCEPTS
-from ..picturebook.recipe.vlm import IMAGE_TOKENS, Picture, Piece
-from ..picturebook.scenes import BACKGROUNDS, PLACES, SIZES, Item, Scene, render_array, split_of
-from ..picturebook.signs import SIGN, draw_text
-
-BOARD_THINGS, BOARD_SIGNS = 3, 4
+from ..exercises import Draw, Exercise
+from ..scenes import Scene, render_array
+from .vlm import IMAGE_TOKENS, Picture, Piece
 
 
 def pieces(exercise: Exercise) -> list[Piece]:
@@ -65,26 +61,3 @@ def by_length(exercises: Mapping[str, Draw], groups: int, probes: int = 8) -> li
     cuts = [round(i * len(kinds) / groups) for i in range(groups + 1)]
     chunks = [kinds[a:b] for a, b in pairwise(cuts) if a < b]
     return [Mixed([exercises[kind] for kind in chunk]) for chunk in chunks]
-
-
-def draw_signs(rng: random.Random) -> list[Piece]:
-    """A scene of several signs and things, all of them asked for: what is written needs many examples to be read."""
-    background = rng.choice(tuple(BACKGROUNDS))
-    names: list[str] = []
-    for name in rng.sample(CONCEPTS, 60):
-        if len(names) < BOARD_THINGS and all(split_of(name, other) == "train" for other in (*names, background)):
-            names.append(name)
-    places = rng.sample(range(9), BOARD_SIGNS + len(names))
-    signs = [Item(SIGN, "large", place, draw_text(rng)) for place in places[:BOARD_SIGNS]]
-    things = [
-        Item(name, rng.choice(tuple(SIZES)), place) for name, place in zip(names, places[BOARD_SIGNS:], strict=True)
-    ]
-    scene = Scene((*signs, *things), background, rng.getrandbits(31))
-    told: list[Piece] = [("USER: ", False), Picture(render_array(scene))]
-    opening = "\n"
-    for item in rng.sample(scene.items, len(scene.items)):
-        where = rng.choice(PLACES[item.place])
-        question = f"what does the sign {where} say?" if item.text else f"what is {where}?"
-        told += [(f"{opening}{question} ASSISTANT:", False), (f" {item.text or item.concept}</s>", True)]
-        opening = "USER: "
-    return told
