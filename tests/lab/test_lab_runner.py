@@ -18,7 +18,7 @@ from sugar_hf.lab.training import model_folder, row_facts
 from sugar_hf.lab.twins import Twin
 from sugar_hf.lab.whole import mark_whole
 
-TINY = Budget("tiny", questions=2, steps=2, batch_size=6, rows=12, seeds=(0, 1))
+TINY = Budget("tiny", questions=2, batch_size=6, rows=12, seeds=(0, 1))
 CALLS: Counter[str] = Counter()
 
 
@@ -180,7 +180,7 @@ def test_results_of_other_settings_are_refused(lab):
     with pytest.raises(ValueError, match=r"answers.json was made with other budget. Delete it, or take"):
         run_stages(other, all_stages(other, ["base"]))
     shutil.rmtree(lab.work / "results")
-    with pytest.raises(ValueError, match=r"sugar-1/whole.json was made with other batch_size, rows, steps\."):
+    with pytest.raises(ValueError, match=r"sugar-1/whole.json was made with other batch_size, rows\."):
         run_stages(other, all_stages(other, ["sugar"]))
 
 
@@ -220,7 +220,7 @@ def test_what_was_measured_elsewhere_is_not_measured_again(lab, tmp_path):
         ("sugar", [0, 1]),
         ("mean", [0, 1]),
     ]
-    other = replace(elsewhere, work=tmp_path / "other", budget=replace(TINY, steps=3))
+    other = replace(elsewhere, work=tmp_path / "other", budget=replace(TINY, rows=18))
     assert unfinished(other, all_stages(other, ["base", "sugar"])) == all_stages(other, ["base", "sugar"])
     more = replace(elsewhere, work=tmp_path / "more", budget=replace(TINY, seeds=(0, 1, 2)))
     assert {stage.seed for stage in unfinished(more, all_stages(more, ["sugar"]))} == {2}
@@ -301,7 +301,7 @@ def test_every_row_is_a_training_that_can_be(tmp_path):
         arguments = row_arguments(row, 0, QUICK, tmp_path)
         assert row.retrieves == (row.name == "mini-clip" or (row.is_trained and arguments.alpha > 0))
     assert Row("x", {"alpha": 0}).retrieves is False
-    assert row_arguments(ROWS["batch-48"], 0, QUICK, tmp_path).per_device_train_batch_size == 48
+    assert row_arguments(ROWS["batch-24"], 0, QUICK, tmp_path).max_steps == 4
 
 
 def test_names_of_stages_differ():

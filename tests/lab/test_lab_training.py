@@ -16,7 +16,7 @@ from sugar_hf.lab.training import WithoutText, train_row
 from sugar_hf.picturebook.exercises import Exercise
 from sugar_hf.picturebook.scenes import random_scene
 
-TINY = Budget("tiny", steps=4, batch_size=6, rows=12, seeds=(0,))
+TINY = Budget("tiny", batch_size=6, rows=24, seeds=(0,))
 A = random_scene(random.Random(0), "train")
 
 
@@ -36,25 +36,53 @@ def kinds(rows):
     return [row["id"].split("-")[1] for row in rows]
 
 
-def test_any_twelve_rows_are_half_documents_and_half_chats(exercises):
-    rows = training_rows("all", 36, 0)
+def test_short_rows_come_first_and_pairs_stand_together(exercises):
+    rows = training_rows("all", 180, 0)
+    first, last = rows[:144], rows[144:]
     documents = [row["messages"][0]["role"] == "document" for row in rows]
-    assert {sum(documents[start : start + 12]) for start in range(25)} == {6}
+    assert {sum(documents[start : start + 12]) for start in range(0, 144, 12)} == {8}
+    assert sum(documents[144:]) == 18
+    lengths = [mix._length(row) for row in last]
+    assert lengths == sorted(lengths)
+    assert max(len(row["images"]) for row in first) == 1
+    assert max(len(row["images"]) for row in last) > 1
     found = kinds(rows)
-    for place, kind in enumerate(found):
+    for place, kind in enumerate(found[:144]):
         assert (kind == "words") == (found[place + 1 : place + 2] == ["pictures"])
-    assert {name: found.count(name) for name in ("one", "two", "question", "describe")} == {
+    numbers = [row["id"].split("-")[2:] for row in rows]
+    assert all(numbers[i] == numbers[i + 1] for i, kind in enumerate(found[:144]) if kind == "words")
+    assert {name: found[:144].count(name) for name in ("words", "caption", "one", "two", "question")} == {
+        "words": 36,
+        "caption": 24,
+        "one": 19,
+        "two": 19,
+        "question": 10,
+    }
+    assert {name: found[144:].count(name) for name in ("one", "two", "question", "describe", "story")} == {
         "one": 6,
         "two": 6,
         "question": 3,
         "describe": 3,
+        "story": 6,
     }
+    assert len({row["id"] for row in rows}) == 180
+
+
+def test_only_short_exercises_about_one_picture_come_first(monkeypatch):
+    draws = {
+        "two": lambda rng, split: Exercise("two", (A, A, "?"), "yes"),
+        "none": lambda rng, split: Exercise("none", ("?",), "yes"),
+        "wordy": lambda rng, split: Exercise("wordy", (A, "word " * 50), "yes"),
+        "fit": lambda rng, split: Exercise("fit", (A, "what is there?"), "a dog"),
+    }
+    monkeypatch.setattr(mix, "all_exercises", lambda: draws)
+    assert set(kinds(training_rows("generative", 24, 0))) == {"fit", "question"}
 
 
 def test_a_half_of_the_data_has_as_many_rows(exercises):
     for part, role in (("generative", "user"), ("discriminative", "document")):
-        rows = training_rows(part, 30, 0)
-        assert len(rows) == 30
+        rows = training_rows(part, 40, 0)
+        assert len(rows) == 40
         assert {row["messages"][0]["role"] for row in rows} == {role}
     with pytest.raises(ValueError, match="no part 'half' of the training data; choose one of all, generative"):
         training_rows("half", 30, 0)
@@ -62,7 +90,6 @@ def test_a_half_of_the_data_has_as_many_rows(exercises):
 
 def test_the_data_depends_on_the_seed_alone(exercises):
     assert training_rows("all", 24, 1) == training_rows("all", 24, 1)
-    assert training_rows("all", 24, 1)[:12] == training_rows("all", 12, 1)
     ids = [{row["id"] for row in training_rows("all", 24, seed)} for seed in (0, 1)]
     assert ids[0].isdisjoint(ids[1])
 

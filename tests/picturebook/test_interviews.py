@@ -4,13 +4,13 @@ import random
 import re
 from collections import Counter
 
-from sugar_hf.picturebook.recipe.interviews import TURNS, draw_interview, draw_told
-from sugar_hf.picturebook.recipe.vlm import Picture
+from sugar_hf.picturebook.recipe.interviews import TURNS, draw_choices, draw_interview, draw_told
+from sugar_hf.picturebook.recipe.vlm import Picture, text_of
 
 
 def turns(pieces):
     """Questions and answers of a chat about one picture."""
-    texts = [piece[0] for piece in pieces if not isinstance(piece, Picture)]
+    texts = [text_of(piece) for piece in pieces if not isinstance(piece, Picture)]
     asked = re.findall(r"(?:USER: )?\n?(.*?) ASSISTANT: (.*?)</s>", "".join(texts[1:]), flags=re.DOTALL)
     return [(question.removeprefix("USER: ").strip(), answer) for question, answer in asked]
 
@@ -38,7 +38,8 @@ def test_yes_and_no_and_letters_are_balanced():
 
 
 def test_what_the_letter_stands_for_is_among_the_options():
-    for asked in drawn(draw_interview):
+    assert all(answer in "ABCD" for asked in drawn(draw_choices, 50) for _, answer in asked)
+    for asked in (*drawn(draw_interview), *drawn(draw_choices)):
         for question, answer in asked:
             if "\nA. " in question:
                 options = dict(re.findall(r"^([A-D])\. (.*)$", question, flags=re.MULTILINE))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..evaluation.paper import TABLES
+from .defaults import defaults_section
 from .layout import ROWS, in_order, meaning, missing
 from .plots import draw_all
 from .results import Results, read_results, seeds_text
@@ -62,7 +63,7 @@ def make_document(
     pictures = {}
     for name, (path, text) in draw_all(results, folder).items():
         pictures[name] = [f"![{text}]({_link(path, out)})", ""]
-    parts = [*_introduction(results), *_verdicts(results), "## The paper's tables", ""]
+    parts = [*_introduction(results), *_verdicts(results), *defaults_section(results), "## The paper's tables", ""]
     for name in TABLES:
         parts += paper_section(results, name)
         parts += pictures.get({"table4b": "ablation", "table5": "positions"}.get(name, ""), [])

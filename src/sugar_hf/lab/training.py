@@ -46,30 +46,32 @@ class WithoutText(SugarCollator):
 
 def row_arguments(row: Row, seed: int, budget: Budget, folder: Path) -> SugarTrainingArguments:
     """The arguments of a row's training: what all rows share, and the row's own settings over it."""
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "per_device_train_batch_size": budget.batch_size,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": min(20, budget.steps // 4),
         **RECIPE,
+        **row.settings,
     }
+    steps = -(-budget.rows // settings["per_device_train_batch_size"])
     return SugarTrainingArguments(
         output_dir=str(folder),
-        max_steps=budget.steps,
+        max_steps=steps,
+        warmup_steps=min(20, steps // 4),
         seed=seed,
-        logging_steps=max(1, budget.steps // 16),
+        logging_steps=max(1, steps // 16),
         save_steps=100,
         save_total_limit=1,
         train_sampling_strategy="sequential",  # keeps what tells and what shows the same scene in one batch
         report_to="none",
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        **{**shared, **row.settings},
+        **settings,
     )
 
 
 def row_facts(row: Row, seed: int, budget: Budget) -> dict[str, Any]:
     """What a row's model depends on."""
-    sizes = {name: asdict(budget)[name] for name in ("steps", "batch_size", "rows")}
+    sizes = {name: asdict(budget)[name] for name in ("batch_size", "rows")}
     return {**row.facts(), "seed": seed, **sizes, "base": base_facts()}
 
 

@@ -19,6 +19,7 @@ from .twin import Twin
 
 SPLIT = "test"
 ALIKE = 12  # scenes of which all but the first are near copies of the first
+POOLS = (10, 20, 50, 100, 200)
 ORDERS = 24  # candidates of a query for the right order, itself among them
 
 
@@ -101,6 +102,34 @@ def build_vist(budget: Budget) -> RankingEvaluator:
         primary_metric=TASKS_OF_PAPER["vist"].primary_metric,
         settings={"split": SPLIT},
         counts={"n_stories": len(stories), "n_candidates": len(frames)},
+    )
+
+
+# ---- size of the pool ----
+
+
+def build_pool(budget: Budget) -> RankingEvaluator:
+    """The last picture of a story from its five sentences and four pictures, among more and more last pictures.
+
+    As many stories as the largest pool, whatever the budget. The pool of a story is its own last picture and those of
+    the next ones, so that each pool is part of the larger ones.
+    """
+    size = max(POOLS)
+    stories = draw_stories("story", size, seed=1)
+
+    def mixed(i: int) -> Document:
+        words, pictures = stories[i].sentences, map(render, stories[i].frames[:-1])
+        return Document(str(i), [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]])
+
+    def others(pool: int) -> Lazy[list[int]]:
+        return Lazy(size, lambda i: [(i + step) % size for step in range(pool, size)])
+
+    return RankingEvaluator(
+        "pool",
+        {"5c+4i": Lazy(size, mixed), "images": Lazy(size, lambda i: Document(str(i), render(stories[i].frames[-1])))},
+        [Ranking(str(pool), "5c+4i", "images", [[i] for i in range(size)], others(pool)) for pool in POOLS],
+        primary_metric=f"{size} recall@1",
+        settings={"split": SPLIT},
     )
 
 
@@ -209,6 +238,17 @@ TWINS = {
             paper=TASKS_OF_PAPER["vist"].paper,
             card="Stories of five frames; all frames of all stories are candidates for the last one. With dagger the "
             "four before it cannot be retrieved.",
+        ),
+        Twin(
+            "pool",
+            "Size of the pool",
+            "embed",
+            build_pool,
+            f"{max(POOLS)} recall@1",
+            paper={f"{size} recall@1": f"pool/{size}" for size in POOLS},
+            chance={f"{size} recall@1": 100 / size for size in POOLS},
+            card="Stories of five frames: the last picture from what comes before, among the last ones of more and "
+            "more other stories. The paper has no such experiment.",
         ),
         Twin(
             "order",

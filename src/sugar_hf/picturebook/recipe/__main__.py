@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from .. import CHECKPOINTS
-from .lessons import train_lessons
+from .lessons import train_lessons, train_practice
 from .teachers import train_bert, train_clip, train_dino
 from .vlm import train_vlm
 
@@ -16,7 +16,8 @@ from .vlm import train_vlm
 RECIPES = {
     "clip": (train_clip, 1200),
     "vlm": (train_vlm, 3000),
-    "lessons": (train_lessons, 4600),  # trains the mini VLM further
+    "lessons": (train_lessons, 4600),  # this and the next train the mini VLM further
+    "practice": (train_practice, 6000),
     "dino": (train_dino, 800),
     "bert": (train_bert, 500),
 }

@@ -1,7 +1,7 @@
 """Many questions about one picture. A picture takes more tokens than an answer: asked once, it teaches little."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..crowds import COUNTS, absent, draw_crowd, sign_of, single, things
 from ..exercises.comprehension_closed import LETTERS, lettered
@@ -15,14 +15,24 @@ from .vlm import Piece, chat, seen_in
 
 TURNS = 8
 Turn = tuple[str, str]
+Ask = Callable[[Scene, random.Random], Turn | None]
 
 
 def draw_interview(rng: random.Random) -> list[Piece]:
     """A scene of three to five things, and eight questions about it: yes and no, letters, words."""
+    return _draw(rng, _ASKED, TURNS)
+
+
+def draw_choices(rng: random.Random) -> list[Piece]:
+    """The same with questions that have options, which need more examples than others."""
+    return _draw(rng, (_options,), TURNS // 2)
+
+
+def _draw(rng: random.Random, asked: Sequence[Ask], count: int) -> list[Piece]:
     scene = draw_crowd(rng, "train", count=rng.choice((3, 4, 5)), sign=rng.random() < 0.5)
     turns: list[Turn] = []
-    while len(turns) < TURNS:
-        turn = rng.choice(_ASKED)(scene, rng)
+    while len(turns) < count:
+        turn = rng.choice(asked)(scene, rng)
         if turn is not None and turn not in turns:
             turns.append(turn)
     return chat(Drawn(render_array(scene)), turns, seen_in(scene))
@@ -144,7 +154,7 @@ def _options(scene: Scene, rng: random.Random) -> Turn:
     return f"{question}\n{lettered(options)}", LETTERS[options.index(right)]
 
 
-_ASKED: tuple[Callable[[Scene, random.Random], Turn | None], ...] = (
+_ASKED: tuple[Ask, ...] = (
     _presence,
     _presence,
     _negated,

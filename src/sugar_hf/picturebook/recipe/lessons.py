@@ -21,12 +21,13 @@ from ..exercises import all_exercises
 from ..glyphs import CONCEPTS
 from ..scenes import BACKGROUNDS, PLACES, SIZES, Item, Scene, render_array, split_of
 from ..signs import CHARACTERS, LENGTH, SIGN, draw_text
-from .interviews import draw_interview, draw_told
+from .interviews import draw_choices, draw_interview, draw_told
 from .loop import Draw, MuonWithAdamW, pixel_values, save_half, train
 from .pieces import by_length
 from .vlm import CELLS, IGNORED, Marked, Picture, Piece, collator, draw_chat, draw_document, seen_in
 
 NAMING_SHARE, NAMING_BATCH = 0.2, 96  # of the steps; pictures are cheap where no text is read
+LEARNING_RATE, OTHER_LEARNING_RATE = 4e-3, 1e-3  # Muon's and AdamW's
 FIRST_BOARDS = 120  # steps
 BOARD_WORDS = 24
 ASKED_THINGS, ASKED_SIGNS = 3, 4
@@ -146,15 +147,44 @@ def train_lessons(work: Path, out: Path, steps: int, batch_size: int = 16) -> No
         batch_size=min(NAMING_BATCH, 6 * batch_size),
         learning_rate=1e-3,
     )
+    _learn(model, processor, lesson_plan(steps), work / "mini-vlm-lessons", batch_size, LEARNING_RATE)
+    save_half(model, out / "mini-vlm")
+
+
+def practice_plan(steps: int) -> Sequence[Draw]:
+    """What each step's batch holds, for a model that has had its lessons: more of what is hard for it, which are
+    options, facts, and exercises of several pictures."""
+    first, second, third, fourth = by_length(all_exercises(), GROUPS)
+    turns: list[Draw] = [draw_choices, third, draw_told, fourth, draw_interview, second, draw_choices, fourth]
+    turns += [draw_told, third, draw_interview, first, draw_document, fourth, draw_chat]
+    return [turns[step % len(turns)] for step in range(steps)]
+
+
+def train_practice(work: Path, out: Path, steps: int, batch_size: int = 16) -> None:
+    """Train the mini VLM in `out`, which has had its lessons, once more, and write it back."""
+    processor = LlavaProcessor.from_pretrained(out / "mini-vlm")
+    model = LlavaForConditionalGeneration.from_pretrained(out / "mini-vlm")
+    _learn(model, processor, practice_plan(steps), work / "mini-vlm-practice", batch_size, 0.75 * LEARNING_RATE)
+    save_half(model, out / "mini-vlm")
+
+
+def _learn(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    plan: Sequence[Draw],
+    folder: Path,
+    batch_size: int,
+    learning_rate: float,
+) -> None:
     model.model.vision_tower.requires_grad_(False)
     train(
         model,
-        lesson_plan(steps),
+        plan,
         collator(processor),
-        work / "mini-vlm-lessons",
-        steps=steps,
+        folder,
+        steps=len(plan),
         batch_size=batch_size,
-        learning_rate=4e-3,
-        optimizer=lambda: MuonWithAdamW(model, learning_rate=4e-3, other_learning_rate=1e-3),
+        learning_rate=learning_rate,
+        optimizer=lambda: MuonWithAdamW(model, learning_rate, OTHER_LEARNING_RATE),
+        seed=len(plan),  # a second run shall not draw what the first one has drawn
     )
-    save_half(model, out / "mini-vlm")
