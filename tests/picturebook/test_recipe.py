@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from transformers import (
 
 from sugar_hf import picturebook
 from sugar_hf.picturebook import scenes
-from sugar_hf.picturebook.recipe import loop, report, teachers, vlm
+from sugar_hf.picturebook.recipe import lessons, loop, report, teachers, vlm
 from sugar_hf.picturebook.recipe.tokenizer import build_tokenizer
 from sugar_hf.picturebook.scenes import random_scene, render, render_array
 
@@ -130,6 +130,22 @@ def test_a_finished_run_keeps_its_weights(trained, tmp_path):
     assert kept.keys() == again.keys()
     for name, weight in kept.items():
         torch.testing.assert_close(again[name], weight, rtol=0, atol=0)
+
+
+def test_lessons_and_practice_go_on_from_the_vlm(trained, tmp_path):
+    """The tower learns to see in the lessons' first part alone."""
+    shutil.copytree(trained[1] / "mini-vlm", tmp_path / "mini-vlm")
+    weights = [load_file(tmp_path / "mini-vlm" / "model.safetensors")]
+    for recipe in (lessons.train_lessons, lessons.train_practice):
+        recipe(tmp_path / "work", tmp_path, steps=4, batch_size=2)
+        weights.append(load_file(tmp_path / "mini-vlm" / "model.safetensors"))
+    changed = [
+        {name for name in before if not torch.equal(before[name], after[name])} for before, after in pairwise(weights)
+    ]
+    assert any("vision_tower" in name for name in changed[0])
+    assert not any("vision_tower" in name for name in changed[1])
+    assert all(any("language_model" in name for name in names) for names in changed)
+    assert (tmp_path / "work" / "mini-vlm-practice" / "checkpoint-4").is_dir()
 
 
 def test_any_text_can_be_read():

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, load_from_disk
 
 from ..data import FEATURES, to_sample
@@ -148,7 +149,8 @@ def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
     """
     folder = mix_folder(part, size, seed, work)
     names = mini_teachers()
-    teacher = TripleTeacher.from_pretrained(names["clip"], names["dino"], names["text"])
+    device = torch.accelerator.current_accelerator() or "cpu"
+    teacher = TripleTeacher.from_pretrained(names["clip"], names["dino"], names["text"], device=device)
     facts = {"teachers": teacher.fingerprint, "exercises": sorted(all_exercises())}
     if is_whole(folder, facts):
         return load_from_disk(str(folder))
