@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,8 +48,8 @@ def test_short_rows_come_first_and_pairs_stand_together(exercises):
     assert max(len(row["images"]) for row in first) == 1
     assert max(len(row["images"]) for row in last) > 1
     found = kinds(rows)
-    for place, kind in enumerate(found[:144]):
-        assert (kind == "words") == (found[place + 1 : place + 2] == ["pictures"])
+    for kind, following in pairwise(found[:144]):
+        assert (kind == "words") == (following == "pictures")
     numbers = [row["id"].split("-")[2:] for row in rows]
     assert all(numbers[i] == numbers[i + 1] for i, kind in enumerate(found[:144]) if kind == "words")
     assert {name: found[:144].count(name) for name in ("words", "caption", "one", "two", "question")} == {
