@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("photos", nargs="*", type=Path, help="pictures of your own to search and ask about")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--head-learning-rate", type=float, default=3e-3)
     parser.add_argument("--objective", choices=tuple(ALPHA), default="mse")
     parser.add_argument("--alpha", type=float, help="weight of the structure loss")
