@@ -147,7 +147,7 @@ def train_lessons(work: Path, out: Path, steps: int, batch_size: int = 16) -> No
         batch_size=min(NAMING_BATCH, 6 * batch_size),
         learning_rate=1e-3,
     )
-    _learn(model, processor, lesson_plan(steps), work / "mini-vlm-lessons", batch_size, LEARNING_RATE)
+    _learn(model, processor, lesson_plan(steps), work / "mini-vlm-lessons", batch_size, LEARNING_RATE, seed=0)
     save_half(model, out / "mini-vlm")
 
 
@@ -164,7 +164,9 @@ def train_practice(work: Path, out: Path, steps: int, batch_size: int = 16) -> N
     """Train the mini VLM in `out`, which has had its lessons, once more, and write it back."""
     processor = LlavaProcessor.from_pretrained(out / "mini-vlm")
     model = LlavaForConditionalGeneration.from_pretrained(out / "mini-vlm")
-    _learn(model, processor, practice_plan(steps), work / "mini-vlm-practice", batch_size, 0.75 * LEARNING_RATE)
+    # another seed, so that it does not draw what the lessons have drawn
+    folder, learning_rate = work / "mini-vlm-practice", 0.75 * LEARNING_RATE
+    _learn(model, processor, practice_plan(steps), folder, batch_size, learning_rate, seed=6000)
     save_half(model, out / "mini-vlm")
 
 
@@ -175,6 +177,7 @@ def _learn(
     folder: Path,
     batch_size: int,
     learning_rate: float,
+    seed: int,
 ) -> None:
     model.model.vision_tower.requires_grad_(False)
     train(
@@ -186,5 +189,5 @@ def _learn(
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=lambda: MuonWithAdamW(model, learning_rate, OTHER_LEARNING_RATE),
-        seed=len(plan),  # a second run shall not draw what the first one has drawn
+        seed=seed,
     )

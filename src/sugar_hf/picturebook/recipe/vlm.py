@@ -72,7 +72,8 @@ def chat(picture: Picture, turns: list[tuple[str, str]], present: frozenset[str]
     """Turns about one picture, the answers to be learnt; the questions are marked if `present` is given."""
     pieces: list[Piece] = [("USER: ", False), picture]
     for index, (question, answer) in enumerate(turns):
-        text = f"{chr(10) if index == 0 else 'USER: '}{question} ASSISTANT:"
+        opening = "\n" if index == 0 else "USER: "
+        text = f"{opening}{question} ASSISTANT:"
         pieces += [(text, False) if present is None else Marked(text, present), (f" {answer}</s>", True)]
     return pieces
 
