@@ -15,7 +15,7 @@ from sugar_hf.picturebook.recipe.interviews import draw_interview
 from sugar_hf.picturebook.recipe.lessons import draw_cells, draw_signs, draw_words, lesson_plan
 from sugar_hf.picturebook.recipe.loop import MuonWithAdamW
 from sugar_hf.picturebook.recipe.pieces import by_length, pieces
-from sugar_hf.picturebook.recipe.vlm import Marked, Picture, collator, draw_chat, text_of
+from sugar_hf.picturebook.recipe.vlm import Collator, Marked, Picture, draw_chat, text_of
 from sugar_hf.picturebook.scenes import BACKGROUNDS, random_scene
 from sugar_hf.picturebook.signs import CHARACTERS
 
@@ -38,7 +38,7 @@ A, B, C = (random_scene(RNG, "train") for _ in range(3))
 def test_an_exercise_has_the_tokens_that_the_processors_make(parts):
     exercise = Exercise("kind", parts, "the dog does.")
     backbone = picturebook.checkpoint("mini-vlm")
-    batch = collator(LlavaProcessor.from_pretrained(backbone))([pieces(exercise)])
+    batch = Collator(LlavaProcessor.from_pretrained(backbone))([pieces(exercise)])
     processor = SugarProcessor.from_pretrained(backbone)
     expected = processor([to_sample({"id": "x", "source": "x", **exercise.row()})], return_labels=True)
     assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
@@ -47,7 +47,7 @@ def test_an_exercise_has_the_tokens_that_the_processors_make(parts):
 
 def test_all_kinds_of_exercises_have_the_tokens_that_the_processors_make():
     backbone = picturebook.checkpoint("mini-vlm")
-    collate, processor = collator(LlavaProcessor.from_pretrained(backbone)), SugarProcessor.from_pretrained(backbone)
+    collate, processor = Collator(LlavaProcessor.from_pretrained(backbone)), SugarProcessor.from_pretrained(backbone)
     for kind, draw in all_exercises().items():
         drawn = [draw(random.Random(f"{kind}/{number}"), "train") for number in range(3)]
         batch = collate([pieces(exercise) for exercise in drawn])
@@ -81,7 +81,7 @@ def test_signs_are_asked_for_by_place():
 def test_names_in_marked_texts_learn_whether_they_are_there():
     processor = LlavaProcessor.from_pretrained(picturebook.checkpoint("mini-vlm"))
     question = Marked("\nis there a dog or a cat on red? ASSISTANT:", frozenset({"cat", "red"}))
-    batch = collator(processor)([[("USER: ", False), question, (" yes</s>", True)]])
+    batch = Collator(processor)([[("USER: ", False), question, (" yes</s>", True)]])
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
     words = processor.tokenizer.convert_ids_to_tokens(ids)
     # a causal model's output at i is compared with the label at i + 1
@@ -95,7 +95,7 @@ def test_names_in_marked_texts_learn_whether_they_are_there():
 
 def test_half_of_the_listed_words_are_of_what_is_there():
     processor = LlavaProcessor.from_pretrained(picturebook.checkpoint("mini-vlm"))
-    batch = collator(processor)([draw_words(random.Random(number)) for number in range(40)])
+    batch = Collator(processor)([draw_words(random.Random(number)) for number in range(40)])
     learnt = batch["labels"][batch["labels"] >= 0]
     said = [processor.tokenizer.decode([token]).strip() for token in learnt.tolist()]
     assert len(said) == 40 * lessons.BOARD_WORDS

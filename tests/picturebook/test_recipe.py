@@ -20,7 +20,7 @@ from transformers import (
 
 from sugar_hf import picturebook
 from sugar_hf.picturebook import scenes
-from sugar_hf.picturebook.recipe import lessons, loop, report, teachers, vlm
+from sugar_hf.picturebook.recipe import gist, lessons, loop, report, teachers, vlm
 from sugar_hf.picturebook.recipe.tokenizer import build_tokenizer
 from sugar_hf.picturebook.scenes import random_scene, render, render_array
 
@@ -72,7 +72,7 @@ def test_collated_chat_is_what_the_processor_makes(trained):
         ("\nwhat is there? ASSISTANT:", False),
         (" a dog</s>", True),
     ]
-    batch = vlm.collator(processor)([pieces])
+    batch = vlm.Collator(processor)([pieces])
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is there?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "a dog"}]},
@@ -87,7 +87,7 @@ def test_collated_chat_is_what_the_processor_makes(trained):
 def test_cells_learn_the_name_of_what_they_show(trained):
     processor = LlavaProcessor.from_pretrained(trained[1] / "mini-vlm")
     names = ["dog", None, "key", None, None, "ant", None, None, "owl"]
-    batch = vlm.collator(processor)([[("USER: ", False), vlm.Picture(np.zeros((96, 96, 3), np.uint8), names)]])
+    batch = vlm.Collator(processor)([[("USER: ", False), vlm.Picture(np.zeros((96, 96, 3), np.uint8), names)]])
     (image,) = (batch["input_ids"][0] == processor.image_token_id).nonzero()[:1, 0].tolist()
     # a causal model's output at i is compared with the label at i + 1; position `image` is CLS
     learnt = {int(i) - 1 - image - 1: int(batch["labels"][0, i]) for i in (batch["labels"][0] >= 0).nonzero()[:, 0]}
@@ -132,20 +132,20 @@ def test_a_finished_run_keeps_its_weights(trained, tmp_path):
         torch.testing.assert_close(again[name], weight, rtol=0, atol=0)
 
 
-def test_lessons_and_practice_go_on_from_the_vlm(trained, tmp_path):
+def test_lessons_practice_and_gist_go_on_from_the_vlm(trained, tmp_path):
     """The tower learns to see in the lessons' first part alone."""
     shutil.copytree(trained[1] / "mini-vlm", tmp_path / "mini-vlm")
     weights = [load_file(tmp_path / "mini-vlm" / "model.safetensors")]
-    for recipe in (lessons.train_lessons, lessons.train_practice):
+    for recipe in (lessons.train_lessons, lessons.train_practice, gist.train_gist):
         recipe(tmp_path / "work", tmp_path, steps=4, batch_size=2)
         weights.append(load_file(tmp_path / "mini-vlm" / "model.safetensors"))
     changed = [
         {name for name in before if not torch.equal(before[name], after[name])} for before, after in pairwise(weights)
     ]
     assert any("vision_tower" in name for name in changed[0])
-    assert not any("vision_tower" in name for name in changed[1])
+    assert not any("vision_tower" in name for name in changed[1] | changed[2])
     assert all(any("language_model" in name for name in names) for names in changed)
-    assert (tmp_path / "work" / "mini-vlm-practice" / "checkpoint-4").is_dir()
+    assert all((tmp_path / "work" / f"mini-vlm-{part}" / "checkpoint-4").is_dir() for part in ("practice", "gist"))
 
 
 def test_any_text_can_be_read():

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 import torch
 from datasets import disable_progress_bars
@@ -89,3 +90,12 @@ def _settle(threads: int | None) -> None:
     disable_progress_bars()
     if threads is not None:
         torch.set_num_threads(threads)
+        Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process if the one that started it is killed, which would leave it waiting for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from .. import CHECKPOINTS
+from .gist import train_gist
 from .lessons import train_lessons, train_practice
 from .teachers import train_bert, train_clip, train_dino
 from .vlm import train_vlm
@@ -18,6 +19,7 @@ RECIPES = {
     "vlm": (train_vlm, 3000),
     "lessons": (train_lessons, 4600),  # this and the next train the mini VLM further
     "practice": (train_practice, 6000),
+    "gist": (train_gist, 2800),
     "dino": (train_dino, 800),
     "bert": (train_bert, 500),
 }

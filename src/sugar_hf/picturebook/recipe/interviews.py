@@ -11,7 +11,7 @@ from ..names import GROUP_NOUN, GROUP_OF
 from ..scenes import BACKGROUNDS, PLACES, Scene, render_array
 from ..signs import draw_text
 from .vlm import Picture as Drawn
-from .vlm import Piece, chat, seen_in
+from .vlm import Piece, chat
 
 TURNS = 8
 Turn = tuple[str, str]
@@ -35,7 +35,7 @@ def _draw(rng: random.Random, asked: Sequence[Ask], count: int) -> list[Piece]:
         turn = rng.choice(asked)(scene, rng)
         if turn is not None and turn not in turns:
             turns.append(turn)
-    return chat(Drawn(render_array(scene)), turns, seen_in(scene))
+    return chat(Drawn(render_array(scene)), turns, scene)
 
 
 def draw_told(rng: random.Random) -> list[Piece]:
@@ -53,7 +53,7 @@ def draw_told(rng: random.Random) -> list[Piece]:
         thing = f"the {item.concept}" if rng.random() < 0.4 else f"the thing {where}"
         turns.append((f"who owns {thing}?", owners[item.concept]))
     first, *rest = turns
-    return chat(Drawn(render_array(scene)), [(f"{facts} {first[0]}", first[1]), *rest], seen_in(scene))
+    return chat(Drawn(render_array(scene)), [(f"{facts} {first[0]}", first[1]), *rest], scene)
 
 
 # ---- questions ----

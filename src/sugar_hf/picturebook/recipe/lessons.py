@@ -24,7 +24,7 @@ from ..signs import CHARACTERS, LENGTH, SIGN, draw_text
 from .interviews import draw_choices, draw_interview, draw_told
 from .loop import Draw, MuonWithAdamW, pixel_values, save_half, train
 from .pieces import by_length
-from .vlm import CELLS, IGNORED, Marked, Picture, Piece, collator, draw_chat, draw_document, seen_in
+from .vlm import CELLS, IGNORED, Collator, Marked, Picture, Piece, draw_chat, draw_document, seen_in
 
 NAMING_SHARE, NAMING_BATCH = 0.2, 96  # of the steps; pictures are cheap where no text is read
 LEARNING_RATE, OTHER_LEARNING_RATE = 4e-3, 1e-3  # Muon's and AdamW's
@@ -106,7 +106,7 @@ def draw_words(rng: random.Random) -> list[Piece]:
     scene = draw_crowd(rng, "train", count=rng.choice((2, 3, 4, 5)), sign=False)
     here = [item.concept for item in things(scene)]
     words = [rng.choice(here if rng.random() < 0.5 else CONCEPTS) for _ in range(BOARD_WORDS)]
-    return [("USER: ", False), Picture(render_array(scene)), Marked(f" {' '.join(words)}.", seen_in(scene))]
+    return [("USER: ", False), Picture(render_array(scene)), Marked(f" {' '.join(words)}.", seen_in(scene), scene)]
 
 
 def draw_signs(rng: random.Random) -> list[Piece]:
@@ -183,7 +183,7 @@ def _learn(
     train(
         model,
         plan,
-        collator(processor),
+        Collator(processor),
         folder,
         steps=len(plan),
         batch_size=batch_size,

@@ -4,7 +4,6 @@ stories. It knows nothing of retrieval. Only training scenes are used."""
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,19 +44,23 @@ DESCRIBE = {
 
 @dataclass
 class Picture:
-    """A picture in a sample. `names`, if given, are what its nine cells' tokens learn to predict, None for nothing."""
+    """A picture in a sample. `names`, if given, are what its nine cells' tokens learn to predict, None for nothing;
+    `scene` is what it shows, for what is learnt of its gist."""
 
     pixels: np.ndarray
     names: list[str | None] | None = None
+    scene: Scene | None = None
 
 
 @dataclass
 class Marked:
     """A text that is not learnt, but for this: the tokens of things and colours learn to tell, yes or no, whether the
-    picture has them. An answer has to find out the same, and does not begin to without a while of these."""
+    picture has them. An answer has to find out the same, and does not begin to without a while of these. With a
+    `scene`, they can learn where the things are, too, and how large."""
 
     text: str
     present: frozenset[str]
+    scene: Scene | None = None
 
 
 Piece = tuple[str, bool] | Marked | Picture  # a text and whether it is learnt, or a picture
@@ -68,13 +71,16 @@ def seen_in(scene: Scene) -> frozenset[str]:
     return frozenset({scene.background, *(item.concept for item in scene.items)})
 
 
-def chat(picture: Picture, turns: list[tuple[str, str]], present: frozenset[str] | None = None) -> list[Piece]:
-    """Turns about one picture, the answers to be learnt; the questions are marked if `present` is given."""
+def chat(picture: Picture, turns: list[tuple[str, str]], marked: Scene | None = None) -> list[Piece]:
+    """Turns about one picture, the answers to be learnt; the questions are marked if its scene is given."""
     pieces: list[Piece] = [("USER: ", False), picture]
     for index, (question, answer) in enumerate(turns):
         opening = "\n" if index == 0 else "USER: "
         text = f"{opening}{question} ASSISTANT:"
-        pieces += [(text, False) if present is None else Marked(text, present), (f" {answer}</s>", True)]
+        pieces += [
+            (text, False) if marked is None else Marked(text, seen_in(marked), marked),
+            (f" {answer}</s>", True),
+        ]
     return pieces
 
 
@@ -193,53 +199,68 @@ def build_model(processor: LlavaProcessor, clip: CLIPModel) -> LlavaForCondition
     return model
 
 
-def collator(processor: LlavaProcessor) -> Any:
-    tokenizer = processor.tokenizer
-    image = [tokenizer.convert_tokens_to_ids(IMAGE)] * IMAGE_TOKENS
+class Collator:
+    """Makes batches of the mini VLM's samples.
 
-    def first_token(word: str) -> int:
-        return tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
+    Args:
+        processor: the mini VLM's.
+    """
 
-    # a cell's token predicts the first token of the name in an answer
-    named = {concept: first_token(concept) for concept in CONCEPTS}
-    marked = {first_token(word): word for word in (*CONCEPTS, *BACKGROUNDS)}
-    no, yes = first_token("no"), first_token("yes")
+    def __init__(self, processor: LlavaProcessor) -> None:
+        self.tokenizer = processor.tokenizer
+        self.image = [self.tokenizer.convert_tokens_to_ids(IMAGE)] * IMAGE_TOKENS
+        # a cell's token predicts the first token of the name in an answer
+        self.named = {concept: self._first_token(concept) for concept in CONCEPTS}
+        self.words = {self._first_token(word): word for word in (*CONCEPTS, *BACKGROUNDS)}
+        self.no, self.yes = self._first_token("no"), self._first_token("yes")
 
-    def collate(samples: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    def _first_token(self, word: str) -> int:
+        return self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
+
+    def lay_out(self, samples: list[list[Piece]]) -> tuple[list[tuple[list[int], list[int]]], list[list[int]]]:
+        """The token ids and labels of each sample, and of each sample the index after each piece's last token."""
         texts = [text_of(piece) for sample in samples for piece in sample if not isinstance(piece, Picture)]
-        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-        rows, pictures = [], []
+        encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        rows, ends = [], []
         for sample in samples:
-            ids, labels = [tokenizer.bos_token_id], [IGNORED]
+            ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
+            ends.append([])
             for piece in sample:
-                if isinstance(piece, tuple):
-                    tokens = next(encoded)
-                    ids += tokens
-                    labels += tokens if piece[1] else [IGNORED] * len(tokens)
-                elif isinstance(piece, Marked):
-                    tokens = next(encoded)
-                    ids += tokens
-                    # again, the label at i belongs to the token before it
-                    words = [marked.get(token) for token in tokens[:-1]]
-                    labels += [IGNORED, *((yes if w in piece.present else no) if w else IGNORED for w in words)]
-                else:
-                    pictures.append(piece.pixels)
-                    ids += image
-                    cells = [named[name] if name else IGNORED for name in piece.names or [None] * CELLS]
+                if isinstance(piece, Picture):
+                    ids += self.image
+                    cells = [self.named[name] if name else IGNORED for name in piece.names or [None] * CELLS]
                     # the label at i belongs to the token before it: CLS and the first cell have none, the last cell's
                     # would stand on the text that follows and is left out
                     labels += [IGNORED, IGNORED, *cells[:-1]]
+                else:
+                    tokens = next(encoded)
+                    ids += tokens
+                    labels += self._labels(piece, tokens)
+                ends[-1].append(len(ids))
             rows.append((ids, labels))
+        return rows, ends
+
+    def _labels(self, piece: tuple[str, bool] | Marked, tokens: list[int]) -> list[int]:
+        if isinstance(piece, tuple):
+            return tokens if piece[1] else [IGNORED] * len(tokens)
+        # again, the label at i belongs to the token before it
+        words = [self.words.get(token) for token in tokens[:-1]]
+        return [IGNORED, *((self.yes if w in piece.present else self.no) if w else IGNORED for w in words)]
+
+    def pad(self, rows: list[tuple[list[int], list[int]]], samples: list[list[Piece]]) -> dict[str, torch.Tensor]:
+        """The model's inputs from what `lay_out` gave."""
         length = max(len(ids) for ids, _ in rows)
         batch = {
-            "input_ids": [ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows],
+            "input_ids": [ids + [self.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows],
             "labels": [labels + [IGNORED] * (length - len(labels)) for _, labels in rows],
             "attention_mask": [[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows],
         }
         tensors = {name: torch.tensor(values) for name, values in batch.items()}
+        pictures = [piece.pixels for sample in samples for piece in sample if isinstance(piece, Picture)]
         return {**tensors, "pixel_values": pixel_values(pictures)} if pictures else tensors
 
-    return collate
+    def __call__(self, samples: list[list[Piece]]) -> dict[str, torch.Tensor]:
+        return self.pad(self.lay_out(samples)[0], samples)
 
 
 def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
@@ -248,7 +269,7 @@ def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
     first = min(FIRST_WORDS, steps // 4)
     later = [draw_chat, draw_chat, draw_chat, draw_chat, draw_document]
     kinds = [draw_board] * first + [later[step % len(later)] for step in range(steps - first)]
-    collate, folder = collator(processor), work / "mini-vlm"
+    collate, folder = Collator(processor), work / "mini-vlm"
     train(model, kinds, collate, folder, steps=steps, batch_size=batch_size, learning_rate=1e-3)
     save_half(model, out / "mini-vlm")
     processor.save_pretrained(out / "mini-vlm")
