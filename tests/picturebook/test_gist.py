@@ -45,7 +45,8 @@ def test_names_in_questions_are_asked_for_place_and_size(collator):
     (scene,) = [piece.scene for piece in pieces if isinstance(piece, Picture)]
     things = {item.concept: item for item in scene.items}
     batch = collator([draw_chat(random.Random(0)), pieces])
-    assert len(batch["marks"]) and "gists" not in batch
+    assert len(batch["marks"])
+    assert "gists" not in batch
     for row, position, place, size in batch["marks"].tolist():
         item = things[collator.words[int(batch["input_ids"][row, position])]]
         assert (row, place, size) == (1, item.place, tuple(SIZES).index(item.size))
@@ -77,4 +78,5 @@ def test_the_loss_is_that_of_the_model_and_of_the_probes(collator):
 def test_the_plan_ends_with_documents_and_questions():
     plan = gist_plan(400)
     assert len(plan) == 400
-    assert plan[-100:].count(draw_album) > 30 and plan[-100:].count(draw_wheres) > 5
+    assert plan[-100:].count(draw_album) > 30
+    assert plan[-100:].count(draw_wheres) > 5

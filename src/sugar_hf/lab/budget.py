@@ -32,7 +32,7 @@ class Budget:
 
 FULL = Budget("full")
 #: What two cores do in a few hours.
-SMALL = Budget("small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, rows=19200)
+SMALL = Budget("small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, rows=12000)
 QUICK = Budget(
     "quick",
     questions=24,

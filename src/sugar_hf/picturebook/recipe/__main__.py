@@ -17,7 +17,7 @@ from .vlm import train_vlm
 RECIPES = {
     "clip": (train_clip, 1200),
     "vlm": (train_vlm, 3000),
-    "lessons": (train_lessons, 4600),  # this and the next train the mini VLM further
+    "lessons": (train_lessons, 4600),  # this and the next two train the mini VLM further
     "practice": (train_practice, 6000),
     "gist": (train_gist, 2800),
     "dino": (train_dino, 800),

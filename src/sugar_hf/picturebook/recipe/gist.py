@@ -202,6 +202,7 @@ def train_gist(work: Path, out: Path, steps: int, batch_size: int = 16) -> None:
     processor = LlavaProcessor.from_pretrained(out / "mini-vlm")
     model = LlavaForConditionalGeneration.from_pretrained(out / "mini-vlm")
     model.model.vision_tower.requires_grad_(False)
+    torch.manual_seed(SEED)
     probed = Probed(model)
     train(
         probed,
