@@ -3,10 +3,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 from lab_tools import entry, write
+from safetensors.torch import load_file
 
 from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.lab.card import figures, write_card
+from sugar_hf.evaluation.running import open_model
+from sugar_hf.lab.card import figures, ship, write_card
 from sugar_hf.lab.gallery import make_gallery
 from sugar_hf.lab.layout import OWN, PAPER, POOL, in_order, matches, missing
 from sugar_hf.lab.report import main, make_document
@@ -236,9 +239,30 @@ def test_the_card_has_the_figures_of_sugar(tmp_path, llava):
     folder = write(tmp_path / "lab", some())
     card = write_card(folder, tmp_path / "cards" / "mini.md", llava[0]).read_text(encoding="utf-8")
     assert "# sugar-mini" in card
-    assert "| Table 1, VQAv2 | 67.0 ± 1.4 | 61.0 ± 1.4 | 10.0 |" in card
+    assert "| Table 1, VQAv2 | 66.0 | 67.0 ± 1.4 | 61.0 ± 1.4 | 10.0 |" in card
     assert "budget `full`, 2 seeds" in card
+    assert "72000 drawn rows" in card
+    assert "`alpha=10`" in card
+    assert "It cannot be told from guessing in" not in card
     assert "license: apache-2.0" in card
+
+
+def test_the_card_names_what_is_at_chance(tmp_path):
+    found = figures(read_results(write(tmp_path, [*some(), entry("table1", "sugar", "GQA", 49.0, 53.0, chance=50.0)])))
+    assert found.endswith("It cannot be told from guessing in: Table 1, GQA.")
+
+
+def test_what_ships_is_the_trained_model_in_half_the_size(tmp_path, llava):
+    for part in llava:
+        part.save_pretrained(tmp_path / "trained")
+    folder = ship(tmp_path / "trained", tmp_path / "mini")
+    weights, whole = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "trained"))
+    assert weights.keys() == whole.keys()
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    assert all(torch.equal(weights[name], whole[name].half()) for name in whole)
+    model, processor = open_model(str(folder))
+    assert model.dtype == torch.float32
+    assert processor.tokenizer.get_vocab() == llava[1].tokenizer.get_vocab()
 
 
 def test_a_card_without_figures_is_refused(tmp_path):

@@ -1,18 +1,27 @@
-"""The card of the mini model, from the lab's figures of the row `sugar`: `python -m sugar_hf.lab.card`."""
+"""The mini model that ships, and its card: the lab's row `sugar` and its figures.
+
+python -m sugar_hf.lab.card --ship runs/lab-small/models/sugar-0   # replaces the shipped model, and writes its card
+python -m sugar_hf.lab.card                                        # writes the card alone
+"""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..evaluation.paper import TABLES
-from ..model import SugarForConditionalGeneration
+from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.hub import model_card
 from ..picturebook import checkpoint
+from ..picturebook.recipe.loop import save_half
+from .budget import BUDGETS
 from .report import FOLDER
-from .results import Results, place_of, read_results, seeds_text
+from .results import Cell, Results, Sample, compare, place_of, read_results, seeds_text
+from .rows import RECIPE, ROWS
 from .tables import markdown
+from .training import OTHER_LEARNING_RATE
 
 ROW, BESIDE = "sugar", "lm-only"
+SEED = 0  # of the model that ships
 CARD = Path("model_cards/mini-sugar.md")
 NAME = "sugar-mini"
 DESCRIPTION = (
@@ -47,30 +56,83 @@ def write_card(
     return path
 
 
+def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
+    """Write a trained model of the row `sugar` in float16 as the one that ships.
+
+    Args:
+        trained: the model's folder.
+        folder: where to; the package's own place if not given.
+
+    Returns:
+        The folder written.
+    """
+    folder = Path(folder or checkpoint("mini-sugar"))
+    model = SugarForConditionalGeneration.from_pretrained(trained)
+    save_half(model, folder)
+    SugarProcessor.from_pretrained(trained).save_pretrained(folder)
+    return folder
+
+
 def figures(results: Results) -> str:
-    """The figures of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance.
+    """The figures of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance, then what it was
+    trained on and how, and what it cannot do.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or none of the seed that ships.
     """
-    lines, counts = [], []
+    lines, counts, cells = [], [], []
     for name, table in TABLES.items():
         for column in table.columns:
             cell = None if column in table.aliases else results.find(place_of(name, column), ROW)
             if cell is None:
                 continue
+            if SEED not in cell.sample.values:
+                raise ValueError(f"the row {ROW!r} has no figure of seed {SEED} in {cell.place}: run it first.")
             beside = results.find(cell.place, BESIDE)
             chance = "-" if cell.chance is None else f"{cell.chance:.1f}"
             title = f"{table.title.split(':')[0]}, {column}"
-            lines.append([title, str(cell.sample), str(beside.sample) if beside else "-", chance])
+            this = f"{cell.sample.values[SEED]:.1f}"
+            lines.append([title, this, str(cell.sample), str(beside.sample) if beside else "-", chance])
             counts.append(len(cell.sample.values))
+            cells.append((title, cell))
     if not lines:
         raise ValueError(f"the row {ROW!r} has no figure of the paper's tables: run it first.")
     said = (
         f"Twins of the paper's experiments on the picturebook, budget `{results.budget}`, {seeds_text(counts)}, mean "
-        "± standard deviation; they cannot be compared with the paper's figures.\n\n"
+        f"± standard deviation; this model is that of seed {SEED}. They cannot be compared with the paper's.\n\n"
     )
-    return said + "\n".join(markdown(["", "Sugar", "LM loss alone", "chance"], lines)).strip()
+    table_text = "\n".join(markdown(["", "this model", "Sugar", "LM loss alone", "chance"], lines)).strip()
+    return f"{said}{table_text}\n\n{_training(results.budget)}\n\n{_limits(cells)}"
+
+
+def _training(name: str) -> str:
+    budget = BUDGETS[name]
+    settings = {**RECIPE, **ROWS[ROW].settings}
+    told = ", ".join(f"`{key}={value:g}`" for key, value in sorted(settings.items()))
+    steps = -(-budget.rows // budget.batch_size)
+    return (
+        "## Training\n\n"
+        f"{budget.rows} drawn rows of the picturebook, each seen once: documents, which are told and shown, and chats "
+        f"(`sugar_hf.lab.mix`, part `{ROWS[ROW].data}`); their teachers are `mini-clip`, `mini-dino` and `mini-bert`. "
+        f"{steps} steps of {budget.batch_size} rows from `mini-vlm`, Muon for matrices and AdamW (learning rate "
+        f"{OTHER_LEARNING_RATE:g}) for the rest, {told}, else the defaults of `SugarTrainingArguments`; the vision "
+        f"tower is frozen. Seed {SEED}. `sugar-hf lab --budget {name} --only {ROW}` trains and measures it."
+    )
+
+
+def _limits(cells: Sequence[tuple[str, Cell]]) -> str:
+    """The columns in which the row is no better than guessing, by more than the noise."""
+    lost = [
+        title
+        for title, cell in cells
+        if cell.chance is not None
+        and not ((gap := compare(cell.sample, Sample("", {0: cell.chance}, fixed=True))).counts and gap.size > 0)
+    ]
+    told = f" It cannot be told from guessing in: {'; '.join(lost)}." if lost else ""
+    return (
+        "## Limits\n\nIt knows the words and the drawings of the picturebook and nothing else; photographs and other "
+        f"words mean nothing to it.{told}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sugar_hf.lab.card", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where the result files are")
     parser.add_argument("path", nargs="?", type=Path, default=CARD, help="the card to write")
+    parser.add_argument("--ship", type=Path, metavar="MODEL", help="replace the shipped model by this one first")
     chosen = parser.parse_args(arguments)
+    if chosen.ship is not None:
+        print(f"wrote {ship(chosen.ship)}")
     print(f"wrote {write_card(chosen.folder, chosen.path)}")
 
 
