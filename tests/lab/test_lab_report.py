@@ -179,6 +179,14 @@ def test_cards_of_the_twins_are_printed(tmp_path):
     assert "### VQAv2 twin\n\n`vqav2`. Words. Figure: accuracy. Chance: all 25.0." in text
 
 
+def test_notes_stand_behind_the_verdicts_if_there_are_some(tmp_path):
+    assert "What we make of it" not in document(tmp_path, [entry("table1", "a", "GQA", 1.0)])
+    (tmp_path / "lab" / "notes.md").write_text("All rows are alike.\n")
+    text = make_document(tmp_path / "lab", tmp_path / "lab.md").read_text()
+    places = [text.index(part) for part in ("claims in the lab", "## What we make of it\n\nAll rows", "The defaults")]
+    assert places == sorted(places)
+
+
 def test_the_gallery_is_linked_if_it_is_there(tmp_path):
     write(tmp_path / "lab", [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "gallery.html").write_text("")

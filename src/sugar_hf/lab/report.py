@@ -1,4 +1,4 @@
-"""The lab's document, made of nothing but the stored result files: `python -m sugar_hf.lab.report`."""
+"""The lab's document, made of the stored result files, and of notes beside them: `python -m sugar_hf.lab.report`."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from .twins import Twin, all_twins
 from .verdicts import all_verdicts
 
 FOLDER, OUT = Path("docs/lab"), Path("docs/lab.md")
-GALLERY = "gallery.html"
+GALLERY, NOTES = "gallery.html", "notes.md"
 
 INTRODUCTION = """# The lab
 
@@ -46,7 +46,7 @@ def make_document(
     The same results give the same files.
 
     Args:
-        results_folder: where the result files are, and `gallery.html` if there is one.
+        results_folder: where the result files are, and `gallery.html` and `notes.md` if there are.
         out: the Markdown file.
         twins: whose cards to print; those of the lab if not given.
 
@@ -63,7 +63,8 @@ def make_document(
     pictures = {}
     for name, (path, text) in draw_all(results, folder).items():
         pictures[name] = [f"![{text}]({_link(path, out)})", ""]
-    parts = [*_introduction(results), *_verdicts(results), *defaults_section(results), "## The paper's tables", ""]
+    parts = [*_introduction(results), *_verdicts(results), *_notes(folder), *defaults_section(results)]
+    parts += ["## The paper's tables", ""]
     for name in TABLES:
         parts += paper_section(results, name)
         parts += pictures.get({"table4b": "ablation", "table5": "positions"}.get(name, ""), [])
@@ -127,6 +128,12 @@ def _verdicts(results: Results) -> list[str]:
         lines.append(f"{place}. {found.claim} **{found.outcome}**. {found.why} {figures}".rstrip())
         lines += [f"    - {part.claim}: **{part.outcome}**. {part.figures or part.why}" for part in found.parts]
     return [*lines, ""]
+
+
+def _notes(folder: Path) -> list[str]:
+    """What people make of the figures: the one part that is not made of them."""
+    notes = folder / NOTES
+    return ["## What we make of it", "", notes.read_text(encoding="utf-8").strip(), ""] if notes.is_file() else []
 
 
 def _gallery(folder: Path, out: Path) -> list[str]:
