@@ -264,6 +264,7 @@ def test_what_ships_is_the_trained_model_in_half_the_size(tmp_path, llava):
     for part in llava:
         part.save_pretrained(tmp_path / "trained")
     folder = ship(tmp_path / "trained", tmp_path / "mini")
+    assert str(tmp_path) not in (folder / "config.json").read_text()
     weights, whole = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "trained"))
     assert weights.keys() == whole.keys()
     assert {weight.dtype for weight in weights.values()} == {torch.float16}

@@ -18,7 +18,7 @@ from .report import FOLDER
 from .results import Cell, Results, Sample, compare, place_of, read_results, seeds_text
 from .rows import RECIPE, ROWS
 from .tables import markdown
-from .training import OTHER_LEARNING_RATE
+from .training import BASE, OTHER_LEARNING_RATE
 
 ROW, BESIDE = "sugar", "lm-only"
 SEED = 0  # of the model that ships
@@ -68,7 +68,9 @@ def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
     """
     folder = Path(folder or checkpoint("mini-sugar"))
     model = SugarForConditionalGeneration.from_pretrained(trained)
+    model.config.vlm_config._name_or_path = BASE  # not the folder that it was on the machine that trained it
     save_half(model, folder)
+    (folder / "model.safetensors").chmod(0o644)
     SugarProcessor.from_pretrained(trained).save_pretrained(folder)
     return folder
 
