@@ -43,9 +43,9 @@ def pope(sugar, lm_only):
         ((71.0, 73.0), (68.0, 70.0), CONFIRMED),
         ((71.0, 73.0), (68.5, 70.5), NOISE),
         ((68.0, 70.0), (71.0, 73.0), REFUTED),
-        # a gap that is as large as the noise does not exceed it: 2 sqrt(0/2 + 2/2) = 2
-        ((72.0, 72.0), (69.0, 71.0), NOISE),
-        ((72.01, 72.01), (69.0, 71.0), CONFIRMED),
+        # seeds that agree are taken to have the variance of both rows, which is (0 + 2) / 2: 2 sqrt(1/2 + 2/2) = 2.45
+        ((72.44, 72.44), (69.0, 71.0), NOISE),
+        ((72.46, 72.46), (69.0, 71.0), CONFIRMED),
         ((70.0, 70.0), (70.0, 70.0), NOISE),
         # one seed on either side tells nothing
         ((90.0,), (10.0, 10.0), NOISE),
@@ -168,11 +168,11 @@ def test_aims_are_factors_of_the_rival_and_do_not_count(results):
 
 
 def test_a_factor_multiplies_the_rivals_spread_too(results):
-    # the rival's standard error is 2, so that 1.5 times it is 3: a gap of 5 lies within twice that, not within 4
+    # variances over two seeds are 8 for the rival and 4 for ours, that of both rows: 2 sqrt(4/2 + 1.5² 8/2) = 6.63
     rivals = [*retrieval("infonce", (18.0, 22.0), (20.0, 20.0)), *retrieval("mini-clip", (15.0,), (10.0,))]
     found = wins_retrieval(results(*retrieval("sugar", (35.0, 35.0), (30.0, 30.0)), *rivals))
     assert found.parts[4].outcome == NOISE
-    assert "gap +5.00, twice its standard error 6.00" in found.parts[4].figures
+    assert "gap +5.00, twice its standard error 6.63" in found.parts[4].figures
 
 
 def test_a_missing_rival_leaves_the_claim_open_unless_another_part_refutes_it(results):

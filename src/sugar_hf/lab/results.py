@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Sample:
         row: the row's name.
         values: by seed.
         fixed: no seed could change it, so that a single value tells all.
+        floor: the least variance that its seeds are taken to have, as two or three of them may agree by chance.
 
     >>> sample = Sample("sugar", {0: 70.0, 1: 72.0})
     >>> sample.mean, round(sample.spread, 2), round(sample.variance_of_mean, 2)
@@ -34,6 +35,7 @@ class Sample:
     row: str
     values: Mapping[int, float]
     fixed: bool = False
+    floor: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -46,7 +48,7 @@ class Sample:
 
     @property
     def variance_of_mean(self) -> float:
-        return self.spread**2 / len(self.values)
+        return 0.0 if self.fixed else max(self.spread**2, self.floor) / len(self.values)
 
     @property
     def has_spread(self) -> bool:
@@ -79,8 +81,8 @@ class Gap:
 def compare(first: Sample, second: Sample, factor: float = 1.0, margin: float = 0.0) -> Gap:
     """How far `first` lies above `factor` times `second` minus `margin`.
 
-    The standard error is that of independent means, sqrt(s1² / n1 + factor² s2² / n2) with the sample standard
-    deviations s over n seeds.
+    The standard error is that of independent means, sqrt(s1² / n1 + factor² s2² / n2) with the sample variances s²
+    over n seeds, or their floors where these are larger.
 
     >>> gap = compare(Sample("a", {0: 10.0, 1: 12.0}), Sample("b", {0: 5.0, 1: 5.0}), factor=2.0)
     >>> gap.size, gap.noise, gap.counts
@@ -124,6 +126,17 @@ class Cell:
         return place_of(self.table, self.metric)
 
 
+def pooled_variance(samples: Iterable[Sample]) -> float:
+    """The variance of seeds within rows, over all rows that have several; 0 if there is none.
+
+    >>> pooled_variance([Sample("a", {0: 1.0, 1: 3.0}), Sample("b", {0: 5.0, 1: 5.0}), Sample("c", {0: 9.0})])
+    1.0
+    """
+    several = [sample for sample in samples if len(sample.values) > 1]
+    freedom = sum(len(sample.values) - 1 for sample in several)
+    return sum(sample.spread**2 * (len(sample.values) - 1) for sample in several) / freedom if several else 0.0
+
+
 def place_of(table: str, column: str) -> str:
     """`table/column`, where the paper's ablation repeats columns of other tables that of the other table."""
     aliases = TABLES[table].aliases if table in TABLES else {}
@@ -138,6 +151,11 @@ class Results:
     _by_place: dict[tuple[str, str], Cell] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        by_place: dict[str, list[Sample]] = {}
+        for cell in self.cells:
+            by_place.setdefault(cell.place, []).append(cell.sample)
+        floors = {place: pooled_variance(samples) for place, samples in by_place.items()}
+        self.cells = [replace(cell, sample=replace(cell.sample, floor=floors[cell.place])) for cell in self.cells]
         self._by_place = {(cell.place, cell.row): cell for cell in self.cells}
 
     @property
@@ -157,7 +175,8 @@ class Results:
         return list(dict.fromkeys(cell.metric for cell in self.cells if cell.table == table))
 
     def combine(self, row: str, weights: Mapping[str, float]) -> Sample | None:
-        """A weighted sum of a row's figures, seed by seed, over the seeds that all of them have.
+        """A weighted sum of a row's figures, seed by seed, over the seeds that all of them have. Its floor is the
+        variance of this sum in all rows.
 
         Args:
             row: the row.
@@ -166,6 +185,14 @@ class Results:
         Returns:
             `None` if a figure was not measured, or the figures share no seed.
         """
+        found = self._sum(row, weights)
+        if found is None:
+            return None
+        rows = dict.fromkeys(cell.row for cell in self.cells)
+        others = [sample for each in rows if (sample := self._sum(each, weights)) is not None]
+        return replace(found, floor=pooled_variance(others))
+
+    def _sum(self, row: str, weights: Mapping[str, float]) -> Sample | None:
         cells = [self.find(place, row) for place in weights]
         samples = [cell.sample.values for cell in cells if cell is not None]
         if len(samples) < len(cells):

@@ -69,7 +69,7 @@ _ROWS = (
     Row("disc-only", data="discriminative", seeds="all", learns_text=False, measured="all"),
     Row("sugar", seeds="all", measured="all"),
     Row("infonce", {"objective": "infonce", "alpha": 0.3}, seeds="all", measured="all"),
-    Row("kl", {"objective": "kl", "alpha": 0.3}),
+    Row("kl", {"objective": "kl", "alpha": 0.3}, seeds="all"),
     Row("no-data-d", data="generative", seeds="all"),
     Row("no-data-g", data="discriminative", seeds="all"),
     Row("mean", {"label_kernel": "mean"}, seeds="all", measured="labels"),

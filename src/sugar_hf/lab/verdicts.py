@@ -1,8 +1,9 @@
 """The paper's claims, and what the lab's figures say of them.
 
 A difference counts only if it is larger than twice its standard error, with at least two seeds on both sides (a
-checkpoint that no run trains has no seeds and needs none). A claim of several parts is refuted by one part that is; it
-is confirmed if all parts are.
+checkpoint that no run trains has no seeds and needs none). The variance of a row's seeds is taken to be at least that
+of all rows' seeds pooled: two or three of them may agree by chance, as where a figure counts few items. A claim of
+several parts is refuted by one part that is; it is confirmed if all parts are.
 """
 
 import math
@@ -82,7 +83,7 @@ def flattens_positions(results: Results) -> Verdict:
     if ours is None or theirs is None or level is None:
         return Verdict(claim, UNKNOWN, "", "`sugar` or `lm-only` lacks a place of table 5.")
     # an arch is no flatter than a U of the same depth
-    ours = Sample(ours.row, {seed: math.copysign(1, ours.mean) * value for seed, value in ours.values.items()})
+    ours = replace(ours, values={seed: math.copysign(1, ours.mean) * value for seed, value in ours.values.items()})
     found = _above(theirs, ours, claim, "depth of the curve of table 5")
     if compare(theirs, ours).noise is None:
         return found
@@ -256,7 +257,7 @@ def _best(results: Results, place: str, pattern: str) -> Sample | None:
 
 def _gain(with_it: Sample, without: Sample) -> Sample | None:
     gains = {seed: value - without.values[seed] for seed, value in with_it.values.items() if seed in without.values}
-    return Sample(with_it.row, gains) if gains else None
+    return Sample(with_it.row, gains, floor=with_it.floor + without.floor) if gains else None
 
 
 def _joined(claim: str, parts: Sequence[Verdict]) -> Verdict:
