@@ -103,7 +103,7 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Fi
     names = in_order(COLOURS, dict.fromkeys(key.rpartition("-")[0] for key in curves))
     colours = {name: COLOURS.get(name, GREY) for name in names}
     for axes, loss, title in zip(
-        grid, ("lm_loss", "structure_loss"), ("LM loss", "structure loss (objectives have other scales)"), strict=True
+        grid, ("lm_loss", "structure_loss"), ("LM loss", "structure loss (objectives differ in scale)"), strict=True
     ):
         for key, points in sorted(curves.items(), key=lambda item: item[0].rpartition("-")[0] in COLOURS):
             name = key.rpartition("-")[0]
@@ -114,10 +114,11 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Fi
         axes.set_xlabel("step")
     for name in names:
         if name in COLOURS:
-            grid[0].plot([], [], color=colours[name], label=name)
+            grid[1].plot([], [], color=colours[name], label=name)
     if GREY in colours.values():
-        grid[0].plot([], [], color=GREY, label="other rows")
-    grid[0].legend(frameon=False)
+        grid[1].plot([], [], color=GREY, label="other rows")
+    grid[1].set_yscale("log")
+    grid[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     last = [
         f"{name} {points[-1]['lm_loss']:.2f}"
         for name in names
@@ -178,7 +179,7 @@ def draw_ablation(results: Results) -> tuple[Figure, str] | None:
 
 
 def draw_pool(results: Results) -> tuple[Figure, str] | None:
-    """Recall by the number of candidates, on logarithmic axes; dashed is chance.
+    """Recall by the number of candidates, on a logarithmic axis; dashed is chance.
 
     Raises:
         ValueError: a column of the table `pool` is no number.
@@ -208,7 +209,7 @@ def draw_pool(results: Results) -> tuple[Figure, str] | None:
     whole = [int(size) for size in sizes]
     axes.plot(whole, [100 / size for size in whole], "--", color=GREY, label="chance")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_ylim(0, 100)
     axes.set_xlabel("candidates")
     axes.set_ylabel("recall@1 (%)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
