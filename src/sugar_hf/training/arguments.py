@@ -20,7 +20,7 @@ class StructureArguments:
     The loss is L = L_g + alpha * L_d (eq. 1), with L_g the language-model loss and L_d the structure loss.
 
     Args:
-        alpha (`float`, *optional*, defaults to 30.0):
+        alpha (`float`, *optional*, defaults to 10.0):
             Weight of the structure loss; the paper does not give it. It belongs to the `reduction`: with n slice ends
             in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. The objectives `"infonce"` and
             `"kl"` are of order log n and want a far smaller alpha, of order 0.3. With 0 the structure loss is not
@@ -89,7 +89,7 @@ class StructureArguments:
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
-    alpha: float = field(default=30.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
+    alpha: float = field(default=10.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
     alpha_warmup_ratio: float = field(
         default=0.0, metadata={"help": "Share of the training steps over which alpha grows linearly from 0."}
     )
