@@ -43,7 +43,7 @@ def pope(sugar, lm_only):
         ((71.0, 73.0), (68.0, 70.0), CONFIRMED),
         ((71.0, 73.0), (68.5, 70.5), NOISE),
         ((68.0, 70.0), (71.0, 73.0), REFUTED),
-        # seeds that agree are taken to have the variance of both rows, which is (0 + 2) / 2: 2 sqrt(1/2 + 2/2) = 2.45
+        # seeds that agree are taken to have the median variance of both rows, (0 + 2) / 2: 2 sqrt(1/2 + 2/2) = 2.45
         ((72.44, 72.44), (69.0, 71.0), NOISE),
         ((72.46, 72.46), (69.0, 71.0), CONFIRMED),
         ((70.0, 70.0), (70.0, 70.0), NOISE),
@@ -168,7 +168,7 @@ def test_aims_are_factors_of_the_rival_and_do_not_count(results):
 
 
 def test_a_factor_multiplies_the_rivals_spread_too(results):
-    # variances over two seeds are 8 for the rival and 4 for ours, that of both rows: 2 sqrt(4/2 + 1.5² 8/2) = 6.63
+    # variances over two seeds are 8 for the rival and 4 for ours, the median of both: 2 sqrt(4/2 + 1.5² 8/2) = 6.63
     rivals = [*retrieval("infonce", (18.0, 22.0), (20.0, 20.0)), *retrieval("mini-clip", (15.0,), (10.0,))]
     found = wins_retrieval(results(*retrieval("sugar", (35.0, 35.0), (30.0, 30.0)), *rivals))
     assert found.parts[4].outcome == NOISE

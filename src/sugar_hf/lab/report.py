@@ -33,9 +33,9 @@ QUICK = "**The budget is `quick`: it shows that everything runs. None of these f
 READING = """A cell is the mean over seeds ± their sample standard deviation; without ± it has one seed. The best of
 our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on
 both sides (`base` and `mini-clip` need none: they are the same for all seeds). As two or three seeds may agree by
-chance, their variance is taken to be at least that within all rows of the column. Where a difference to the row that
-is named below a table does not count, the cell has a ≈. Rows that were not run, and columns that were not measured,
-are named.
+chance, their variance is taken to be at least the median of the rows' variances in the column. Where a difference to
+the row that is named below a table does not count, the cell has a ≈. Rows that were not run, and columns that were not
+measured, are named.
 """
 
 

@@ -126,15 +126,16 @@ class Cell:
         return place_of(self.table, self.metric)
 
 
-def pooled_variance(samples: Iterable[Sample]) -> float:
-    """The variance of seeds within rows, over all rows that have several; 0 if there is none.
+def usual_variance(samples: Iterable[Sample]) -> float:
+    """The median of the variances of those rows that have several seeds; 0 if there is none.
 
-    >>> round(pooled_variance([Sample("a", {0: 1.0, 1: 3.0}), Sample("b", {0: 5.0, 1: 5.0})]), 3)
-    1.0
+    The median, so that one row with a seed that failed does not hide what all others differ in.
+
+    >>> usual_variance([Sample("a", {0: 1.0, 1: 5.0}), Sample("b", {0: 5.0, 1: 5.0}), Sample("c", {0: 9.0})])
+    4.0
     """
-    several = [sample for sample in samples if len(sample.values) > 1]
-    freedom = sum(len(sample.values) - 1 for sample in several)
-    return sum(sample.spread**2 * (len(sample.values) - 1) for sample in several) / freedom if several else 0.0
+    variances = [sample.spread**2 for sample in samples if len(sample.values) > 1]
+    return round(statistics.median(variances), DIGITS) if variances else 0.0
 
 
 def place_of(table: str, column: str) -> str:
@@ -154,7 +155,7 @@ class Results:
         by_place: dict[str, list[Sample]] = {}
         for cell in self.cells:
             by_place.setdefault(cell.place, []).append(cell.sample)
-        floors = {place: pooled_variance(samples) for place, samples in by_place.items()}
+        floors = {place: usual_variance(samples) for place, samples in by_place.items()}
         self.cells = [replace(cell, sample=replace(cell.sample, floor=floors[cell.place])) for cell in self.cells]
         self._by_place = {(cell.place, cell.row): cell for cell in self.cells}
 
@@ -176,7 +177,7 @@ class Results:
 
     def combine(self, row: str, weights: Mapping[str, float]) -> Sample | None:
         """A weighted sum of a row's figures, seed by seed, over the seeds that all of them have. Its floor is the
-        variance of this sum in all rows.
+        usual variance of this sum in all rows.
 
         Args:
             row: the row.
@@ -190,7 +191,7 @@ class Results:
             return None
         rows = dict.fromkeys(cell.row for cell in self.cells)
         others = [sample for each in rows if (sample := self._sum(each, weights)) is not None]
-        return replace(found, floor=pooled_variance(others))
+        return replace(found, floor=usual_variance(others))
 
     def _sum(self, row: str, weights: Mapping[str, float]) -> Sample | None:
         cells = [self.find(place, row) for place in weights]

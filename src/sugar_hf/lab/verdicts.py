@@ -1,8 +1,8 @@
 """The paper's claims, and what the lab's figures say of them.
 
 A difference counts only if it is larger than twice its standard error, with at least two seeds on both sides (a
-checkpoint that no run trains has no seeds and needs none). The variance of a row's seeds is taken to be at least that
-of all rows' seeds pooled: two or three of them may agree by chance, as where a figure counts few items. A claim of
+checkpoint that no run trains has no seeds and needs none). The variance of a row's seeds is taken to be at least the
+median of all rows' variances: two or three of them may agree by chance, as where a figure counts few items. A claim of
 several parts is refuted by one part that is; it is confirmed if all parts are.
 """
 
