@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,3 +297,11 @@ def test_the_gallery_has_the_six_kinds_and_says_what_is_wrong(tmp_path, llava):
     assert pages[0].count('<div class="retrieved">') == 2 + 1 + 1 + 2 + 1 + 7
     assert pages[0].count('<div class="generated">') == 1 + 1 + 2
     assert len(re.findall("· (?:right|wrong)", pages[0])) == 14
+
+
+def test_the_projects_document_and_card_are_those_of_its_results(tmp_path):
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "docs" / "lab", tmp_path / "lab")
+    assert make_document(tmp_path / "lab", tmp_path / "lab.md").read_text() == (root / "docs" / "lab.md").read_text()
+    card = write_card(root / "docs" / "lab", tmp_path / "card.md")
+    assert card.read_text() == (root / "model_cards" / "mini-sugar.md").read_text()
