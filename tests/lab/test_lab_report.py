@@ -80,7 +80,7 @@ def test_what_was_not_run_is_named(text):
     assert "Not run: `base`, `disc-only`." in part
     assert "Columns that no row was measured on: GQA, VizWiz, SQA-I, VQA-T, MME-P" in part
     assert "| `infonce` | not run |" in part
-    assert "Not run: `mini-clip`, `disc-only`, `infonce`, `sugar`." in section(text, "Table 3c: Winoground")
+    assert "Not run: `mini-clip`, `base`, `disc-only`, `infonce`, `sugar`." in section(text, "Table 3c: Winoground")
     assert "`delta-*`" in section(text, "Sweeps")
     whole = text.split("Rows that were not run at all: ")[1].split("\n")[0]
     assert "`last-token`" in whole

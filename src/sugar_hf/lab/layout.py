@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 #: What each row is. A name with `*` stands for all that begin so; `|` parts names of the same thing.
 ROWS: Mapping[str, str] = {
-    "base": "the vision-language model that all rows start from, as it is, with an untrained head",
+    "base": "the vision-language model that all rows start from, as it is; its embeddings are those of a fresh head",
     "lm-only|lm-only, no retrieval": "trained with the LM loss alone",
     "disc-only": "trained with the structure loss alone, on documents",
     "sugar": "both losses, `calibrated` labels, mean pooling: the recipe",
@@ -39,7 +39,7 @@ POOL = "pool"
 LOWER_IS_BETTER = ("depth", "loss")
 
 _LEARNERS = ("base", "lm-only", "disc-only", "infonce", "sugar")
-_RETRIEVERS = ("mini-clip", "disc-only", "infonce", "sugar")
+_RETRIEVERS = ("mini-clip", "base", "disc-only", "infonce", "sugar")
 SINGLE = "lm-only, no retrieval|lm-only"
 
 
@@ -83,13 +83,16 @@ OWN: Mapping[str, Layout] = {
         GENERATION + RETRIEVAL,
     ),
     "order": Layout(
-        ("mini-clip", "disc-only", "infonce", "sugar", "aligned", "gak", "mean", "centring"),
+        ("mini-clip", "base", "disc-only", "infonce", "sugar", "aligned", "gak", "mean", "centring"),
         "mean",
         "Order",
         "Sequences that differ in nothing but their order.",
     ),
     POOL: Layout(
-        ("mini-clip", "infonce", "sugar"), "infonce", "Size of the pool", "Recall@1 by the number of candidates."
+        ("mini-clip", "base", "infonce", "sugar"),
+        "infonce",
+        "Size of the pool",
+        "Recall@1 by the number of candidates.",
     ),
     "sweeps": Layout(
         ("sugar", "alpha-*", "delta-*", "ends-*", "batch-*", "lora"),

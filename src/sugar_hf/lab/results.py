@@ -172,8 +172,9 @@ class Results:
         return list(dict.fromkeys(cell.row for cell in self.cells if cell.table == table))
 
     def columns(self, table: str) -> list[str]:
-        """The columns that a table was measured for, in the order of the files."""
-        return list(dict.fromkeys(cell.metric for cell in self.cells if cell.table == table))
+        """The columns that a table was measured for, in the order of the files; numbers by their size."""
+        found = list(dict.fromkeys(cell.metric for cell in self.cells if cell.table == table))
+        return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
     def combine(self, row: str, weights: Mapping[str, float]) -> Sample | None:
         """A weighted sum of a row's figures, seed by seed, over the seeds that all of them have. Its floor is the

@@ -42,8 +42,8 @@ class Row:
 
     @property
     def retrieves(self) -> bool:
-        """Whether it embeds: it is mini CLIP, or has been trained with a structure loss."""
-        return self.name == CLIP if not self.is_trained else bool({**RECIPE, **self.settings}["alpha"])
+        """Whether its embeddings are measured: it is fixed, or has been trained with a structure loss."""
+        return not self.is_trained or bool({**RECIPE, **self.settings}["alpha"])
 
     @property
     def generates(self) -> bool:

@@ -16,7 +16,7 @@ from ..picturebook import checkpoint
 from .budget import Budget
 from .mix import prepare_mix
 from .rows import BASE, CLIP, ROWS, Row
-from .training import base_facts, model_folder, row_facts, train_row
+from .training import base_facts, base_with_head, model_folder, row_facts, train_row
 from .twins import Twin, all_twins
 from .whole import agrees, is_whole, write_json
 
@@ -213,6 +213,8 @@ def measure(lab: Lab, stage: Stage) -> None:
     arguments: dict[str, Any]
     if row.name == CLIP:
         arguments = {"model": open_encoder(checkpoint(CLIP))}
+    elif row.name == BASE and twin.kind == "embed":
+        arguments = dict(zip(("model", "processor"), base_with_head(), strict=True))
     else:
         folder = model_folder(row, stage.seed, lab.work) if row.is_trained else Path(checkpoint("mini-vlm"))
         arguments = dict(zip(("model", "processor"), open_model(str(folder)), strict=True))

@@ -34,6 +34,13 @@ def base_facts() -> str:
     return hashlib.sha256(Path(checkpoint(BASE), "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
+def base_with_head() -> tuple[SugarForConditionalGeneration, SugarProcessor]:
+    """What rows start from: the mini VLM with a fresh retrieval head, that of seed 0."""
+    set_seed(0)
+    model = SugarForConditionalGeneration.from_backbone(checkpoint(BASE), retrieval_dim=WIDTH)
+    return model.eval(), SugarProcessor.from_pretrained(checkpoint(BASE))
+
+
 class WithoutText(SugarCollator):
     """Makes batches in which no text is learnt, so that the structure loss is all there is."""
 
