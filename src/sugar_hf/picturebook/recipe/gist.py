@@ -65,10 +65,14 @@ def draw_plot(rng: random.Random) -> list[Piece]:
     """A story or a process: its sentences, then its pictures, or both in turn, or either alone."""
     story = (draw_process if rng.random() < 0.3 else draw_story)(rng, "train")
     form = rng.choice(("turns", "told", "shown", "told first"))
-    told, shown = list(story.sentences), list(story.frames)
-    if form == "turns":
-        return _document([part for pair in zip(told, shown, strict=True) for part in pair])
-    return _document({"told": told, "shown": shown, "told first": [*told, *shown[:2]]}[form])
+    told, shown = story.sentences, story.frames
+    parts: dict[str, list[str | Scene]] = {
+        "turns": [part for pair in zip(told, shown, strict=True) for part in pair],
+        "told": [*told],
+        "shown": [*shown],
+        "told first": [*told, *shown[:2]],
+    }
+    return _document(parts[form])
 
 
 # ---- questions ----

@@ -221,7 +221,8 @@ class Collator:
         """The token ids and labels of each sample, and of each sample the index after each piece's last token."""
         texts = [text_of(piece) for sample in samples for piece in sample if not isinstance(piece, Picture)]
         encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
-        rows, ends = [], []
+        rows: list[tuple[list[int], list[int]]] = []
+        ends: list[list[int]] = []
         for sample in samples:
             ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
             ends.append([])
