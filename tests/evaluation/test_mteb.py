@@ -23,6 +23,7 @@ from sugar_hf import picturebook
 from sugar_hf.data import to_sample
 from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.evaluation.harnesses.mteb_sugar import SugarMTEB, describe, samples_of
+from sugar_hf.picturebook.pairs import DIFFERENCES, draw_contrast, draw_contrasts
 from sugar_hf.retrieval import SugarEmbedder
 
 DOCS = Path(__file__).parents[2] / "docs" / "harnesses.md"
@@ -138,7 +139,7 @@ def test_recall_is_that_of_our_own_vectors(category, pools, embedder, model):
     similarity = embedder.encode(image_first(queries)) @ embedder.encode(image_first(documents)).T
     ours = recall_at_k(target_ranks(similarity, [[i] for i in range(SIZE)]), (1, 5, 10))
     assert {f"recall@{k}": found[f"recall_at_{k}"] * 100 for k in (1, 5, 10)} == pytest.approx(ours, abs=1e-2)
-    assert 1 / SIZE < found["recall_at_1"] < 1
+    assert 1 / SIZE < found["recall_at_1"] <= 1
 
 
 class Named:
@@ -203,8 +204,8 @@ def test_prompts_of_tasks_are_not_used_but_instructions_of_queries_are(embedder,
 
 
 def test_compositionality_counts_as_by_hand(embedder, model):
-    rows = [to_sample(row) for row in picturebook.load("test", kind="caption", size=32, seed=5, words_first=True)]
-    pairs = [(rows[i], rows[i + 1]) for i in range(0, 32, 2)]
+    found_pairs = [each for kind in DIFFERENCES for each in draw_contrasts(draw_contrast, kind, "test", 4)]
+    pairs = [list(zip(each.texts, map(picturebook.render, each.scenes), strict=True)) for each in found_pairs]
     columns = {f"caption_{k}": [pair[k][0] for pair in pairs] for k in (0, 1)}
     columns |= {f"image_{k}": [pair[k][1] for pair in pairs] for k in (0, 1)}
     kinds = {name: Image() if name.startswith("image") else Value("string") for name in columns}
@@ -228,7 +229,7 @@ def test_compositionality_counts_as_by_hand(embedder, model):
     assert found["text_acc"] == pytest.approx(text.mean())
     assert found["image_acc"] == pytest.approx(image.mean())
     assert found["accuracy"] == pytest.approx((text & image).mean())
-    assert 0 < found["accuracy"] < found["text_acc"] < 1
+    assert 0 < found["accuracy"] < found["text_acc"] < 1  # some of these differences are beyond it
 
 
 def test_images_are_classified_by_a_linear_probe(model):

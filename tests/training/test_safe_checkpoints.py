@@ -164,6 +164,7 @@ def test_rotation_keeps_the_newest_and_the_best_and_never_shows_a_part(tmp_path,
         tmp_path,
         max_steps=4,
         learning_rate=0.1,  # makes it worse with every step, so that the first checkpoint is the best
+        alpha=30.0,
         eval_strategy="steps",
         eval_steps=1,
         save_strategy="steps",
