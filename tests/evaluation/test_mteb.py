@@ -106,7 +106,7 @@ def pools():
     return {
         "t2t": (texts, [[row[0].split(".")[0]] for row in captions]),
         "i2t": (images, texts),
-        "t2i": (texts, images),
+        "t2i": ([story[2:3] for story in stories], [story[3:4] for story in stories]),
         "it2i": ([[story[3], story[4]] for story in stories], [story[5:] for story in stories]),
         "t2it": ([story[2:3] for story in stories], [[story[1], story[2]] for story in stories]),
         "it2it": ([story[:2] for story in stories], [story[2:4] for story in stories]),
@@ -139,7 +139,7 @@ def test_recall_is_that_of_our_own_vectors(category, pools, embedder, model):
     similarity = embedder.encode(image_first(queries)) @ embedder.encode(image_first(documents)).T
     ours = recall_at_k(target_ranks(similarity, [[i] for i in range(SIZE)]), (1, 5, 10))
     assert {f"recall@{k}": found[f"recall_at_{k}"] * 100 for k in (1, 5, 10)} == pytest.approx(ours, abs=1e-2)
-    assert 1 / SIZE < found["recall_at_1"] <= 1
+    assert 1 / SIZE < found["recall_at_1"] < 1
 
 
 class Named:

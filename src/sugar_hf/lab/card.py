@@ -18,7 +18,7 @@ from .report import FOLDER
 from .results import Cell, Results, Sample, compare, place_of, read_results, seeds_text
 from .rows import RECIPE, ROWS
 from .tables import markdown
-from .training import BASE, OTHER_LEARNING_RATE
+from .training import BASE, OTHER_LEARNING_RATE, row_arguments
 
 ROW, BESIDE = "sugar", "lm-only"
 SEED = 0  # of the model that ships
@@ -111,7 +111,7 @@ def _training(name: str) -> str:
     budget = BUDGETS[name]
     settings = {**RECIPE, **ROWS[ROW].settings}
     told = ", ".join(f"`{key}={value:g}`" for key, value in sorted(settings.items()))
-    steps = -(-budget.rows // budget.batch_size)
+    steps = row_arguments(ROWS[ROW], SEED, budget, Path()).max_steps
     return (
         "## Training\n\n"
         f"{budget.rows} drawn rows of the picturebook, each seen once: documents, which are told and shown, and chats "

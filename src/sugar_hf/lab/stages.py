@@ -214,7 +214,7 @@ def measure(lab: Lab, stage: Stage) -> None:
     if row.name == CLIP:
         arguments = {"model": open_encoder(checkpoint(CLIP))}
     elif row.name == BASE and twin.kind == "embed":
-        arguments = dict(zip(("model", "processor"), base_with_head(), strict=True))
+        arguments = dict(zip(("model", "processor"), base_with_head(stage.seed), strict=True))
     else:
         folder = model_folder(row, stage.seed, lab.work) if row.is_trained else Path(checkpoint("mini-vlm"))
         arguments = dict(zip(("model", "processor"), open_model(str(folder)), strict=True))

@@ -34,9 +34,9 @@ def base_facts() -> str:
     return hashlib.sha256(Path(checkpoint(BASE), "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def base_with_head() -> tuple[SugarForConditionalGeneration, SugarProcessor]:
-    """What rows start from: the mini VLM with a fresh retrieval head, that of seed 0."""
-    set_seed(0)
+def base_with_head(seed: int) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
+    """What rows start from: the mini VLM with a fresh retrieval head, that of the seed."""
+    set_seed(seed)
     model = SugarForConditionalGeneration.from_backbone(checkpoint(BASE), retrieval_dim=WIDTH)
     return model.eval(), SugarProcessor.from_pretrained(checkpoint(BASE))
 
@@ -106,11 +106,8 @@ def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
         return folder
     run = work / "runs" / f"{row.name}-{seed}"
     claim(run, facts)
-    base = checkpoint(BASE)
     rows = prepare_mix(row.data, budget.rows, seed, work)
-    set_seed(seed)
-    processor = SugarProcessor.from_pretrained(base)
-    model = SugarForConditionalGeneration.from_backbone(base, retrieval_dim=WIDTH)
+    model, processor = base_with_head(seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("language_model" in name or "retrieval_head" in name)
     adapters = sugar_lora_config(model, r=LORA_RANK, lora_alpha=2 * LORA_RANK)

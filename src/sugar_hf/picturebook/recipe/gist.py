@@ -7,9 +7,8 @@ things told or shown so far, and the names in questions for the place and the si
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -142,7 +141,9 @@ class GistCollator(Collator):
             batch |= {"marks": torch.tensor(marks)}
         return batch
 
-    def _marks(self, piece: Marked, ids: list[int], number: int, start: int, end: int) -> Any:
+    def _marks(
+        self, piece: Marked, ids: list[int], number: int, start: int, end: int
+    ) -> Iterator[tuple[int, int, int, int]]:
         if piece.scene is None:
             return
         items = {item.concept: item for item in things(piece.scene)}
