@@ -3,8 +3,10 @@
 import pytest
 import torch
 from builders import picture
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sugar_hf.model import SugarForConditionalGeneration
+from sugar_hf.model.output_sugar import CACHE_NAME, find_cache
 
 CHAT = [
     {"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What is it?"}]},
@@ -88,3 +90,16 @@ def test_accessors_reach_the_backbone(llava):
     assert model.generation_config is model.vlm.generation_config
     assert model.config.image_token_id == model.vlm.config.image_token_id
     assert model.config.get_text_config().hidden_size == 32
+
+
+@torch.no_grad()
+def test_the_cache_is_found_under_the_librarys_own_name(llava):
+    model, processor = llava
+    inputs = processor(["A cat."])
+    output = model(**inputs, use_cache=True)
+    assert isinstance(output, CausalLMOutputWithPast)
+    assert output[CACHE_NAME] is find_cache(output)
+    assert find_cache(output).get_seq_length() == inputs["input_ids"].shape[1]
+    for name in ("cache", "past_key_values"):
+        assert find_cache({"logits": None, name: "here"}) == "here"
+    assert find_cache(model(**inputs, use_cache=False)) is None

@@ -18,7 +18,7 @@ from transformers import (
 from .configuration_sugar import SugarConfig
 from .loading_sugar import plain_config, require_complete, split_adapter
 from .loss_sugar import chunked_cross_entropy
-from .output_sugar import SugarOutput
+from .output_sugar import CACHE_NAME, SugarOutput, find_cache
 from .sentence_transformers_sugar import write_settings
 
 
@@ -232,7 +232,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             retrieval_embeds=embeds,
             retrieval_mask=mask,
             last_hidden_state=hidden if slice_map is not None or skip_logits else None,
-            past_key_values=output.get("past_key_values"),
+            **{CACHE_NAME: find_cache(output)},
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
+from ..model.output_sugar import CACHE_NAME, find_cache
 
 # Distances of logits, relative to their size, that rounding alone may make.
 TOLERANCE = 1e-3
@@ -75,7 +76,7 @@ def encode_prefix(
     """
     cut = first_tokens(features, length)
     output = model(**cut, use_cache=True, skip_logits=True)
-    return CachedPrefix(cut, output.past_key_values), output.retrieval_embeds[0]
+    return CachedPrefix(cut, find_cache(output)), output.retrieval_embeds[0]
 
 
 def end_of_last_slice(features: Features) -> int:
@@ -217,7 +218,7 @@ def generate_after(
     # from the last forward pass, which may have been another prompt's, what the counting goes on from.
     positions = model.vlm._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
     tokens = {name: value for name, value in inputs.items() if belongs_to_tokens(name)}
-    return model.generate(**tokens, **images, position_ids=positions, past_key_values=prefix.cache, **generate_kwargs)
+    return model.generate(**tokens, **images, position_ids=positions, **{CACHE_NAME: prefix.cache}, **generate_kwargs)
 
 
 @dataclass(frozen=True)

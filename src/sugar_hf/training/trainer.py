@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
+from sugar_hf.model.output_sugar import CACHE_NAME
 from sugar_hf.structure import (
     TEACHER_COLUMNS,
     SliceFeatures,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 # Not handed to `compute_metrics`: each is as large as the activations of the batch.
-LARGE_OUTPUTS = ["past_key_values", "last_hidden_state", "hidden_states", "attentions"]
+LARGE_OUTPUTS = [CACHE_NAME, "last_hidden_state", "hidden_states", "attentions"]
 
 
 class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniBatchMixin):
