@@ -17,6 +17,7 @@ from .processing_sugar import SugarProcessor
 # Flat, and importing each other only as `from .x import Y`: that is what remote code may look like.
 CODE_FILES = (
     "adapters_sugar.py",
+    "backbone_processor_sugar.py",
     "configuration_sugar.py",
     "hub.py",
     "images_sugar.py",

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoConfig, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from .backbone_processor_sugar import BACKBONE_KEY, load_backbone_processor
 from .rendering_sugar import Rendered, image_placeholder, render
 from .samples_sugar import Message, first_slices, is_chat, parse_sample
 from .sentence_transformers_sugar import (
@@ -28,7 +28,6 @@ from .tokenizing_sugar import Tokenizing, Tokens
 
 IGNORED_LABEL = -100
 PROCESSOR_FILE = "processor_config.json"
-_BACKBONE_KEY = "backbone_processor_class"
 
 
 class SugarProcessor(ProcessorMixin):
@@ -226,7 +225,7 @@ class SugarProcessor(ProcessorMixin):
         return {
             **self.backbone_processor.to_dict(),
             "processor_class": type(self).__name__,
-            _BACKBONE_KEY: type(self.backbone_processor).__name__,
+            BACKBONE_KEY: type(self.backbone_processor).__name__,
         }
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -258,50 +257,18 @@ class SugarProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SugarProcessor":
         """Load the processor of a Sugar checkpoint, or wrap that of a plain vision-language model.
 
-        Video processors are left out: Sugar reads texts and images, and they would need torchvision.
+        A video processor is kept where it can be had, and left out where it cannot (without torchvision).
 
         Args:
             pretrained_model_name_or_path: Hub name or folder.
             **kwargs: Passed to the backbone processor's `from_pretrained` (`revision`, `token`, ...).
 
         Raises:
-            ValueError: If the backbone's processor is not part of the installed transformers.
+            ValueError: If the folder names no processor for texts and images, or one that is not part of the
+                installed transformers.
         """
         kwargs.pop("_from_auto", None)
-        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        name = settings.get(_BACKBONE_KEY) or settings.get("processor_class")
-        if name is not None:
-            backbone_class = cls.get_possibly_dynamic_module(name)
-        else:  # an older checkpoint: its processor follows from its configuration
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            if type(config) not in PROCESSOR_MAPPING:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path}: a {config.model_type} has no processor for texts and images."
-                )
-            backbone_class = PROCESSOR_MAPPING[type(config)]
-        return cls(without_video(backbone_class).from_pretrained(pretrained_model_name_or_path, **kwargs))
-
-
-def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Derive a processor class that neither loads nor saves a video processor."""
-
-    class ImageTextProcessor(processor_class):
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return [name for name in super().get_attributes() if name != "video_processor"]
-
-        @classmethod
-        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-            return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
-
-        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-            # not what a family overrides: that asks the video processor for its settings, even for a string
-            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
-
-    if "video_processor" not in processor_class.get_attributes():
-        return processor_class
-    ImageTextProcessor.__name__ = ImageTextProcessor.__qualname__ = processor_class.__name__
-    return ImageTextProcessor
+        return cls(load_backbone_processor(pretrained_model_name_or_path, **kwargs))
 
 
 def _as_batch(samples: Any) -> Sequence[Any]:
