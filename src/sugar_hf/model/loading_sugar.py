@@ -24,7 +24,7 @@ def split_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, d
     """Tell an adapter's folder from a checkpoint's. Returns (base path, adapter path or None, adapter options)."""
     options = dict(kwargs.pop("adapter_kwargs", None) or {})
     adapter = options.pop("_adapter_model_path", None)  # the Auto classes have resolved it
-    if adapter is not None:
+    if adapter is not None and str(path) != str(adapter):
         return path, adapter, options
     hub_options = {key: kwargs[key] for key in ("token", "revision", "cache_dir", "local_files_only") if key in kwargs}
     adapter_config = find_adapter_config_file(path, **hub_options)

@@ -240,6 +240,8 @@ class StructureArguments:
                 raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")
         if self.truncation == "slice" and self.max_length is None:
             raise ValueError("truncation='slice' does nothing without max_length.")
+        if self.head_learning_rate == 0 and self.alpha:
+            raise ValueError("head_learning_rate=0 leaves the retrieval head untrained: give a rate, or set alpha=0.")
         if self.head_warmup_steps and not self.alpha:
             raise ValueError("head_warmup_steps trains the retrieval head alone, which alpha=0 gives no gradient.")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import logging
 import os
 import re
 import shutil
@@ -18,12 +20,20 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, get_last_check
 
 from sugar_hf.model import SugarForConditionalGeneration
 
+from .hooks import lost_hook
+from .trainable import adapter_configs, sugar_model
+
+logger = logging.getLogger(__name__)
+
 # Where a checkpoint is written and from where one is deleted. `get_last_checkpoint` and the rotation do not look into
 # it, and uploads to the Hub leave out names that begin with an underscore.
 UNFINISHED = "_unfinished"
 WHOLE, OLD = "whole-", "old-"
 # Left in a checkpoint's place by `enable_jit_checkpoint` while the checkpoint is being written.
 JIT_MARK = "checkpoint-is-incomplete.txt"
+# Without one of these a folder is no model: they go first and come last when one is replaced.
+MARKS = ("config.json", "adapter_config.json")
+WEIGHTS = ("*model*.safetensors", "*model*.safetensors.index.json", "*model*.bin")
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,6 +64,36 @@ class SafeCheckpointMixin(Trainer):
 
     # ---- Saving ----
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model as the base trainer does, and beside an adapter the configuration of its Sugar model.
+
+        The files are written aside and then take the place of those of an earlier model: a folder that was being
+        written when the process was killed holds the earlier model, the new one, or none that loads.
+        """
+        target = Path(self.args.output_dir if output_dir is None else output_dir)
+        _name_base(self.model)
+        if self._saving or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # aside already, or in many parts
+            super().save_model(str(target), True)
+            if self.args.should_save:
+                _save_config(self.model, target)
+        else:
+            aside = target / UNFINISHED / "model"
+            try:
+                if self.args.should_save:
+                    shutil.rmtree(aside, ignore_errors=True)
+                super().save_model(str(aside), True)
+                if self.args.should_save:
+                    _save_config(self.model, aside)
+                    _synchronise(aside)
+                    _replace_model(aside, target)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    if aside.parent.is_dir() and not os.listdir(aside.parent):
+                        aside.parent.rmdir()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._saving else folder
@@ -69,6 +109,8 @@ class SafeCheckpointMixin(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._saving = False
+            if self.args.should_save and not unfinished.is_dir():
+                raise lost_hook("_get_output_dir", "whole checkpoints")
             self._name_best(run, unfinished)
             self.accelerator.wait_for_everyone()  # each process has written its part
             if self.args.should_save:
@@ -180,6 +222,52 @@ class SafeCheckpointMixin(Trainer):
             return False
         self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
         return True
+
+
+def _name_base(model: nn.Module) -> None:
+    """Gives an adapter the name of what it was put on, if it was made without."""
+    sugar = sugar_model(model)
+    configs = [config for config in adapter_configs(model).values() if not config.base_model_name_or_path]
+    if not configs:
+        return
+    name = sugar.config.name_or_path or sugar.vlm.name_or_path or sugar.config.vlm_config.name_or_path
+    if not name:
+        logger.warning(
+            "The adapter's base has no name, as it was not loaded from a folder or the Hub: save the base with "
+            "save_pretrained, and load the adapter onto it with PeftModel.from_pretrained(base, adapter_folder)."
+        )
+    for config in configs:
+        config.base_model_name_or_path = name or None
+
+
+def _save_config(model: nn.Module, folder: Path) -> None:
+    """Writes the configuration of the Sugar model beside each adapter, which does not load without."""
+    adapters = adapter_configs(model)
+    if not adapters:
+        return
+    sugar = sugar_model(model)
+    config = copy.deepcopy(sugar.config)
+    config.architectures = [type(sugar).__name__]
+    # how the base was loaded for this training, and not how it has to be loaded
+    config.__dict__.pop("quantization_config", None)
+    for place in (folder, *(folder / name for name in adapters)):
+        if (place / "adapter_config.json").is_file():
+            config.save_pretrained(place)
+
+
+def _replace_model(folder: Path, target: Path) -> None:
+    """Moves the files of a model to their place, which never looks whole with files of two models in it."""
+    new = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    for place in {folder / path for path in new}:
+        (target / place.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+    for mark in MARKS:
+        (target / mark).unlink(missing_ok=True)
+    stale = {path for pattern in WEIGHTS for path in target.glob(pattern)} - {target / path for path in new}
+    for path in stale:
+        path.unlink()
+    for path in sorted(new, key=lambda path: path.name in MARKS):
+        os.replace(folder / path, target / path)
+    _synchronise_entry(target)
 
 
 def _publish(folder: Path, target: Path) -> None:

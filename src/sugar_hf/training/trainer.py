@@ -33,10 +33,12 @@ from .collator import SugarCollator
 from .ends import draw_slice_ends
 from .guard import GuardedStepMixin, nonfinite_samples
 from .head import HeadMixin
+from .hooks import check_hooks
 from .metrics import WindowMeans
 from .mini_batches import MiniBatches, RandomState
 from .objective import KnownGradient, structure_term
 from .setup import check_devices, check_teacher_columns, default_collator, structure_config
+from .trainable import check_head, check_optimizer, sugar_model
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             data_collator = default_collator(processing_class, teacher, args)
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
+        check_hooks()
         check_devices(args)
         if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
             # by default one process collates for all, as tensors of one length
@@ -127,7 +130,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         if args.alpha:
             check_teacher_columns(self.data_collator, train_dataset, eval_dataset)
         self.structure_config = structure_config(
-            args, self.train_dataset, _sugar_model(self.model).config.retrieval_dim
+            args, self.train_dataset, sugar_model(self.model).config.retrieval_dim
         )
         self._apply_image_pooling(self.model)
         self.model.add_model_tags(["sugar"])
@@ -146,7 +149,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         if isinstance(self.data_collator, SugarCollator):
             self.data_collator.fill_images = True
         # the number of chunks depends on a process's labels, and each of them uses the LM head
-        _sugar_model(self.model).max_logits = None
+        sugar_model(self.model).max_logits = None
 
     def _apply_image_pooling(self, model: Any) -> None:
         if self.args.image_pooling is not None:
@@ -166,12 +169,26 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
 
     def train(self, *rest: Any, **kwargs: Any) -> TrainOutput:
         """The base trainer's `train`; warns if the model's embeddings of beginnings are not exact."""
+        if self.model_init is None:
+            check_head(self.model, self.args.alpha)
         if self.args.alpha and isinstance(self.processing_class, SugarProcessor):
             self._warn_about_prefixes(self.processing_class)
         return super().train(*rest, **kwargs)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The base trainer's optimizer.
+
+        Raises:
+            ValueError: The retrieval head is to be trained, but it is frozen, or not among the optimizer's weights.
+        """
+        optimizer = super().create_optimizer(model)
+        check_head(self.model, self.args.alpha)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            check_optimizer(self.model, optimizer, self.args.alpha)
+        return optimizer
+
     def _warn_about_prefixes(self, processor: SugarProcessor) -> None:
-        model = _sugar_model(self.model)
+        model = sugar_model(self.model)
         # bitsandbytes lays weights out anew in evaluation mode on some CPUs, and trains wrongly with them
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or "hf_quantizer" in vars(model):
             return
@@ -377,11 +394,6 @@ class SugarTrainer(StructureLossMixin, Trainer):
 
     def __init__(self, model: Any = None, args: SugarTrainingArguments | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
-
-
-def _sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
-    """The Sugar model, however it is wrapped."""
-    return next(module for module in model.modules() if isinstance(module, SugarForConditionalGeneration))
 
 
 def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
