@@ -1,5 +1,6 @@
 """Interleaved samples to model inputs and slice map, for any backbone."""
 
+import copy
 import json
 import sys
 import warnings
@@ -13,7 +14,9 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
 from .backbone_processor_sugar import BACKBONE_KEY, load_backbone_processor
-from .rendering_sugar import Rendered, image_placeholder, render
+from .encoding_sugar import Encoder
+from .lengths_sugar import beginnings, character_count
+from .rendering_sugar import image_placeholder, render
 from .samples_sugar import Message, first_slices, is_chat, parse_sample
 from .sentence_transformers_sugar import (
     Call,
@@ -46,13 +49,22 @@ class SugarProcessor(ProcessorMixin):
     move the images of a message, the message is written as one text with the images in place. Whitespace around a
     text is dropped but for that between it and an image, and two texts in a row have a newline between them.
 
+    Calls may run in threads side by side: none changes the processor, its tokenizer or its image processor.
+
     Args:
         backbone_processor: The processor of the vision-language model.
+
+    Attributes:
+        max_characters: The most characters that the texts of a sample may have together, with or without `max_length`.
+            More take gigabytes to tokenise.
     """
+
+    max_characters: int = 1_000_000
 
     def __init__(self, backbone_processor: ProcessorMixin) -> None:
         is_wrapped = isinstance(backbone_processor, SugarProcessor)
         self.backbone_processor: Any = backbone_processor.backbone_processor if is_wrapped else backbone_processor
+        self._encoder: Encoder | None = None
         super().__init__(chat_template=self.backbone_processor.chat_template)
 
     def __call__(
@@ -65,6 +77,7 @@ class SugarProcessor(ProcessorMixin):
         truncation: bool | str = False,
         add_generation_prompt: bool = False,
         return_labels: bool = False,
+        control_tokens_in_answers: bool | None = None,
         padding_side: str | None = None,
         pad_to_multiple_of: int | None = None,
         images_kwargs: dict[str, Any] | None = None,
@@ -77,13 +90,22 @@ class SugarProcessor(ProcessorMixin):
             samples: A list of samples, of any modalities. A lone str, image or Path is a batch of one.
             padding: `True` or `"longest"`, `"max_length"`, or `False` (samples of equal length only).
             split_sentences: Make one slice of each sentence instead of each text.
-            max_length: The most tokens a sample may have, image tokens included.
+            max_length: The most tokens a sample may have, image tokens included. Of a sample that is far longer only
+                the beginning is tokenised.
             truncation: What to do with longer samples: `False` raises; `"slice"` drops whole slices from the end and
                 warns.
             add_generation_prompt: The model goes on from here: chats end with the start of the assistant's turn, and
                 nothing in a sample without roles is to be learnt.
             return_labels: Also return labels: the assistant's texts and the end-of-turn token after each, or all texts
                 of a sample without roles; -100 elsewhere. If the template ends no turn, a final eos is added.
+            control_tokens_in_answers: Whether control tokens in the texts of assistants (`<think>`, `<|box_start|>`,
+                and tokens that you have added) are read as such; by default where `return_labels` asks for what is to
+                be learnt.
+                Then the end of a turn counts too, so an answer may close its turn and open another: that is yours to
+                write in your own training data, and open to anyone in a history that comes from outside. Elsewhere,
+                also in generation and RAG, an answer is text like any other, unless you trust its source and pass
+                `True`. Never are tokens that stand for or around images, and never control tokens in other roles and
+                in samples without.
             padding_side: `"left"` or `"right"`; the tokenizer's own when `None`. Embeddings do not depend on it.
             pad_to_multiple_of: Pad to a multiple of this.
             images_kwargs: Options of the backbone's image processor.
@@ -112,21 +134,46 @@ class SugarProcessor(ProcessorMixin):
         batch = _as_batch(samples)
         names = [f"sample {i}" for i in range(len(batch))] if names is None else names
         parsed = [parse_sample(*row, split_sentences) for row in zip(batch, names, strict=True)]
-        placeholder = image_placeholder(self.backbone_processor)
+        backbone, encoder = (
+            copy.copy(self.backbone_processor),
+            self._current_encoder(),
+        )  # some keep notes in themselves
+        answers_steer = return_labels if control_tokens_in_answers is None else control_tokens_in_answers
+        placeholder = image_placeholder(backbone)
+        counts = [_slice_count(messages) for messages in parsed]
+        said: dict[int, str] = {}  # of the samples that are too long
+        for i, name in enumerate(names):
+            if max_length is not None:
+                for messages, count in beginnings(parsed[i], max_length, self.max_characters):
+                    start = [render(backbone, messages, name, placeholder)]
+                    tokenizing = Tokenizing(backbone, encoder, start, length=0, multiple=1, side="right")
+                    tokenizing.run(images_kwargs)
+                    if len(tokenizing.rows[0].ids) > 2 * max_length:  # not by a token or two at its end
+                        excess = f"over {max_length} more than max_length={max_length}"
+                        said[i] = f"{name} has over {2 * max_length} tokens in {counts[i]} slices, {excess}"
+                        parsed[i] = _first_slices(parsed[i], count, said[i], truncation)
+                        break
+            if (characters := character_count(parsed[i])) > self.max_characters:
+                raise ValueError(
+                    f"{name} has {characters} characters, more than processor.max_characters={self.max_characters}. "
+                    "Split it into several samples, or raise that number."
+                )
         while True:
             rendered = [
                 render(
-                    self.backbone_processor,
+                    backbone,
                     messages,
                     name,
                     placeholder,
                     add_generation_prompt=add_generation_prompt,
                     return_labels=return_labels,
+                    answers_steer=answers_steer,
                 )
                 for messages, name in zip(parsed, names, strict=True)
             ]
             tokenizing = Tokenizing(
-                self.backbone_processor,
+                backbone,
+                encoder,
                 rendered,
                 length=(max_length or 0) if padding == "max_length" else 0,
                 multiple=pad_to_multiple_of or 1,
@@ -138,7 +185,13 @@ class SugarProcessor(ProcessorMixin):
             if not too_long:
                 break
             for i in too_long:
-                parsed[i] = _shortened(parsed[i], rendered[i], rows[i], max_length or 0, truncation)
+                excess = f"{len(rows[i].ids) - (max_length or 0)} more than max_length={max_length}"
+                said.setdefault(i, f"{names[i]} has {len(rows[i].ids)} tokens in {counts[i]} slices, {excess}")
+                kept = _fitting(rows[i], rendered[i].slice_count, max_length or 0)
+                parsed[i] = _first_slices(parsed[i], kept, said[i], truncation)
+        for i, text in said.items():
+            dropped = counts[i] - rendered[i].slice_count
+            warnings.warn(f"{text}: dropped its last {dropped} slices.", stacklevel=2)
         if padding is False and len({len(row.ids) for row in rows}) > 1:
             raise ValueError("padding=False, but the samples differ in length. Pass padding=True or one sample.")
         features.pop("labels", None)  # some backbones make their own, for another format
@@ -147,6 +200,15 @@ class SugarProcessor(ProcessorMixin):
             labels = [np.where(row.targets, row.ids, IGNORED_LABEL) for row in rows]
             features["labels"] = tokenizing.pad(labels, IGNORED_LABEL)
         return BatchFeature(features, tensor_type="pt")
+
+    def _current_encoder(self) -> Encoder:
+        encoder = self._encoder
+        if encoder is None or not encoder.is_of(self.tokenizer):
+            encoder = self._encoder = Encoder(self.tokenizer)
+        return encoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_encoder": None}  # made anew: it would thrice be the tokenizer
 
     def slices(self, sample: Any, split_sentences: bool = False) -> list[str | Image.Image]:
         """Return the slices of one sample, texts and RGB images; item k-1 is slice k of the slice map."""
@@ -281,27 +343,29 @@ def _as_batch(samples: Any) -> Sequence[Any]:
     return samples
 
 
-def _shortened(
-    messages: list[Message], rendered: Rendered, row: Tokens, max_length: int, truncation: bool | str
-) -> list[Message]:
-    """Drop slices from the end until the sample can fit.
+def _slice_count(messages: list[Message]) -> int:
+    return sum(part.slice_count for message in messages for part in message.parts)
+
+
+def _fitting(row: Tokens, count: int, max_length: int) -> int:
+    """Count the slices from the first on that can fit, leaving out the last."""
+    last = [int(np.flatnonzero(row.slices == number)[-1]) for number in range(1, count + 1)]
+    tail = len(row.ids) - 1 - last[-1]  # what follows the last slice stays
+    return sum(position + 1 + tail <= max_length for position in last[:-1])
+
+
+def _first_slices(messages: list[Message], count: int, said: str, truncation: bool | str) -> list[Message]:
+    """Keep the first slices of a sample that is too long.
 
     Raises:
         ValueError: If that is not asked for, or not even the first slice fits.
     """
-    length, count = len(row.ids), rendered.slice_count
-    excess = f"{length - max_length} more than max_length={max_length}"
-    said = f"{rendered.where} has {length} tokens in {count} slices, {excess}"
     if not truncation:
         raise ValueError(
             f"{said}. Shorten it, raise max_length, or pass truncation='slice' to drop slices from its end."
         )
-    last = [int(np.flatnonzero(row.slices == number)[-1]) for number in range(1, count + 1)]
-    tail = length - 1 - last[-1]  # what follows the last slice stays
-    kept = sum(position + 1 + tail <= max_length for position in last[:-1])
-    if not kept:
+    if not count:
         raise ValueError(
             f"{said}, and its first slice alone does not fit. Raise max_length, or pass split_sentences=True."
         )
-    warnings.warn(f"{said}: dropped its last {count - kept} slices.", stacklevel=3)
-    return first_slices(messages, kept)
+    return first_slices(messages, count)

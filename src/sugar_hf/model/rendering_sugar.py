@@ -10,6 +10,11 @@ from transformers import ProcessorMixin
 
 from .samples_sugar import Message, Part, Span
 
+# The names that any tokenizer may give to a token; a list of further ones has the name of the list.
+_COMMON_NAMES = frozenset(
+    {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    | {"additional_special_tokens", "extra_special_tokens"}
+)
 # A mark is the number of a part between two private-use characters. Templates and backbone processors see marks only:
 # text of the user can neither be taken for a placeholder or a control token, nor be altered on the way.
 MARK = re.compile("\ue000(\\d+)\ue001")
@@ -26,6 +31,7 @@ class TextPiece:
         is_target: Whether a model learns to write it.
         ends_turn: Whether the end-of-turn token after it is learnt too.
         lead: Characters before it that are learnt too: what the template writes after the generation prompt.
+        steers: Whether control tokens in it count as such, but for placeholders of images.
     """
 
     text: str
@@ -34,6 +40,7 @@ class TextPiece:
     is_target: bool
     ends_turn: bool
     lead: int = 0
+    steers: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ def render(
     *,
     add_generation_prompt: bool = False,
     return_labels: bool = False,
+    answers_steer: bool = False,
 ) -> Rendered:
     """Write a sample out.
 
@@ -119,6 +127,7 @@ def render(
         placeholder: From [`image_placeholder`].
         add_generation_prompt: End a chat with the start of the assistant's turn; a plain sample is a prompt as it is.
         return_labels: Make sure that a chat which ends with the assistant's text ends with an eos token.
+        answers_steer: Whether control tokens in the assistant's texts count as such.
 
     Raises:
         ValueError: If the template cannot render the chat.
@@ -147,9 +156,12 @@ def render(
                 slices = tuple((count + 1 + k, start, end) for k, (start, end) in enumerate(spans))
                 is_last = position == len(message.parts) - 1
                 is_target = message.role == "assistant" or (is_plain and not add_generation_prompt)
-                learns = return_labels and message.role == "assistant"
+                is_answer = message.role == "assistant"
+                learns = return_labels and is_answer
                 lead = _lead(backbone, messages[:turn], where, placeholder, template, number) if learns else 0
-                pieces[number] = TextPiece(text, slices, cuts, is_target, is_target and is_last and not is_plain, lead)
+                ends_turn = is_target and is_last and not is_plain
+                steers = answers_steer and is_answer
+                pieces[number] = TextPiece(text, slices, cuts, is_target, ends_turn, lead, steers)
             count += part.slice_count
             number += 1
     images = tuple(part.load() for part in parts if part.is_image)
@@ -253,3 +265,16 @@ def control_tokens(backbone: ProcessorMixin) -> frozenset[str]:
         for token in backbone.tokenizer.added_tokens_decoder.values()
         if token.content.strip() and (token.special or token.content in multimodal or token.content in template)
     )
+
+
+def placeholder_tokens(backbone: ProcessorMixin) -> frozenset[str]:
+    """Return the control tokens that stand for or around images, videos and sounds; no text may hold them.
+
+    Those that the processor replaces, those that the template writes around an image, and those to which the tokenizer
+    gives a name of their own (Gemma 3's `image_token` is not the one that its processor replaces).
+    """
+    tokenizer = backbone.tokenizer
+    placeholder = image_placeholder(backbone)
+    named = {str(value) for key, value in tokenizer.special_tokens_map.items() if key not in _COMMON_NAMES}
+    written = {token for token in control_tokens(backbone) if token in placeholder}
+    return frozenset({*backbone.all_special_multimodal_tokens, *named, *written})

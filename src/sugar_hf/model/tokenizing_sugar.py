@@ -2,9 +2,9 @@
 
 import copy
 import re
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers import BatchEncoding, ProcessorMixin
 
-from .rendering_sugar import MARK, Rendered, control_tokens
+from .encoding_sugar import Encoder
+from .rendering_sugar import MARK, Rendered, TextPiece, control_tokens, placeholder_tokens
 
 Run = tuple[int, int]  # first character, past the last
 Located = tuple[int, int, int]  # token id, first character, past the last
@@ -59,7 +60,8 @@ class Tokenizing:
     ids (token type ids, ...) is thereby right too.
 
     Args:
-        backbone: The backbone's processor.
+        backbone: The backbone's processor, a copy of this call's own.
+        encoder: Of its tokenizer.
         samples: From `render`.
         length: Pad to this length at least.
         multiple: Pad to a multiple of this.
@@ -67,17 +69,25 @@ class Tokenizing:
     """
 
     def __init__(
-        self, backbone: ProcessorMixin, samples: list[Rendered], length: int, multiple: int, side: str
+        self,
+        backbone: ProcessorMixin,
+        encoder: Encoder,
+        samples: list[Rendered],
+        length: int,
+        multiple: int,
+        side: str,
     ) -> None:
         self._backbone = backbone
         self._tokenizer = backbone.tokenizer
+        self._encoder = encoder
         self._samples = samples
         self._length, self._multiple, self._side = length, multiple, side
         controls = control_tokens(backbone)
         self._control_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in controls}
-        longest_first = sorted(controls, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._newline = self._call(["\n"])[0][0]
+        self._control = _any_of(controls)
+        placeholders = placeholder_tokens(backbone) & controls
+        self._placeholder_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in placeholders}
+        self._placeholder = _any_of(placeholders)
         self._current: list[int] = []  # the samples of the call that runs
         self._records: list[list[dict[str, Any]]] = []  # what its placeholders expanded to
         self._done: dict[int, Tokens] = {}
@@ -161,6 +171,13 @@ class Tokenizing:
         written = [_write(*row) for row in zip(text, records, samples, strict=True)]
         plans = [self._plan(*row) for row in zip(written, samples, strict=True)]
         encoded = self._encode([row.text for row in written], plans)
+        for i, (found, sample) in enumerate(zip(written, samples, strict=True)):
+            if stray := self._strays(found, sample, encoded[i]):
+                literals = plans[i][1] | stray
+                plans[i] = (self._cut(found, self._pieces(found, sample), literals), literals)
+                encoded[i] = self._encode([found.text], [plans[i]])[0]
+                if self._strays(found, sample, encoded[i]):
+                    raise ValueError(f"{sample.where}: the tokenizer makes a control token of a character in it.")
         rows = [self._tokenise(*row) for row in zip(written, samples, encoded, strict=True)]
         for i, row in zip(self._current, rows, strict=True):
             self._done[i] = row
@@ -175,21 +192,43 @@ class Tokenizing:
 
     def _plan(self, written: _Written, sample: Rendered) -> tuple[list[Run], set[Run]]:
         """Cut a text into runs that are tokenised one by one. Returns them, and those that are literals."""
-        pieces = list(zip(sample.pieces.values(), written.texts, strict=True))
-        literals = [
+        pieces = self._pieces(written, sample)
+        literals = {
             (start + match.start(), start + match.end())
             for piece, (start, _) in pieces
-            for match in self._control.finditer(piece.text)
-        ]
-        cuts = {start + cut for piece, (start, _) in pieces for cut in piece.cuts}
-        cuts -= {cut for cut in cuts for start, end in literals if start < cut < end}
-        bounds = sorted({0, len(written.text), *cuts, *(bound for literal in literals for bound in literal)})
-        return list(pairwise(bounds)), set(literals)
+            for match in (self._placeholder if piece.steers else self._control).finditer(piece.text)
+        }
+        return self._cut(written, pieces, literals), literals
+
+    def _strays(self, written: _Written, sample: Rendered, tokens: list[Located]) -> set[Run]:
+        """Find the control tokens that the tokenizer's normaliser has made of a text ("＜image＞", in NFKC)."""
+        found = [(start, end, token) for token, start, end in tokens if token in self._control_ids]
+        return {
+            (start, end)
+            for piece, (first, last) in self._pieces(written, sample)
+            for start, end, token in found
+            if first <= start < end <= last and (not piece.steers or token in self._placeholder_ids)
+        }
+
+    def _pieces(self, written: _Written, sample: Rendered) -> list[tuple[TextPiece, Run]]:
+        return list(zip(sample.pieces.values(), written.texts, strict=True))
+
+    def _cut(self, written: _Written, pieces: list[tuple[TextPiece, Run]], literals: set[Run]) -> list[Run]:
+        runs = sorted(literals)
+        bounds = {0, len(written.text), *(bound for run in runs for bound in run)}
+        for piece, (start, _) in pieces:
+            for cut in piece.cuts:
+                before = bisect_left(runs, (start + cut, 0)) - 1  # the last literal that begins before it
+                if before < 0 or runs[before][1] <= start + cut:
+                    bounds.add(start + cut)
+        return list(pairwise(sorted(bounds)))
 
     def _tokenise(self, written: _Written, sample: Rendered, tokens: list[Located]) -> Tokens:
-        pieces = list(zip(sample.pieces.values(), written.texts, strict=True))
+        pieces = self._pieces(written, sample)
         if sample.add_special_tokens:
-            tokens = self._with_special_tokens(tokens)
+            before, after = self._encoder.special_tokens  # what the tokenizer puts around a text (bos, if anything)
+            end = tokens[-1][2]
+            tokens = [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
         ids, starts, ends = (np.array(column, dtype=np.int64) for column in zip(*tokens, strict=True))
 
         slices = np.zeros_like(ids)
@@ -233,54 +272,33 @@ class Tokenizing:
 
     def _encode(self, texts: list[str], plans: list[tuple[list[Run], set[Run]]]) -> list[list[Located]]:
         """Tokenise the runs of all texts, literals as plain text. Returns the tokens of each text."""
-        normal = [(i, run) for i, (runs, literals) in enumerate(plans) for run in runs if run not in literals]
-        found = dict(zip(normal, self._encode_runs([(texts[i], run) for i, run in normal]), strict=True))
+        found: dict[tuple[int, Run], list[Located]] = {}
+        for as_text in (False, True):
+            keys = [
+                (i, run) for i, (runs, literals) in enumerate(plans) for run in runs if (run in literals) is as_text
+            ]
+            found.update(zip(keys, self._encode_runs([(texts[i], run) for i, run in keys], as_text), strict=True))
         for i, (_, literals) in enumerate(plans):
             for run in literals:
-                found[i, run] = self._encode_runs([(texts[i], run)], split_special_tokens=True)[0]
                 if any(token in self._control_ids for token, _, _ in found[i, run]):  # added, but not special
                     rows = self._encode_runs([(texts[i], (start, start + 1)) for start in range(*run)])
                     found[i, run] = [token for row in rows for token in row]
         return [[token for run in runs for token in found[i, run]] for i, (runs, _) in enumerate(plans)]
 
-    def _encode_runs(self, runs: list[tuple[str, Run]], **options: Any) -> list[list[Located]]:
+    def _encode_runs(self, runs: list[tuple[str, Run]], as_text: bool = False) -> list[list[Located]]:
         # SentencePiece puts a space before the start of a string; after a newline it does not
         strings = [text[start:end] if start == 0 else "\n" + text[start:end] for text, (start, end) in runs]
+        newline = self._encoder.newline
         rows = []
-        for (text, (start, end)), (ids, offsets) in zip(runs, self._call(strings, **options), strict=True):
+        for (text, (start, end)), (ids, offsets) in zip(runs, self._encoder.encode(strings, as_text), strict=True):
             shift = start
             if start:
-                if ids[: len(self._newline)] == self._newline:
-                    ids, offsets, shift = ids[len(self._newline) :], offsets[len(self._newline) :], start - 1
+                if ids[: len(newline)] == newline:
+                    ids, offsets, shift = ids[len(newline) :], offsets[len(newline) :], start - 1
                 else:
-                    ids, offsets = self._call([text[start:end]], **options)[0]
+                    ids, offsets = self._encoder.encode([text[start:end]], as_text)[0]
             rows.append([(token, a + shift, b + shift) for token, (a, b) in zip(ids, offsets, strict=True)])
         return rows
-
-    def _call(self, strings: list[str], **options: Any) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        if not strings:
-            return []
-        if not self._tokenizer.is_fast:
-            raise ValueError(
-                f"{type(self._tokenizer).__name__} does not report the characters of a token. Use a fast tokenizer."
-            )
-        encoded = self._tokenizer(
-            strings, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
-        )
-        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-
-    def _with_special_tokens(self, tokens: list[Located]) -> list[Located]:
-        """Put around the tokens what the tokenizer puts around a text (bos, if anything)."""
-        before, after = self._special_tokens
-        end = tokens[-1][2]
-        return [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
-
-    @cached_property
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
-        bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer("a")["input_ids"]
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        return whole[:start], whole[start + len(bare) :]
 
 
 class _Encoding(BatchEncoding):
@@ -295,6 +313,10 @@ class _Encoding(BatchEncoding):
         position = self._written[batch_or_char_index].position(char_index or 0)
         row = self._rows[batch_or_char_index]
         return int(np.flatnonzero((row.starts <= position) & (row.ends > position))[0])
+
+
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _second_part(targets: np.ndarray) -> np.ndarray:
