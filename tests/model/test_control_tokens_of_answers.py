@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from builders import build_sugar, cached_sugar, picture
+from builders import build_sugar, picture
+from tokenizers import normalizers
 from transformers import pipeline
 
-from sugar_hf import SugarCollator
-from sugar_hf.model import SugarProcessor
+from sugar_hf import SugarChat, SugarCollator
 
 ADDED = ["<think>", "</think>", "<|box_start|>"]
 
@@ -101,18 +101,17 @@ def test_collator_follows_the_processor():
         "images": [],
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "Hi <think>", "image_index": None}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "<think>Yes.", "image_index": None}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "<think>Yes."}]},
         ],
     }
-    for option, count in ((None, 1), (True, 1), (False, 0)):
+    for option, count in ((True, 1), (False, 0)):
         collator = SugarCollator(processor, control_tokens_in_answers=option)
         assert int((collator([row])["labels"] == think).sum()) == count
+    assert int((SugarCollator(processor)([row])["labels"] == think).sum()) == 1
 
 
 def test_placeholders_in_other_writing_stay_text():
     """A normaliser may make a placeholder of what is none in the string: "＜picture＞" in NFKC."""
-    from tokenizers import normalizers
-
     _, processor = build_sugar("llava")
     backbone = processor.backbone_processor
     backbone.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
@@ -123,6 +122,28 @@ def test_placeholders_in_other_writing_stay_text():
     assert backbone.tokenizer.convert_tokens_to_ids("<picture>") not in ids
 
 
-@pytest.mark.parametrize("task", ["sugar-generation", "sugar-rag"])
-def test_pipelines_show_special_tokens_if_asked(task, monkeypatch):
-    pass
+def test_pipelines_show_special_tokens_if_asked(monkeypatch):
+    model, processor = with_tokens("llava")
+    answer = ids_of(processor, "<think>", "A", "</think>", "B", "</s>")
+
+    def generate(**inputs):
+        rows = torch.tensor([answer] * len(inputs["input_ids"]))
+        return torch.cat([inputs["input_ids"], rows], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    facts = [{"id": "boat", "text": "A red boat."}]
+    shown, hidden = "<think>A</think>B</s>", "AB"
+    pipe = pipeline("sugar-generation", model=model, processor=processor, device="cpu")
+    assert pipe("Why?")[0]["generated_text"] == hidden
+    assert [row[0]["generated_text"] for row in pipe(["a", "b"], skip_special_tokens=False)] == [shown, shown]
+    pipe = pipeline("sugar-generation", model=model, processor=processor, device="cpu", skip_special_tokens=False)
+    assert pipe("Why?")[0]["generated_text"] == shown
+    assert pipe("Why?", skip_special_tokens=True)[0]["generated_text"] == hidden
+    rag = pipeline("sugar-rag", model=model, processor=processor, index=facts, device="cpu")
+    assert rag("Why?")["answer"] == hidden
+    assert rag("Why?", skip_special_tokens=False)["answer"] == shown
+    assert [row["answer"] for row in rag(["a", "b"], skip_special_tokens=False)] == [shown, shown]
+    talk = SugarChat(model, processor, facts, reuse=False)
+    for task in ("generate", "answer"):
+        turns = talk([{"role": "user", "content": "Hi", "task": task}], skip_special_tokens=False)
+        assert turns[-1]["content"][0]["text"] == shown

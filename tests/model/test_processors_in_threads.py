@@ -24,13 +24,13 @@ def as_part(part):
 def calls_of(processor):
     """Calls that leave different settings behind in a tokenizer that they share."""
     tokens = " ".join(processor.tokenizer.all_special_tokens)
-    picture_token = processor.image_token
+    picture_token, pictures = processor.image_token, [[picture(1)], [picture(2)]]
     yield lambda: processor([["A cat sits.", picture(1)]])
     yield lambda: processor([f"{tokens} {picture_token} " * 40])
     yield lambda: processor(["A dog runs. " * 30, "Two balls."], split_sentences=True)
     yield lambda: processor([chat(picture(2), "What is it?"), chat(f"A {picture_token}?")], add_generation_prompt=True)
     # what others do with the same tokenizer: the backbone's own call pads, and a tokenizer's call may truncate
-    yield lambda: processor(text=[f"{picture_token} A cat.", f"{picture_token} x"], images=[[picture(1)], [picture(2)]])
+    yield lambda: processor(text=[f"{picture_token} A cat.", f"{picture_token} x"], images=pictures)
     yield lambda: processor.tokenizer(["A cat sits on the mat."], truncation=True, max_length=3)
     yield lambda: processor.tokenizer("A <s> cat", split_special_tokens=True)
 

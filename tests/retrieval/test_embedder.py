@@ -144,7 +144,9 @@ def test_a_malformed_sample_is_named(embedder):
 def test_documents_of_ten_thousand_slices(llava):
     long = documents([["word"] * 10_000, "a cat"])
     strict = SugarEmbedder(*llava, max_length=64)
-    with pytest.raises(BadSampleError, match=r"sample 'doc-0': document: has \d+ tokens in 10000 slices.*max_length"):
+    with pytest.raises(
+        BadSampleError, match=r"sample 'doc-0': document: has over \d+ tokens in 10000 slices.*max_length"
+    ):
         strict.embed_documents(long)
     skipped = []
     found = strict.embed_documents(long, on_error="skip", skipped=skipped)

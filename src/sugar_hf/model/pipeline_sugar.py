@@ -307,6 +307,7 @@ class SugarGenerationPipeline(SugarPipeline):
         inputs: Any,
         images: Any = None,
         *,
+        skip_special_tokens: bool | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **generate_kwargs: Any,
@@ -318,6 +319,9 @@ class SugarGenerationPipeline(SugarPipeline):
                 of those, interleaved prompts as lists. Prompts become the user's turn of a chat if the model has a
                 chat template.
             images: An image or a list of images to put before a prompt that is a str.
+            skip_special_tokens: Leave special tokens out of the answers; `True` if neither given here nor to
+                `pipeline`. With `False` those that the model has learnt to write (`<think>`) are shown, and so is the
+                end of its turn.
             batch_size: Prompts in one call of `generate`; 8 if neither given here nor to `pipeline`.
             num_workers: Workers of the data loader.
             **generate_kwargs: Passed to `generate`; `max_new_tokens` is 256 if neither given nor set in the model's
@@ -337,6 +341,8 @@ class SugarGenerationPipeline(SugarPipeline):
         samples, is_single = split_inputs(inputs)
         names = [f"input {i}" for i in range(len(samples))]
         chats = [self._as_chat(*row) for row in zip(samples, names, strict=True)]
+        if skip_special_tokens is not None:
+            generate_kwargs["skip_special_tokens"] = skip_special_tokens
         results = self._run(chats, names, batch_size, num_workers=num_workers, **generate_kwargs)
         return results[0] if is_single else results
 
@@ -350,7 +356,8 @@ class SugarGenerationPipeline(SugarPipeline):
         return [{"role": "user", "content": list(sample) if isinstance(sample, list | tuple) else [sample]}]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        return {}, kwargs, {}
+        shown = {key: kwargs.pop(key) for key in ("skip_special_tokens",) if key in kwargs}
+        return {}, kwargs, shown
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
         features = self._process(model_inputs, add_generation_prompt=True)
@@ -359,9 +366,12 @@ class SugarGenerationPipeline(SugarPipeline):
         sequences = self.model.generate(**features, **generate_kwargs)[:, length:]
         return {"sequences": sequences.reshape(batch, -1, sequences.shape[1])}  # (B, returned sequences, L)
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], skip_special_tokens: bool = True
+    ) -> list[dict[str, str]]:
         """Decode the answers to one input."""
-        texts = self.processor.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
+        sequences = model_outputs["sequences"][0]
+        texts = self.processor.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
         return [{"generated_text": text.strip()} for text in texts]
 
 

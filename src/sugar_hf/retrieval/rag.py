@@ -166,12 +166,12 @@ class SugarRag:
         return [hit for hit in hits if self.min_score is None or hit.score >= self.min_score]
 
     @torch.no_grad()
-    def generate(self, sample: Any, **generate_kwargs: Any) -> str:
-        """Answer without looking for documents."""
+    def generate(self, sample: Any, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
+        """Answer without looking for documents. Arguments are those of [`answer`]."""
         asked = Question.read(sample)
         features = self._prepared([self._as_prompt(asked.parts, asked)])
         output = self.model.generate(**features, **generation_options(self.model, self.processor, generate_kwargs))
-        [text] = self._decoded(output[:1, features["input_ids"].shape[1] :])
+        [text] = self._decoded(output[:1, features["input_ids"].shape[1] :], skip_special_tokens)
         return text
 
     @torch.no_grad()
@@ -183,6 +183,7 @@ class SugarRag:
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         name: str = "question",
+        skip_special_tokens: bool = True,
         **generate_kwargs: Any,
     ) -> RagAnswer:
         """Answer a question.
@@ -193,6 +194,7 @@ class SugarRag:
             min_score: Likewise.
             where: A filter on the documents' metadata; a `SugarIndex` knows how.
             name: What to call the question in errors.
+            skip_special_tokens: Leave special tokens out of the answer.
             **generate_kwargs: Passed to `generate` (`max_new_tokens`, `do_sample`, `streamer`, ...).
 
         Raises:
@@ -217,7 +219,7 @@ class SugarRag:
         else:
             output = generate_after(self.model, beginning, features, **options)
         length = features["input_ids"].shape[1]
-        [text] = self._decoded(output[:1, length:])
+        [text] = self._decoded(output[:1, length:], skip_special_tokens)
         return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused)
 
     @torch.no_grad()
@@ -230,6 +232,7 @@ class SugarRag:
         top_k: int | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
+        skip_special_tokens: bool = True,
         **generate_kwargs: Any,
     ) -> list[RagAnswer]:
         """Answer several questions, a batch at a time. Arguments are those of [`answer`]; nothing is reused.
@@ -241,6 +244,7 @@ class SugarRag:
             top_k: See [`answer`].
             min_score: See [`answer`].
             where: See [`answer`].
+            skip_special_tokens: See [`answer`].
             **generate_kwargs: See [`answer`].
 
         Raises:
@@ -261,7 +265,8 @@ class SugarRag:
             ]
             features = self._prepared([self._as_prompt(*row) for row in zip(prompts, batch, strict=True)])
             output = self.model.generate(**features, **options)
-            texts = self._decoded(output[:: len(output) // len(batch), features["input_ids"].shape[1] :])
+            sequences = output[:: len(output) // len(batch), features["input_ids"].shape[1] :]
+            texts = self._decoded(sequences, skip_special_tokens)
             tokens = features["attention_mask"].sum(1).tolist()
             answers += [
                 RagAnswer(text, tuple(hits), note, tuple(prompt), count)
@@ -356,8 +361,9 @@ class SugarRag:
     def _prepared(self, prompts: list[Any]) -> Features:
         return prepared(self.model, self.processor, prompts)
 
-    def _decoded(self, sequences: torch.Tensor) -> list[str]:
-        return [text.strip() for text in self.processor.batch_decode(sequences, skip_special_tokens=True)]
+    def _decoded(self, sequences: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        texts = self.processor.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
+        return [text.strip() for text in texts]
 
 
 def _is_single(config: GenerationConfig, options: Mapping[str, Any]) -> bool:

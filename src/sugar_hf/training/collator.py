@@ -37,6 +37,8 @@ class SugarCollator:
         split_sentences: Whether each sentence of a text segment is a slice of its own. Cached teacher vectors must
             have been made with the same setting.
         padding: As of the processor; `True` or `"longest"`, or `"max_length"`.
+        control_tokens_in_answers: Whether control tokens in the assistant's texts are learnt as such, rather than
+            letter by letter; see [`SugarProcessor.__call__`]. They are by default: what is learnt is your own data.
         fill_images: Whether a batch without any image gets a blank one, as a sample behind the others that has no
             label. Sharded weights need it: all processes have to run the vision tower, or none.
     """
@@ -50,6 +52,7 @@ class SugarCollator:
         truncation: bool | str = False,
         split_sentences: bool = False,
         padding: bool | str = True,
+        control_tokens_in_answers: bool = True,
         fill_images: bool = False,
     ):
         self.processor = processor
@@ -60,6 +63,7 @@ class SugarCollator:
         self.truncation = truncation
         self.split_sentences = split_sentences
         self.padding = padding
+        self.control_tokens_in_answers = control_tokens_in_answers
         self.fill_images = fill_images
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class SugarCollator:
                 truncation=self.truncation,
                 split_sentences=self.split_sentences,
                 return_labels=True,
+                control_tokens_in_answers=self.control_tokens_in_answers,
             )
         except ValueError as error:
             names = ", ".join(f"sample {i} is {row['id']!r} of {row['source']}" for i, row in enumerate(rows))
