@@ -334,3 +334,9 @@ def test_block_means_without_pairs_and_columns(teacher, dataset):
         block_means(dataset)
     with pytest.raises(ValueError, match="teachers must be one of"):
         block_means(texts, "dino")
+
+
+@pytest.mark.parametrize(("image", "reason"), [(("L", (1, 10_000)), "1 x 10000 pixels"), (("I", (8, 8)), "mode 'I'")])
+def test_a_picture_that_cannot_be_used_is_named(teacher, image, reason):
+    with pytest.raises(ValueError, match=f"Sample 1, slice 1: cannot use the image: .*{reason}"):
+        teacher.embed([["a cat"], ["a dog", Image.new(*image)]])

@@ -2,34 +2,53 @@
 
 Every image that the project takes passes through [`read_image`]. It decodes the whole image (a truncated file shows
 itself only then), keeps Pillow's pixel limit and makes its warning an error, and opens only the raster formats of
-photographs and drawings, so that data from elsewhere cannot reach Pillow's rarely used parsers. Nothing is downloaded
-but by [`fetch_image`].
+photographs and drawings, so that data from elsewhere cannot reach Pillow's rarely used parsers. Of a file's metadata
+the orientation alone counts, and none of it decides whether the pixels can be read. Nothing is downloaded but by
+[`fetch_image`].
 """
 
 import base64
 import os
 import re
 import threading
-import time
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib import request
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from .download_sugar import RefusedError, download
+from .image_bytes_sugar import without_metadata
 
 # Formats that are opened, all of them parsed in Pillow itself or in its codec libraries. EPS and PDF run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+#: The longer side over the shorter. Image processors scale the shorter side to a fixed length, so that a file of a
+#: hundred bytes, 1 x 10,000 pixels, would become gigabytes; with 336 pixels, 200 make 22 million. Panoramas have up to
+#: about 10, receipts and banners 30, screenshots of whole pages 100.
+MAX_ASPECT_RATIO = 200
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_SECONDS = 20.0
 
 _REPLACE = "Replace or remove the image"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_ADDRESS = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
-# Longer than most names of files, which also have a dot.
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}=*\s*")
+# Longer than most names of files, which also have a dot. No part gives back what it took: that would be quadratic.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}+=*+\s*+")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Modes of 16-bit greys, and formats whose pixels of mode I are such: elsewhere 255 may be their white, or anything.
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY_16_FORMATS = ("PNG", "PPM")
+_RGB_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _SETTING = threading.Lock()  # one thread at a time changes what Pillow does
 
 
@@ -54,7 +73,8 @@ def read_image(source: Any) -> Image.Image:
     """Decode an image completely and return it as a new RGB image.
 
     The first frame stands for an animation. Transparent pixels are laid on white. The EXIF orientation is applied.
-    16-bit greys are scaled to 8 bits (Pillow's own conversion would clip them).
+    16-bit greys are scaled to 8 bits (Pillow's own conversion would clip them). Pixels of modes whose range is unknown
+    (`I`, `F`, `LAB`) are refused.
 
     Args:
         source: A path (`str` or `pathlib.Path`), the bytes of a file, a PIL image, or the `{"bytes", "path"}` struct
@@ -65,7 +85,8 @@ def read_image(source: Any) -> Image.Image:
 
     Raises:
         BadImageError: The file is missing, is no image or of a format not in `IMAGE_FORMATS`, is truncated or corrupt,
-            has no pixels or more than `PIL.Image.MAX_IMAGE_PIXELS`, or the type of `source` is none of the above.
+            has no pixels or more than `PIL.Image.MAX_IMAGE_PIXELS`, is more than `MAX_ASPECT_RATIO` times as long as
+            wide or wide as long, has pixels of an unknown range, or the type of `source` is none of the above.
     """
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
@@ -128,6 +149,10 @@ def read_image_part(key: str, source: Any) -> Image.Image:
 def fetch_image(url: str) -> bytes:
     """Download the file of an image.
 
+    The variable `SUGAR_HF_URLS` of the environment says what may be: `none`; `public`, what lies on the public
+    internet; `any`. When it is not set, any host may be asked for, but a redirect may lead to another in the public
+    internet only. A service that takes addresses from others sets `public` or `none`.
+
     Args:
         url: An address with http or https; redirects to those are followed.
 
@@ -135,39 +160,19 @@ def fetch_image(url: str) -> bytes:
         The bytes, not decoded.
 
     Raises:
-        BadImageError: If the address is of another kind, does not answer, answers with an error, or is not done within
-            `DOWNLOAD_SECONDS` and `MAX_DOWNLOAD_BYTES`.
+        BadImageError: If the address is of another kind or may not be reached, does not answer, answers with an error,
+            or is not done, redirects and all, within `DOWNLOAD_SECONDS` and `MAX_DOWNLOAD_BYTES`.
     """
     if not url.lower().startswith(("http://", "https://")):
         raise BadImageError(
             f"{url[:200]!r} is no http or https address", 'Give a file as {"type": "image", "path": ...}'
         )
-    opener = request.OpenerDirector()  # not request.urlopen, which also opens file:// and ftp://, by redirects too
-    for handler in (
-        request.ProxyHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        request.HTTPRedirectHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPErrorProcessor(),
-        request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    data = bytearray()
-    start = time.monotonic()
     try:
-        wanted = request.Request(url, headers={"User-Agent": "sugar-hf"})
-        with opener.open(wanted, timeout=DOWNLOAD_SECONDS) as response:
-            while chunk := response.read1(2**16):
-                data += chunk
-                if len(data) > MAX_DOWNLOAD_BYTES or time.monotonic() - start > DOWNLOAD_SECONDS:
-                    limits = f"{MAX_DOWNLOAD_BYTES} bytes and {DOWNLOAD_SECONDS:.0f} s"
-                    raise BadImageError(f"{url[:200]!r} sends more than {limits} allow", "Download the image first")
-    except BadImageError:
-        raise
+        return download(url, DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES)
+    except RefusedError as error:
+        raise BadImageError(f"{url[:200]!r} is not fetched: {error}", "Download the image first") from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a port that is no number, and the like
         raise BadImageError(f"cannot fetch {url[:200]!r} ({error})", "Check the address") from error
-    return bytes(data)
 
 
 def _decode_base64(text: str) -> bytes:
@@ -179,6 +184,20 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _open(file: Any, name: str) -> Image.Image:
+    """Decode a file; if that fails, once more without the metadata that may have been in the way."""
+    try:
+        return _open_whole(file, name)
+    except _CorruptError:
+        file.seek(0)
+        for data in without_metadata(file.read()):
+            try:
+                return _open_whole(BytesIO(data), name)
+            except BadImageError:  # what the whole file gave says more
+                continue
+        raise
+
+
+def _open_whole(file: Any, name: str) -> Image.Image:
     Image.init()
     formats = [image_format for image_format in IMAGE_FORMATS if image_format in Image.OPEN]
     try:
@@ -187,7 +206,7 @@ def _open(file: Any, name: str) -> Image.Image:
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(
+        raise _CorruptError(
             f"{name} is not an image of a supported type", f"{_REPLACE}; supported are {', '.join(formats)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -199,19 +218,29 @@ def _open(file: Any, name: str) -> Image.Image:
 def _decode(image: Image.Image, name: str) -> Image.Image:
     """Load every pixel of the first frame and bring it to RGB."""
     # Compared here and not by turning Pillow's warning into an error: `warnings.catch_warnings` is not thread-safe.
-    _check_pixels(image, name)
+    _check_size(image, name)
     try:
         _load(image)
-        _check_pixels(image, name)  # some formats learn their true size only now
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied twice
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image, name)
+        _check_size(image, name)  # some formats learn their true size only now
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image if turn is None else image.transpose(turn), image.format, name)
+        rgb.info.clear()  # the orientation, which is applied
+        return rgb
     except BadImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _bomb(name, str(error)) from error
     except Exception as error:  # Pillow's decoders raise OSError, EOFError, SyntaxError, struct.error, ...
         raise _corrupt(name, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 to 8; 1 where the metadata does not say, or is broken."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's parsers raise whatever broken metadata leads them into
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _load(image: Image.Image) -> None:
@@ -227,35 +256,50 @@ def _load(image: Image.Image) -> None:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I"):  # I;16 and I: 16-bit greys, 65535 is white
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image, image_format: str | None, name: str) -> Image.Image:
+    if image.mode in _GREY_16 or (image.mode == "I" and image_format in _GREY_16_FORMATS):  # 65535 is white
+        values = np.asarray(image)
+        grey = (np.clip(values.astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode in ("F", "LAB"):
+    if image.mode not in _RGB_MODES:
         raise BadImageError(
-            f"{name} has pixels of mode {image.mode!r}, whose range is unknown", "Save it as 8-bit RGB or grey"
+            f"{name} has pixels of mode {image.mode!r}, whose range is unknown",
+            "Save it as 8-bit RGB or grey, or as 16-bit grey (mode I;16)",
         )
     # `convert` returns a copy even when the mode is RGB already, so the caller's image is never shared.
     return image.convert("RGB")
 
 
-def _check_pixels(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     pixels = image.width * image.height
+    size = f"{image.width} x {image.height} pixels"
     if limit is not None and pixels > limit:
-        raise _bomb(name, f"{image.width} x {image.height} pixels, the limit is {limit}")
+        raise _bomb(name, f"{size}, the limit is {limit}")
     if not pixels:
-        raise BadImageError(f"{name} has {image.width} x {image.height} pixels", _REPLACE)
+        raise BadImageError(f"{name} has {size}", _REPLACE)
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise BadImageError(
+            f"{name} has {size}, and the longer side may be {MAX_ASPECT_RATIO} times the shorter at most, since the "
+            "shorter one is scaled up",
+            "Cut it into pieces, or put it on a wider ground",
+        )
+
+
+class _CorruptError(BadImageError):
+    """What may be due to a file's metadata."""
 
 
 def _bomb(name: str, detail: str) -> BadImageError:
     return BadImageError(f"{name} may be a decompression bomb ({detail})", f"{_REPLACE}, or shrink it first")
 
 
-def _corrupt(name: str, error: Exception) -> BadImageError:
+def _corrupt(name: str, error: Exception) -> _CorruptError:
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return BadImageError(f"{name} is truncated or corrupt ({detail})", _REPLACE)
+    return _CorruptError(f"{name} is truncated or corrupt ({detail})", _REPLACE)

@@ -1,7 +1,7 @@
 """Pipelines `sugar-retrieval` and `sugar-generation`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
@@ -19,6 +20,7 @@ from .samples_sugar import is_chat, longest_first, parse_sample, sample_size
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_NEW_TOKENS = 256
+_FURTHER_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _FORMS = (
     "Write several inputs as a list of inputs: [['a cat', image], ['a dog']]; one interleaved input as "
     "{'query': ['a cat', image]} or as chat messages."
@@ -86,6 +88,45 @@ def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
         if len({part.is_image for part in parts}) > 1:
             raise ValueError(f"a flat list of texts and images is one interleaved input or several. {_FORMS}")
     return [item["query"] if isinstance(item, dict) and "query" in item else item for item in inputs], False
+
+
+def _listed(candidates: Any) -> list[Any]:
+    """The samples of whatever holds candidates.
+
+    Raises:
+        ValueError: It is a single thing, a table, or its rows are no samples.
+    """
+    is_one = isinstance(candidates, str | bytes | Path | Image.Image | Mapping)
+    # a table of pandas or polars yields its columns
+    if is_one or not isinstance(candidates, Iterable) or type(candidates).__name__ == "DataFrame":
+        raise ValueError(
+            f"candidates must be a list or an index, got a {type(candidates).__name__}. For one: "
+            "candidates=[sample]; for a table: list(table['text']), or [[row['image'], row['text']] for row in rows]."
+        )
+    return [_sample_of(candidate, f"candidate {i}") for i, candidate in enumerate(candidates)]
+
+
+def _sample_of(item: Any, where: str) -> Any:
+    """The sample of a row of a data set; anything else as it is."""
+    if not isinstance(item, Mapping) or "type" in item or "query" in item:
+        return item.get("query") if isinstance(item, Mapping) and "query" in item else item
+    given = {key: value for key, value in item.items() if value is not None}
+    if len(item) == 1:
+        [(key, value)] = item.items()
+        return picture_part(value) if key == "image" else value
+    if given and given.keys() <= {"image", "images", "text"}:
+        images = [given["image"]] if "image" in given else []
+        images += list(given.get("images", ()))
+        return [*map(picture_part, images), *([given["text"]] if "text" in given else [])]
+    raise ValueError(
+        f"{where}: a row with the columns {', '.join(map(str, item))} does not say which are the sample. Give "
+        "[[row['image'], row['text']] for row in rows], with the columns that you mean."
+    )
+
+
+def picture_part(source: Any) -> Any:
+    """What can only be an image, as a part of a sample: a str is its path, a `data:` address or base64."""
+    return {"type": "image", "image": source} if isinstance(source, str) else source
 
 
 class SugarPipeline(Pipeline):
@@ -157,7 +198,7 @@ class SugarRetrievalPipeline(SugarPipeline):
     def __call__(
         self,
         queries: Any,
-        candidates: Sequence[Any] | RetrievalIndex | None = None,
+        candidates: Iterable[Any] | RetrievalIndex | None = None,
         *,
         top_k: int | None = None,
         return_positions: bool | None = None,
@@ -170,9 +211,11 @@ class SugarRetrievalPipeline(SugarPipeline):
         Args:
             queries: One query (str, PIL image, Path, part, chat, or `{"query": interleaved list}`), or a list of
                 queries, each of any form, interleaved ones as lists.
-            candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat; or an index
-                with `search_embeddings` and `documents`. A list is embedded at each call: for more than one call,
-                embed it once with [`encode`] and pass a `CandidateIndex`. Not needed with `return_embeddings`.
+            candidates: A list of samples, each a str, an image, a Path, an interleaved list or a chat, or what
+                yields such; or an index with `search_embeddings` and `documents`. A `datasets.Dataset` is taken if
+                it has one column, or columns `image` or `images` and `text`. What is no index is embedded at each
+                call: for more than one call, embed it once with [`encode`] and pass a `CandidateIndex`. Not needed
+                with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
                 These are the results of the query's beginnings if `prefix_check` finds so; else a warning says why
@@ -200,13 +243,11 @@ class SugarRetrievalPipeline(SugarPipeline):
         if {**self._postprocess_params, **options}.get("return_positions"):
             self._warn_about_positions()
         index: RetrievalIndex | None = None
-        if isinstance(candidates, str | dict):
-            raise ValueError(f"candidates must be a list or an index, got a {type(candidates).__name__}.")
-        if isinstance(candidates, Sequence):
-            documents = list(candidates)
-            index = CandidateIndex(documents, self.encode(documents, batch_size=batch_size, name="candidate"))
-        elif candidates is not None:
+        if isinstance(candidates, RetrievalIndex):
             index = candidates
+        elif candidates is not None:
+            documents = _listed(candidates)
+            index = CandidateIndex(documents, self.encode(documents, batch_size=batch_size, name="candidate"))
         results = self._run(
             samples,
             [f"query {i}" for i in range(len(samples))],
@@ -318,7 +359,7 @@ class SugarGenerationPipeline(SugarPipeline):
             inputs: One prompt (str, `{"query": interleaved list}`) or chat that ends with the user's turn, or a list
                 of those, interleaved prompts as lists. Prompts become the user's turn of a chat if the model has a
                 chat template.
-            images: An image or a list of images to put before a prompt that is a str.
+            images: An image or a list of images to put before a prompt that is a str; a str is the path of one.
             skip_special_tokens: Leave special tokens out of the answers; `True` if neither given here nor to
                 `pipeline`. With `False` those that the model has learnt to write (`<think>`) are shown, and so is the
                 end of its turn.
@@ -337,7 +378,8 @@ class SugarGenerationPipeline(SugarPipeline):
         if images is not None:
             if not isinstance(inputs, str):
                 raise ValueError(f"images= goes with a prompt that is a str. {_FORMS}")
-            inputs = {"query": [*(images if isinstance(images, list | tuple) else [images]), inputs]}
+            images = images if isinstance(images, list | tuple) else [images]
+            inputs = {"query": [*map(picture_part, images), inputs]}
         samples, is_single = split_inputs(inputs)
         names = [f"input {i}" for i in range(len(samples))]
         chats = [self._as_chat(*row) for row in zip(samples, names, strict=True)]
@@ -363,7 +405,7 @@ class SugarGenerationPipeline(SugarPipeline):
         features = self._process(model_inputs, add_generation_prompt=True)
         generate_kwargs = generation_options(self.model, self.processor, generate_kwargs)
         batch, length = features["input_ids"].shape
-        sequences = self.model.generate(**features, **generate_kwargs)[:, length:]
+        sequences = sequences_of(self.model.generate(**features, **generate_kwargs))[:, length:]
         return {"sequences": sequences.reshape(batch, -1, sequences.shape[1])}  # (B, returned sequences, L)
 
     def postprocess(
@@ -379,17 +421,40 @@ PIPELINES = {"sugar-retrieval": SugarRetrievalPipeline, "sugar-generation": Suga
 
 
 def generation_options(
-    model: SugarForConditionalGeneration, processor: SugarProcessor, generate_kwargs: dict[str, Any]
+    model: SugarForConditionalGeneration, processor: SugarProcessor, generate_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Complete options of `generate` by what neither they nor the model's generation config say."""
-    config = model.generation_config
-    defaults: dict[str, Any] = {}
-    if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & generate_kwargs.keys():
+    """Complete options of `generate` by what neither they nor the generation config say.
+
+    Raises:
+        ValueError: An option asks for more than texts, or belongs elsewhere.
+    """
+    given = {**generate_kwargs.get("generate_kwargs", {}), **generate_kwargs}
+    given.pop("generate_kwargs", None)
+    if wanted := [name for name in _FURTHER_OUTPUTS if given.get(name)]:
+        raise ValueError(
+            f"{', '.join(wanted)}: only texts are returned here. For more, call "
+            "model.generate(**processor([sample], add_generation_prompt=True), ...)."
+        )
+    if given.pop("return_full_text", False):
+        raise ValueError("return_full_text=True: only what is generated is returned here. Put the prompt before it.")
+    if "stop_sequence" in given:
+        raise ValueError("stop_sequence: give stop_strings=[...], at each of which `generate` stops.")
+    if wrong := {"image", "images"} & given.keys():
+        raise ValueError(f"{', '.join(wrong)}=: no images are taken beside an input. {_FORMS}")
+    config = given.get("generation_config") or model.generation_config
+    # stop_strings and token healing need the tokenizer; nothing else looks at it
+    defaults: dict[str, Any] = {"tokenizer": processor.tokenizer}
+    if config.max_new_tokens is None and not {"max_new_tokens", "max_length"} & given.keys():
         defaults["max_new_tokens"] = DEFAULT_NEW_TOKENS
     if config.pad_token_id is None:
         tokenizer = processor.tokenizer
         defaults["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return {**defaults, **generate_kwargs}
+    return {**defaults, **given}
+
+
+def sequences_of(output: Any) -> Tensor:
+    """The sequences (B, L) of what `generate` returned, with `return_dict_in_generate` or without."""
+    return output if isinstance(output, Tensor) else output.sequences
 
 
 class DefaultModel(dict):

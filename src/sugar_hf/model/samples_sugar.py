@@ -13,7 +13,10 @@ from .images_sugar import BadImageError, read_image_part
 # Instructions to the model rather than content of the sample: their text makes no slice.
 INSTRUCTION_ROLES = ("system", "developer")
 _IMAGE_KEYS = ("image", "path", "url", "base64")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
+# A run of marks is looked at once, from its start, and gives nothing back: anything else would be quadratic.
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s)|[。！？]++[”’」』）]*+|\n")
+# A chat template writes a role out as it is, so that it must not hold a control token or a line break.
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 Span = tuple[int, int]
 
@@ -135,6 +138,8 @@ def _parse_message(message: dict[str, Any], where: str, split_sentences: bool) -
         raise ValueError(
             f"{where}: needs a `role` (a str) and a `content` (a str or a list of parts), got {message!r:.80}"
         )
+    if not _ROLE.fullmatch(role):
+        raise ValueError(f"{where}: {role!r:.80} is no name of a role. Use user, assistant or system.")
     parts = _parse_parts(content, where, split_sentences)
     if role in INSTRUCTION_ROLES:
         parts = tuple(replace(part, spans=()) for part in parts)
@@ -158,6 +163,10 @@ def _parse_part(item: Any, where: str, split_sentences: bool) -> Part:
     if isinstance(item, str):
         if not item.strip():
             raise ValueError(f"{where}: the text is empty. Remove it or fill it in.")
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can hold
+            raise ValueError(f"{where}: the text is not valid Unicode ({error}). Clean it.") from error
         start = len(item) - len(item.lstrip())
         spans = sentence_spans(item) if split_sentences else ((start, len(item.rstrip())),)
         return Part(where, text=item, spans=spans)

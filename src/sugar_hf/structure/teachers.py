@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..model.images_sugar import BadImageError, read_image
 from .features import TEACHER_COLUMNS
 from .parts import COUNTS, columns_in_parts
 
@@ -274,7 +275,10 @@ class TripleTeacher:
         ]
         with tqdm(total=len(images) + len(texts), desc="Teachers", unit="slice", disable=not show_progress) as bar:
             for batch in _batches(images, self.batch_size):
-                pictures = [image.convert("RGB") for _, _, image in batch]
+                pictures = [
+                    _picture(image, position if numbers is None else numbers[position], place)
+                    for position, place, image in batch
+                ]
                 _store(columns, "teacher_clip", batch, self._clip_images(pictures))
                 _store(columns, "teacher_dino", batch, self._dino_images(pictures))
                 bar.update(len(batch))
@@ -352,6 +356,13 @@ def _load(name: str, role: str, dtype: torch.dtype) -> Any:
 def _batches(entries: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(entries), size):
         yield entries[start : start + size]
+
+
+def _picture(image: Image.Image, number: int, place: int) -> Image.Image:
+    try:
+        return read_image(image)
+    except BadImageError as error:
+        raise ValueError(f"Sample {number}, slice {place}: cannot use the image: {error}") from error
 
 
 def _store(columns: list[dict[str, Any]], name: str, batch: list[tuple[int, int, Any]], vectors: Tensor) -> None:

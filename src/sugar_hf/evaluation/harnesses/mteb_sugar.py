@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...model.pipeline_sugar import picture_part
 from ...retrieval import SugarEmbedder
 
 try:
@@ -155,7 +156,8 @@ def describe(embedder: SugarEmbedder, order: str = "image_text") -> ModelMeta:
 def _images(image: Any) -> list[Any]:
     if image is None:
         return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+    # in a column of images, a str can only be the path of one
+    return [picture_part(each) for each in (image if isinstance(image, list | tuple) else [image])]
 
 
 def _windows(batches: Iterable[list[Any]], size: int) -> Iterator[list[Any]]:
