@@ -400,7 +400,7 @@ def test_image_folders_with_metadata(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "metadata.csv").write_text("file_name,text,year\na.png,red,2001\n")
     [document] = read_documents(tmp_path)
-    assert (document.id, flat(document.load()), document.metadata) == ("a.png", [RED, "red"], {"year": "2001"})
+    assert (document.id, flat(document.load()), document.metadata) == ("a.png", [RED, "red"], {"year": 2001})
 
 
 def test_single_files_and_wrong_paths(photo, tmp_path):

@@ -11,7 +11,10 @@ from .loading import load_embedder, read_sources
 from .options import (
     BatchSize,
     Captions,
+    Columns,
     Device,
+    DropBrokenImages,
+    DropColumns,
     Dtype,
     IdField,
     ImageRoot,
@@ -57,6 +60,9 @@ def embed(
     id_field: IdField = None,
     image_root: ImageRoot = None,
     captions: Captions = True,
+    columns: Columns = None,
+    drop_columns: DropColumns = None,
+    drop_broken_images: DropBrokenImages = False,
     on_error: OnError = "raise",
 ) -> None:
     """Embed documents, and write one line of JSON for each embedding, or a file for numpy.
@@ -75,6 +81,9 @@ def embed(
         id_field=id_field,
         image_root=image_root,
         captions=captions,
+        columns=columns,
+        drop_columns=drop_columns,
+        drop_broken_images=drop_broken_images,
         on_error=on_error,
         skipped=skipped,
     )

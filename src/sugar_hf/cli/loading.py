@@ -101,6 +101,9 @@ def read_sources(
     captions: bool,
     on_error: str,
     skipped: list[Any],
+    columns: list[str] | None = None,
+    drop_columns: list[str] | None = None,
+    drop_broken_images: bool = False,
 ) -> Iterator["Document"]:
     """The documents of all sources, in order.
 
@@ -119,6 +122,9 @@ def read_sources(
             id_field=id_field,
             image_root=image_root,
             captions=captions,
+            columns=columns or None,
+            drop_columns=drop_columns or None,
+            drop_broken_images=drop_broken_images,
             on_error=on_error,
             skipped=skipped,
         )
@@ -174,10 +180,15 @@ def read_queries(parts: list[str] | None, file: Path | None) -> tuple[list[Any],
             if isinstance(image, Path) and not image.is_file():
                 raise FileNotFoundError(f"no image {str(image)!r}")
         return [sample], False
+    from ..data import BadSampleError
+    from ..data.containers import decode_text
     from ..data.formats import ImageSource
     from ..retrieval.reading import resolve_images
 
-    text = file.read_text(encoding="utf-8-sig")
+    try:
+        text = decode_text(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 ({error})") from error
     is_stream = file.suffix == ".jsonl"
     lines = [line for line in text.splitlines() if line.strip()] if is_stream else [text]
     images = ImageSource(str(file.absolute().parent), validate=False)
@@ -186,8 +197,11 @@ def read_queries(parts: list[str] | None, file: Path | None) -> tuple[list[Any],
         where = f"query {number}" if is_stream else "query"
         try:
             value = json.loads(line)
-        except ValueError as error:
+            value = value["query"] if isinstance(value, dict) and "query" in value else value
+            queries.append(resolve_images(value if isinstance(value, list) else [value], where, images))
+        except BadSampleError as error:
+            error.at(file=str(file))
+            raise
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: {where} is no JSON ({error})") from error
-        value = value["query"] if isinstance(value, dict) and "query" in value else value
-        queries.append(resolve_images(value if isinstance(value, list) else [value], where, images))
     return queries, is_stream

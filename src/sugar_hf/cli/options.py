@@ -11,8 +11,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="Folders of images and texts, .jsonl, .json, .csv or .parquet files, saved data sets, single images or "
-        "texts, or the drawn world: picturebook:test/story?size=100",
+        help="Folders of images and texts, .jsonl, .json, .csv, .tsv or .parquet files, webdataset .tar shards, saved "
+        "data sets, single images or texts, or the drawn world: picturebook:test/story?size=100",
         show_default=False,
     ),
 ]
@@ -61,6 +61,18 @@ IdField = Annotated[str | None, typer.Option(help="Column of the id. Default: id
 ImageRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that image names in rows may not leave. Default: the file's."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Read this column of rows and no other; may be given several times."),
+]
+DropColumns = Annotated[
+    list[str] | None,
+    typer.Option("--drop-column", help="Leave this column of rows alone; may be given several times."),
+]
+DropBrokenImages = Annotated[
+    bool,
+    typer.Option("--drop-broken-images", help="Leave broken images out of web documents instead of the documents."),
 ]
 Captions = Annotated[
     bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")

@@ -11,7 +11,8 @@ from .readers import (
     read_obelics,
     read_pairs,
 )
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, text_part, to_sample, validate_row
+from .rows import to_row, to_sample
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, text_part, validate_row
 
 __all__ = [
     "CHAT_ROLES",
@@ -30,6 +31,7 @@ __all__ = [
     "read_pairs",
     "resolve_image",
     "text_part",
+    "to_row",
     "to_sample",
     "validate_row",
 ]

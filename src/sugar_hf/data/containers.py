@@ -7,26 +7,64 @@ point raises.
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import re
-from collections.abc import Iterator
+import tarfile
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
+from .columns import ColumnChoice, ColumnType, column_types
 from .errors import BadSampleError
+from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS
 from .images import IMAGE_SUFFIXES
+from .media import names_media
+
+#: Suffixes of data files; any of them may be followed by one of `COMPRESSED`.
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
+COMPRESSED = (".gz", ".bz2", ".xz")
+#: Columns that say which row it is, the first that is there.
+ID_KEYS = ("id", "key", "file_name")
 
 _WHITE = re.compile(r"[ \t\r\n]*")
 _CAPTION_SUFFIXES = (".txt", ".json")
 _CAPTION_KEYS = ("caption", "text")
+_FIELD_LIMIT = 2**31 - 1  # characters of a CSV field; the csv module's own limit is that of a short text
+_BATCH = 32  # rows that are in memory at once: a row may hold the bytes of several images
+# Columns whose cells are read as they are written; those of other columns get the type of their column.
+_TEXT_COLUMNS = frozenset(
+    {*ID_KEYS, *IMAGE_KEYS, *PAIR_TEXT_KEYS, "source", "metadata", "document", "sample", "messages", "conversations"}
+    | {"prompt", "completion", "query", "response", "instruction", "input", "output", "history", "system"}
+)
+_HINTS = {
+    ".zip": "Unpack it, and pass the folder",
+    ".7z": "Unpack it, and pass the folder",
+    ".rar": "Unpack it, and pass the folder",
+    ".tgz": "Name it .tar.gz",
+    ".zst": "Decompress it first (zstd -d), or compress it with gzip",
+    ".arrow": "Pass the folder that Dataset.save_to_disk wrote, or write it with Dataset.to_parquet",
+    ".feather": "Write it as Parquet",
+    ".xlsx": "Save it as CSV",
+    ".xls": "Save it as CSV",
+    ".ndjson": "Name it .jsonl",
+    ".yaml": "Write it as JSON lines",
+}
 
 
 @dataclass(frozen=True)
@@ -48,28 +86,95 @@ class RawRow:
     error: BadSampleError | None = None
 
 
-def iter_rows(path: Path, show_progress: bool = True) -> Iterator[RawRow]:
-    """Yields the rows of a data file (`.json`, `.jsonl`, `.csv`, `.parquet`) or of a folder of image-caption files.
+def data_suffix(path: Path) -> str:
+    """The suffix that says what a file holds, in small letters, without that of its compression."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
-    A `.json` or `.jsonl` file may hold an array or one object a line, whatever its name.
+
+def is_saved(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` wrote a folder.
+
+    Raises:
+        ValueError: It holds several splits.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds several splits: pass the folder of one of them")
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The webdataset shards right in a folder, in the order of their names; none if there are images beside them."""
+    names = sorted(os.listdir(folder))
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        return []
+    return [folder / name for name in names if data_suffix(Path(name)) == ".tar"]
+
+
+def unread_file(path: Path) -> ValueError:
+    """The error for a file of a kind that is not read, with what to do."""
+    known = f"{', '.join(DATA_SUFFIXES)} files (also with {', '.join(COMPRESSED)} behind), and folders"
+    hint = _HINTS.get(path.suffix.lower(), "")
+    return ValueError(f"{str(path)!r} is none of the files that are read: readers know {known}. {hint}".rstrip(" ."))
+
+
+def iter_rows(
+    path: Path,
+    show_progress: bool = True,
+    *,
+    choice: ColumnChoice | None = None,
+    texts: frozenset[str] = frozenset(),
+) -> Iterator[RawRow]:
+    """Yields the rows of a data file, of a saved data set, or of a folder of image-caption files or webdataset shards.
+
+    A `.json` or `.jsonl` file may hold an array, one object a line, or objects over several lines, whatever its name;
+    in UTF-8, or in UTF-16 or UTF-32.
+
+    Args:
+        path: The file or folder.
+        show_progress: Show a bar if it takes long.
+        choice: The columns that are read; all if None.
+        texts: Columns of a CSV file that hold texts, whatever they look like, beside those that always do.
 
     Raises:
         FileNotFoundError: There is no such path.
         ValueError: The suffix is not one of these.
         BadSampleError: The file as a whole is damaged (an array that breaks off, no valid Parquet).
     """
+    choice = choice or ColumnChoice()
     if not path.exists():
-        raise FileNotFoundError(f"no data file or folder {str(path)!r}")
+        raise FileNotFoundError(f"no data file or folder {str(path)!r}{hub_hint(path)}")
     if path.is_dir():
-        return _pair_files(path, show_progress)
-    suffix = path.suffix.lower()
+        if is_saved(path):
+            return _saved(path, choice)
+        if shards := shards_of(path):
+            return _chosen((raw for shard in shards for raw in _tar(shard, show_progress)), choice)
+        return _chosen(_pair_files(path, show_progress), choice)
+    suffix = data_suffix(path)
     if suffix in (".json", ".jsonl"):
-        return _json_array(path, show_progress) if _is_array(path) else _json_lines(path, show_progress)
-    if suffix == ".csv":
-        return _csv(path, show_progress)
-    if suffix == ".parquet":
-        return _parquet(path, show_progress)
-    raise ValueError(f"{str(path)!r}: readers know .json, .jsonl, .csv and .parquet files, and folders")
+        return _chosen(_json(path, show_progress), choice)
+    if suffix in (".csv", ".tsv"):
+        return _csv(path, show_progress, choice, _TEXT_COLUMNS | texts, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".tar":
+        return _chosen(_tar(path, show_progress), choice)
+    if suffix == ".parquet" and path.suffix.lower() == suffix:
+        return _parquet(path, show_progress, choice)
+    raise unread_file(path)
+
+
+def hub_hint(path: Path) -> str:
+    """What to do if a path that is not there is the name of a data set on the Hub; empty if it is no such name."""
+    if path.is_absolute() or not 1 <= len(path.parts) <= 2 or path.suffix or path.parts[0] in (".", ".."):
+        return ""
+    return (
+        f". If it is a data set of the Hub, load it with datasets.load_dataset({str(path)!r}, split=...), and pass "
+        "its rows on (SugarTrainer and SugarIndex take them), or the folder that its save_to_disk writes"
+    )
+
+
+def _chosen(rows: Iterator[RawRow], choice: ColumnChoice) -> Iterator[RawRow]:
+    for raw in rows:
+        yield raw if raw.error is not None else RawRow(raw.file, raw.row, raw.line, choice.of_row(raw.value))
 
 
 def _bar(path: Path, total: int, unit: str, show: bool) -> tqdm:
@@ -79,30 +184,107 @@ def _bar(path: Path, total: int, unit: str, show: bool) -> tqdm:
     )
 
 
-def _is_array(path: Path) -> bool:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        while (chunk := file.read(4096)) and not chunk.strip():
-            pass
-    return chunk.lstrip().startswith("[")
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """A file without its compression, and the file on the disk, whose place shows how far it was read.
+
+    Raises:
+        BadSampleError: The compression is damaged.
+    """
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    opener = openers.get(path.suffix.lower())
+    with open(path, "rb") as raw:
+        if opener is None:
+            yield raw, raw
+            return
+        try:
+            with opener(raw) as file:
+                yield file, raw
+        except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            mend = "Fetch the file again"
+            raise BadSampleError(f"the compression is damaged ({error})", file=str(path), mend=mend) from error
 
 
-def _json_array(path: Path, show_progress: bool) -> Iterator[RawRow]:
-    file = str(path)
+def _encoding(path: Path) -> str:
+    """The encoding of a text file by its first bytes: UTF-8, or what a byte order mark or zeros tell."""
+    with _opened(path) as (file, _):
+        return json.detect_encoding(file.read(4))
+
+
+def decode_text(data: bytes) -> str:
+    """A text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        UnicodeDecodeError: It is in another encoding.
+    """
+    encoding = json.detect_encoding(data)
+    return data.decode(encoding if encoding in ("utf-16", "utf-32") else "utf-8-sig")
+
+
+# ---- JSON ----
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _json(path: Path, show_progress: bool) -> Iterator[RawRow]:
+    encoding = _encoding(path)
+    with _opened(path) as (file, _):
+        lines = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="\n")
+        first = next((line.strip() for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+    if first.startswith("[") or (first.startswith("{") and _is_spread(path, first)):
+        return _json_text(path, show_progress, is_array=first.startswith("["))
+    return _json_lines(path, encoding, show_progress)
+
+
+def _is_spread(path: Path, first: str) -> bool:
+    """Whether the first object goes on behind the first line."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        _DECODER.decode(first)
+        return False
+    except (ValueError, RecursionError):
+        pass
+    text = _whole(path).lstrip()
+    try:
+        _, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return False  # then the line is broken
+    return "\n" in text[:end]
+
+
+def _whole(path: Path) -> str:
+    with _opened(path) as (file, _):
+        data = file.read()
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        raise BadSampleError(f"not UTF-8 ({error})", file=file, mend="Convert the file to UTF-8") from error
-    decoder, row, line, seen = json.JSONDecoder(), 0, 1, 0
-    position = _skip_white(text, _skip_white(text, 0) + 1)
+        raise BadSampleError(f"not UTF-8 ({error})", file=str(path), mend="Convert the file to UTF-8") from error
+
+
+def _json_text(path: Path, show_progress: bool, is_array: bool) -> Iterator[RawRow]:
+    """The values of an array, or those that follow each other over several lines."""
+    file, text = str(path), _whole(path)
+    row, line, seen = 0, 1, 0
+    position = _skip_white(text, 0)
+    position = _skip_white(text, position + 1) if is_array else position
     with _bar(path, len(text), "B", show_progress) as bar:
-        while text[position : position + 1] != "]":
+        while text[position : position + 1] != "]" if is_array else position < len(text):
             line += text.count("\n", seen, position)
             bar.update(position - seen)
             seen = position
             try:
-                value, end = decoder.raw_decode(text, position)
+                value, end = _DECODER.raw_decode(text, position)
                 end = _skip_white(text, end)
-                if text[end : end + 1] not in (",", "]"):
+                if is_array and text[end : end + 1] not in (",", "]"):
                     raise json.JSONDecodeError("expected ',' or ']'", text, end)
             except (ValueError, RecursionError) as error:
                 # What follows cannot be told from the broken row, so the file ends here for every `on_error`.
@@ -111,9 +293,9 @@ def _json_array(path: Path, show_progress: bool) -> Iterator[RawRow]:
                 ) from error
             yield RawRow(file, row, line, value)
             row += 1
-            position = end if text[end] == "]" else _skip_white(text, end + 1)
+            position = _skip_white(text, end + 1) if is_array and text[end] == "," else end
         bar.update(len(text) - seen)
-    if _skip_white(text, position + 1) != len(text):
+    if is_array and _skip_white(text, position + 1) != len(text):
         raise BadSampleError("text after the end of the array", file=file, mend="Keep one array, or one object a line")
 
 
@@ -122,57 +304,244 @@ def _skip_white(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _json_lines(path: Path, show_progress: bool) -> Iterator[RawRow]:
+def _json_lines(path: Path, encoding: str, show_progress: bool) -> Iterator[RawRow]:
     row = 0
-    with open(path, "rb") as file, _bar(path, path.stat().st_size, "B", show_progress) as bar:
-        for number, raw in enumerate(file, start=1):
-            bar.update(len(raw))
+    is_bytes = encoding in ("utf-8", "utf-8-sig")
+    with _opened(path) as (file, raw_file), _bar(path, path.stat().st_size, "B", show_progress) as bar:
+        lines: Any = file if is_bytes else io.TextIOWrapper(file, encoding=encoding, newline="\n")
+        numbered = enumerate(lines, start=1)
+        while True:
+            try:
+                number, raw = next(numbered)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise BadSampleError(
+                    f"not {encoding} ({error})", file=str(path), mend="Convert it to UTF-8"
+                ) from error
             if not raw.strip():
                 continue
+            bar.update(raw_file.tell() - bar.n)
             try:
-                value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                yield RawRow(str(path), row, number, value)
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8") if is_bytes else raw
+                yield RawRow(str(path), row, number, _DECODER.decode(text))
             except (ValueError, RecursionError) as error:
                 fault = BadSampleError(f"invalid JSON ({error})", mend="Mend or remove the line")
                 yield RawRow(str(path), row, number, error=fault)
             row += 1
 
 
-def _csv(path: Path, show_progress: bool) -> Iterator[RawRow]:
-    with open(path, "rb") as file, _bar(path, path.stat().st_size, "B", show_progress) as bar:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-        row, line = 0, 1
+# ---- Tables ----
+
+
+def _csv(
+    path: Path, show_progress: bool, choice: ColumnChoice, texts: frozenset[str], delimiter: str
+) -> Iterator[RawRow]:
+    # For the whole process, as there is no other way; it only ever grows.
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+    types: dict[str, ColumnType] | None = None
+    with _bar(path, path.stat().st_size, "B", show_progress) as bar:
+        for number, line, value, place in _csv_rows(path, delimiter):
+            if types is None:
+                names = [name for name in value if name is not None and choice(name)]
+                typed = [name for name in names if name not in texts and not names_media(name)]
+                try:
+                    rows = (row for _, _, row, _ in _csv_rows(path, delimiter)) if typed else iter(())
+                    types = column_types((row for row in rows if None not in row), typed)
+                except BadSampleError as error:  # raised again when the second reading comes to that place
+                    types = {} if error.row is None else column_types(_until(path, delimiter, error.row), typed)
+            bar.update(place - bar.n)
+            if None in value:
+                fault = BadSampleError("more fields than the header", mend="Quote fields that hold commas")
+                yield RawRow(str(path), number, line, error=fault)
+                continue
+            cells = {name: types[name].convert(cell) if name in types else _text(cell) for name, cell in value.items()}
+            yield RawRow(str(path), number, line, choice.of_row(_listed(cells)))
+
+
+def _text(cell: str | None) -> str | None:
+    return cell if cell and cell.strip() else None
+
+
+def _until(path: Path, delimiter: str, row: int) -> Iterator[Mapping[str, str | None]]:
+    for number, _, value, _ in _csv_rows(path, delimiter):
+        if None not in value:
+            yield value
+        if number == row - 1:
+            return
+
+
+def _listed(cells: dict[str, Any]) -> dict[str, Any]:
+    """A table of texts has no lists: `images` is one name, or a list in JSON."""
+    value = cells.get("images")
+    if isinstance(value, str) and value.strip():
         try:
+            found = json.loads(value) if value.lstrip().startswith("[") else [value]
+        except (ValueError, RecursionError):
+            found = [value]
+        cells["images"] = found
+    return cells
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, int, dict[Any, Any], int]]:
+    """Yields number, line, cells by column, and place in the file of each row."""
+    row, line = 0, 1
+    encoding = _encoding(path)
+    with _opened(path) as (file, raw_file):
+        text = io.TextIOWrapper(file, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+        reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+        try:
+            _check_header(reader, delimiter, str(path))
             for value in reader:
                 start, line = line + 1, reader.line_num
-                bar.update(file.tell() - bar.n)
-                if None in value:
-                    fault = BadSampleError("more fields than the header", mend="Quote fields that hold commas")
-                    yield RawRow(str(path), row, start, error=fault)
-                else:
-                    yield RawRow(str(path), row, start, value)
+                yield row, start, value, raw_file.tell()
                 row += 1
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeError) as error:
             raise BadSampleError(
                 f"invalid CSV ({error})", file=str(path), line=line + 1, row=row, mend="Mend the file"
             ) from error
 
 
-def _parquet(path: Path, show_progress: bool) -> Iterator[RawRow]:
+def _check_header(reader: csv.DictReader, delimiter: str, file: str) -> None:
+    names = list(reader.fieldnames or [])
+    # The index that pandas writes has no name; it is called as `datasets` calls it.
+    reader.fieldnames = [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(names)]
+    if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0] and mark != delimiter), None)):
+        mend = "Save it with commas, or as .tsv with tabs"
+        raise BadSampleError(f"the fields of the header are parted by {other!r}", file=file, line=1, mend=mend)
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if twice:
+        raise BadSampleError(f"the header names {twice[0]!r} twice", file=file, line=1, mend="Rename one of them")
+
+
+def _parquet(path: Path, show_progress: bool, choice: ColumnChoice) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path) as file, _bar(path, file.metadata.num_rows, "rows", show_progress) as bar:
-            # Small batches: a row may hold the bytes of several images.
-            rows = (value for batch in file.iter_batches(batch_size=32) for value in batch.to_pylist())
-            for row, value in enumerate(rows):
-                yield RawRow(str(path), row, None, value)
+            names = file.schema_arrow.names
+            _check_names(names, path)
+            kept = [name for name in names if choice(name)]
+            batches = file.iter_batches(batch_size=_BATCH, columns=None if len(kept) == len(names) else kept)
+            for raw in rows_of_batches(batches, str(path)):
+                yield raw
                 bar.update(1)
     except (pa.ArrowException, OSError) as error:
         raise BadSampleError(f"invalid Parquet ({error})", file=str(path), mend="Fetch the file again") from error
 
 
+def _check_names(names: list[str], path: Path) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise BadSampleError(f"the column {twice[0]!r} is there twice", file=str(path), mend="Rename one of them")
+
+
+def _saved(folder: Path, choice: ColumnChoice) -> Iterator[RawRow]:
+    dataset = load_from_disk(folder)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{str(folder)!r} holds several splits: pass the folder of one of them")
+    return rows_of_batches(arrow_batches(dataset, choice), str(folder))
+
+
+def arrow_batches(dataset: Dataset, choice: ColumnChoice) -> Iterator[pa.RecordBatch]:
+    """The rows of a data set as they are stored, so that no image is decoded and stored anew."""
+    kept = [name for name in dataset.column_names if choice(name)]
+    if len(kept) < len(dataset.column_names):
+        dataset = dataset.select_columns(kept)
+    for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
+        yield from table.to_batches()
+
+
+def rows_of_batches(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[RawRow]:
+    """Rows as Python objects; one with a value that Python cannot hold is an error that names the column."""
+    row = 0
+    for batch in batches:
+        try:
+            values: list[Any] = batch.to_pylist()
+        except Exception:  # whatever Arrow's conversions raise: it is looked for row by row
+            values = [_row_of(batch.slice(i, 1)) for i in range(batch.num_rows)]
+        for value in values:
+            is_fault = isinstance(value, BadSampleError)
+            yield RawRow(file, row, None, None if is_fault else value, value if is_fault else None)
+            row += 1
+
+
+def _row_of(batch: pa.RecordBatch) -> dict[str, Any] | BadSampleError:
+    """The one row of a batch, or why it cannot be had: a date out of range, a text that is not UTF-8, ..."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column.to_pylist()[0]
+        except Exception as error:
+            reason = f"the value cannot be read ({type(error).__name__}: {error})"
+            return BadSampleError(reason, field=name, mend="Mend it, or leave the column out with drop_columns")
+    return row
+
+
+# ---- Folders and shards ----
+
+
+def _tar(path: Path, show_progress: bool) -> Iterator[RawRow]:
+    """A shard of webdataset: files of one name, which ends at its first dot, are a row. It is read as a stream."""
+    file, row = str(path), 0
+    try:
+        with (
+            open(path, "rb") as raw,
+            tarfile.open(fileobj=raw, mode="r|*") as tar,
+            _bar(path, path.stat().st_size, "B", show_progress) as bar,
+        ):
+            name, files = "", dict[str, bytes]()
+            for member in tar:
+                bar.update(raw.tell() - bar.n)
+                content = tar.extractfile(member) if member.isfile() else None
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if content is None or not stem:
+                    continue
+                key = f"{folder}/{stem}".removeprefix("./") if folder else stem
+                if files and key != name:
+                    yield _of_shard(file, row, name, files)
+                    row, files = row + 1, {}
+                name = key
+                files[suffix.lower()] = content.read()
+            if files:
+                yield _of_shard(file, row, name, files)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise BadSampleError(f"invalid tar ({error})", file=file, row=row, mend="Fetch the file again") from error
+
+
+def _of_shard(file: str, row: int, key: str, files: dict[str, bytes]) -> RawRow:
+    try:
+        value: dict[str, Any] = {"key": key}
+        images = [data for suffix, data in files.items() if f".{suffix}".endswith(IMAGE_SUFFIXES)]
+        if images:
+            value["image"] = images[0] if len(images) == 1 else images
+        for suffix, data in files.items():
+            if suffix == "json":
+                found = _DECODER.decode(decode_text(data))
+                if not isinstance(found, dict):
+                    raise BadSampleError("the .json of the row holds no object", field="json")
+                found = {name: each for name, each in found.items() if name != "key"}
+                if twice := found.keys() & value.keys():
+                    raise BadSampleError("the .json and another file of the row both give it", field=min(twice))
+                value |= found
+            elif suffix in ("txt", "text", "caption"):
+                value[suffix] = decode_text(data)
+            elif suffix in ("cls", "id"):
+                text = decode_text(data).strip()
+                value[suffix] = int(text) if text.isdecimal() and len(text) < 19 else text
+            elif not f".{suffix}".endswith(IMAGE_SUFFIXES):
+                value[suffix] = data
+        return RawRow(file, row, None, value)
+    except BadSampleError as error:
+        return RawRow(file, row, None, error=error.at(sample=key))
+    except (ValueError, RecursionError) as error:
+        fault = BadSampleError(f"a text of the row cannot be read ({error})", sample=key, mend="Mend the shard")
+        return RawRow(file, row, None, error=fault)
+
+
 def _pair_files(folder: Path, show_progress: bool) -> Iterator[RawRow]:
     """Yields `{"key", "image", "text"}` for every pair of files with one stem, in the order of their names."""
     pairs: dict[str, dict[str, str]] = {}
+    others: Counter[str] = Counter()
+    twice: dict[str, str] = {}
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in names:
@@ -182,12 +551,26 @@ def _pair_files(folder: Path, show_progress: bool) -> Iterator[RawRow]:
             stem, suffix = os.path.splitext(os.path.join(parent, name))
             kind = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
             if kind == "image" or kind in _CAPTION_SUFFIXES:
-                pairs.setdefault(stem, {})[kind] = stem + suffix
+                if kind in pairs.setdefault(stem, {}):
+                    twice[stem] = name
+                pairs[stem].setdefault(kind, stem + suffix)
+            else:
+                others[suffix or "no suffix"] += 1
+    if others:
+        counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))
+        said = f"{folder}: files that are no pairs of image and caption are left alone ({counts})"
+        if not pairs:
+            mend = "Pass one of the data files, or the folder of pairs"
+            raise ValueError(f"{str(folder)!r} has no pair of image and caption, but other files ({counts}). {mend}")
+        warnings.warn(said, stacklevel=4)
     with _bar(folder, len(pairs), "pairs", show_progress) as bar:
         for row, stem in enumerate(sorted(pairs)):
             files = pairs[stem]
             place = files.get("image") or next(iter(files.values()))
             try:
+                if stem in twice:
+                    both = f"{os.path.basename(files['image'])} and {twice[stem]}"
+                    raise BadSampleError(f"two images share a name: {both}", field="image", mend="Rename one of them")
                 value = {
                     "key": os.path.relpath(stem, folder),
                     "image": os.path.relpath(_image_of(files), folder),
@@ -218,10 +601,10 @@ def read_caption(files: dict[str, str]) -> Any:
         if suffix not in files:
             continue
         try:
-            text = Path(files[suffix]).read_text(encoding="utf-8-sig")
+            text = decode_text(Path(files[suffix]).read_bytes())
             if suffix == ".txt":
                 return text
-            value = json.loads(text)
+            value = _DECODER.decode(text)
         except (OSError, ValueError, RecursionError) as error:
             raise BadSampleError(f"cannot read {files[suffix]!r} ({error})", field="text", mend="Mend it") from error
         keys = [key for key in _CAPTION_KEYS if isinstance(value, dict) and value.get(key) is not None]

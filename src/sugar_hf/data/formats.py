@@ -6,26 +6,43 @@ the place.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+from PIL import Image
+
+from .conversations import form_of, parse_conversation
 from .errors import BadSampleError
 from .images import load_image, resolve_image
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, check_text, image_part, kind, text_part
+from .media import MAYBE_IMAGE_KEYS, is_empty, is_origin, looks_like_media, refuse_unused
+from .schema import DOCUMENT_ROLE, check_text, image_part, kind, text_part
 
 Row = Mapping[str, Any]
 Part = dict[str, str | None]
 StoredImage = dict[str, Any]
-Parsed = tuple[list[dict[str, Any]], list[StoredImage]]
+Parsed = tuple[list[dict[str, Any]], list[Any]]
 
-PLACEHOLDER = "<image>"
-_OWN_LINE = re.compile(rf"^[ \t]*{PLACEHOLDER}[ \t]*$", re.MULTILINE)
-_LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-PAIR_IMAGE_KEYS = ("image", "image_path", "file_name", "filepath", "path", "jpg", "png", "webp")
+#: Names of columns of images, in the order in which their images come, and of the text.
+IMAGE_KEYS = ("image", "images", "image_path", "jpg", "png", "webp", *MAYBE_IMAGE_KEYS)
 PAIR_TEXT_KEYS = ("text", "caption", "txt")
+
+
+class Images(Protocol):
+    """What turns a row's words for images into what is stored."""
+
+    #: Whether images that nothing gives a place to stand in front of the first question (TRL, ms-swift).
+    front: bool
+
+    def take(self, value: Any, name: str) -> Any:
+        """What is stored for an image; raises a `BadSampleError` that names the field."""
+        ...
+
+    def hole(self) -> AbstractContextManager[None]:
+        """A context in which a fault costs only its place in a web document, where that was asked for."""
+        ...
 
 
 @dataclass
@@ -36,9 +53,10 @@ class ImageSource:
         root: The folder that relative names start from.
         allow_outside_root: Accept paths outside `root`.
         validate: Decode every image completely.
-        drop_broken: Leave a broken image out of a document instead of refusing the document.
-        dropped: The errors of the images left out of the present row.
+        drop_broken: Leave a broken place out of a web document instead of refusing the document.
+        dropped: The errors of the places left out of the present row.
         intact: The paths that were decoded before; many rows may show one image.
+        front: See `Images`.
     """
 
     root: str
@@ -47,6 +65,8 @@ class ImageSource:
     drop_broken: bool = False
     dropped: list[BadSampleError] = field(default_factory=list)
     intact: set[str] = field(default_factory=set)
+
+    front: bool = True
 
     def take(self, value: Any, name: str) -> StoredImage:
         """Stores a path, bytes, or a `{"bytes", "path"}` struct.
@@ -59,9 +79,9 @@ class ImageSource:
         if isinstance(value, str):
             path = resolve_image(value, self.root, allow_outside_root=self.allow_outside_root, field=name)
             image: StoredImage = {"bytes": None, "path": path}
-        elif isinstance(value, bytes):
+        elif isinstance(value, bytes | bytearray):
             # No path beside bytes: `datasets` would prefer a file of that name to the bytes.
-            image = {"bytes": value, "path": None}
+            image = {"bytes": bytes(value), "path": None}
         else:
             raise BadSampleError(f"expected a file name, got {kind(value)}", field=name, mend="Give a file name")
         if self.validate and image["path"] not in self.intact:
@@ -70,95 +90,88 @@ class ImageSource:
                 self.intact.add(image["path"])
         return image
 
-    def take_or_drop(self, value: Any, name: str) -> StoredImage | None:
-        """`take`, or None for a broken image where those are left out."""
+    @contextmanager
+    def hole(self) -> Iterator[None]:
+        """A context in which a fault costs only its place in a document, where broken images are dropped."""
         try:
-            return self.take(value, name)
+            yield
         except BadSampleError as error:
             if not self.drop_broken:
                 raise
             self.dropped.append(error)
-            return None
 
 
-def parse_llava(row: Row, images: ImageSource) -> Parsed:
-    """LLaVA instruction data: `conversations` of `{"from", "value"}`, `image` a name or a list of names.
+@dataclass
+class GivenImages:
+    """Takes images as they are, where they come from a program and not from a file: nothing is looked up or decoded.
+
+    Attributes:
+        front: See `Images`.
+    """
+
+    front: bool = True
+
+    def take(self, value: Any, name: str) -> Any:
+        """The image as it was given.
+
+        Raises:
+            BadSampleError: It is none of the things that `load_image` takes.
+        """
+        if isinstance(value, str | Path | bytes | bytearray | Image.Image):
+            return value
+        if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"} and not is_empty(value):
+            return value
+        mend = "Give a path, bytes, a PIL image or a {'bytes', 'path'} struct"
+        raise BadSampleError(f"expected an image, got {kind(value)}", field=name, mend=mend)
+
+    def hole(self) -> AbstractContextManager[None]:
+        """No fault is forgiven."""
+        return nullcontext()
+
+
+def parse_llava(row: Row, images: Images) -> Parsed:
+    """LLaVA and ShareGPT: `conversations` of `{"from", "value"}`, images (names, or a list of them) under `image` or
+    `images`.
 
     Where the row has images, every `<image>` in a turn stands for the next of them, and stays where it is in the turn
-    (LLaVA's own code moves it to the front). Where it has none, `<image>` is plain text, but a human turn with it on a
-    line of its own is refused, because that is how a row looks that lost its image.
+    (LLaVA's own code moves it to the front). Where it has none, `<image>` inside a sentence is plain text, but a human
+    turn with it at either end of a line is refused, because that is how a row looks that lost its image.
     """
-    names = row.get("image")
-    names = [] if names is None else names if isinstance(names, list) else [names]
-    if isinstance(row.get("image"), list) and not names:
-        raise BadSampleError("an empty list", field="image", mend="Leave the key out of rows without images")
-    messages, placeholders = [], 0
-    for i, turn in enumerate(_list(row, "conversations")):
-        at = f"conversations[{i}]"
-        _mapping(turn, at)
-        role = _LLAVA_ROLES.get(turn["from"]) if isinstance(turn.get("from"), str) else None
-        if role is None:
-            raise BadSampleError(f"unknown speaker {turn.get('from')!r}", field=f"{at}.from", mend="Use human or gpt")
-        text = check_text(turn.get("value"), f"{at}.value")
-        if names:
-            content = _split_placeholders(text)
-            placeholders += text.count(PLACEHOLDER)
-        elif role == "user" and _OWN_LINE.search(text):
-            raise BadSampleError(
-                f"{PLACEHOLDER} in a row without `image`", field=f"{at}.value", mend="Add `image` or remove it"
-            )
-        else:
-            content = [text_part(text)]
-        messages.append({"role": role, "content": content})
-    if placeholders != len(names):
-        raise BadSampleError(
-            f"the conversation has {placeholders} {PLACEHOLDER}, but `image` names {len(names)}",
-            field="image",
-            mend=f"Write one {PLACEHOLDER} for each image",
-        )
-    fields = [f"image[{i}]" if isinstance(row.get("image"), list) else "image" for i in range(len(names))]
-    return messages, [images.take(name, at) for name, at in zip(names, fields, strict=True)]
+    return parse_conversation(row, images, "conversations")
 
 
-def _split_placeholders(text: str) -> list[Part]:
-    parts: list[Part] = []
-    for i, piece in enumerate(text.split(PLACEHOLDER)):
-        if i:
-            parts.append(image_part())
-        if piece.strip():
-            parts.append(text_part(piece.strip()))
-    return parts
-
-
-def parse_mmc4(row: Row, images: ImageSource) -> Parsed:
+def parse_mmc4(row: Row, images: Images) -> Parsed:
     """MMC4: sentences in `text_list`, images in `image_info`, each placed before the sentence it was matched to.
 
     `image_name` is looked up in the image root, where MMC4's download script puts it.
     """
     sentences = _list(row, "text_list")
-    before: dict[int, list[StoredImage]] = {}
+    before: dict[int, list[Any]] = {}
+    given = []
     for i, info in enumerate(_list(row, "image_info", empty=True)):
         at = f"image_info[{i}]"
-        index = _mapping(info, at).get("matched_text_index")
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
-            raise BadSampleError(
-                f"expected the number of one of the {len(sentences)} sentences, got {index!r}",
-                field=f"{at}.matched_text_index",
-            )
-        image = images.take_or_drop(info.get("image_name"), f"{at}.image_name")
-        if image is not None:
-            before.setdefault(index, []).append(image)
+        with images.hole():
+            index = _mapping(info, at).get("matched_text_index")
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
+                raise BadSampleError(
+                    f"expected the number of one of the {len(sentences)} sentences, got {index!r}",
+                    field=f"{at}.matched_text_index",
+                )
+            given.append(info.get("image_name"))
+            before.setdefault(index, []).append(images.take(info.get("image_name"), f"{at}.image_name"))
     content: list[Part] = []
-    stored: list[StoredImage] = []
+    stored: list[Any] = []
     for j, sentence in enumerate(sentences):
         here = before.get(j, [])
         stored += here
         content += [image_part() for _ in here]
-        content.append(text_part(check_text(sentence, f"text_list[{j}]")))
+        with images.hole():
+            content.append(text_part(check_text(sentence, f"text_list[{j}]")))
+    refuse_unused(row, {"text_list", "image_info"}, given)
     return _document(content), stored
 
 
-def parse_obelics(row: Row, images: ImageSource) -> Parsed:
+def parse_obelics(row: Row, images: Images) -> Parsed:
     """OBELICS: `texts` and `images` of one length, at each place a text or an image and None in the other list.
 
     The images of the published files are URLs; put the names of the downloaded files (or their bytes) in their stead.
@@ -167,91 +180,110 @@ def parse_obelics(row: Row, images: ImageSource) -> Parsed:
     if len(texts) != len(entries):
         raise BadSampleError(f"{len(entries)} entries, but `texts` has {len(texts)}", field="images")
     content: list[Part] = []
-    stored: list[StoredImage] = []
+    stored: list[Any] = []
     for i, (text, entry) in enumerate(zip(texts, entries, strict=True)):
-        if (text is None) == (entry is None):
-            raise BadSampleError(
-                "expected a text or an image, got " + ("neither" if text is None else "both"), field=f"texts[{i}]"
-            )
-        if text is not None:
-            content.append(text_part(check_text(text, f"texts[{i}]")))
-            continue
-        image = images.take_or_drop(entry, f"images[{i}]")
-        if image is not None:
-            content.append(image_part())
-            stored.append(image)
+        if not is_empty(text) and not is_empty(entry):
+            raise BadSampleError("expected a text or an image, got both", field=f"texts[{i}]")
+        with images.hole():
+            if is_empty(text) and is_empty(entry):
+                raise BadSampleError("expected a text or an image, got neither", field=f"texts[{i}]")
+            if is_empty(entry):
+                content.append(text_part(check_text(text, f"texts[{i}]")))
+            else:
+                stored.append(images.take(entry, f"images[{i}]"))
+                content.append(image_part())
+    refuse_unused(row, {"texts", "images"}, [entry for entry in entries if not is_empty(entry)])
     return _document(content), stored
 
 
-def parse_pair(row: Row, images: ImageSource) -> Parsed:
+def parse_pair(row: Row, images: Images) -> Parsed:
     """An image and its caption, as COYO, webdataset tools and ImageFolder metadata name them.
 
     The image comes first, so that the caption is what a language model learns to say.
     """
-    image_key, text_key = _first_key(row, PAIR_IMAGE_KEYS), _first_key(row, PAIR_TEXT_KEYS)
-    if image_key is None:
-        mend = f"Give a file name under one of {', '.join(PAIR_IMAGE_KEYS)}"
+    if all(is_empty(row.get(key)) for key in IMAGE_KEYS):
+        mend = f"Give a file name under one of {', '.join(IMAGE_KEYS)}"
         if row.get("url") is not None:
             mend = "Only a URL is given, and readers do not download: fetch the images first. " + mend
         raise BadSampleError("no image", field="image", mend=mend)
-    if text_key is None:
+    flat = read_flat(row, images)
+    if not flat.images:
+        raise BadSampleError("no image", field="image", mend=f"Give it under one of {', '.join(IMAGE_KEYS)}")
+    if flat.text_key is None:
+        if any(key in row and row[key] is not None for key in PAIR_TEXT_KEYS):
+            key = next(key for key in PAIR_TEXT_KEYS if row.get(key) is not None)
+            check_text(row[key], key)
         raise BadSampleError("no caption", field="text", mend=f"Give it under one of {', '.join(PAIR_TEXT_KEYS)}")
-    text = check_text(row[text_key], text_key)
-    return _document([image_part(), text_part(text)]), [images.take(row[image_key], image_key)]
+    text = check_text(row[flat.text_key], flat.text_key)
+    return _document([*(image_part() for _ in flat.images), text_part(text)]), flat.images
 
 
-def parse_chat(row: Row, images: ImageSource) -> Parsed:
+@dataclass(frozen=True)
+class Flat:
+    """What a row of plain columns says.
+
+    Attributes:
+        images: What is stored for each image.
+        text_key: The column of the text; None if there is none.
+        used: The columns that were read.
+    """
+
+    images: list[Any]
+    text_key: str | None
+    used: frozenset[str]
+
+
+def read_flat(row: Row, images: Images, also: Collection[str] = ()) -> Flat:
+    """Finds images and text of a row under all names that they may have; the one place where these are known.
+
+    Images stand under `image`, `image_path`, `jpg`, `png`, `webp` (one or a list), `images` (a list), or, if there is
+    none, under `file_name`, `filepath` or `path`. Empty cells are no images and no texts.
+
+    Raises:
+        BadSampleError: An image cannot be taken, two columns hold different texts, or one holds a picture, a film or
+            a sound that nothing uses.
+    """
+    given: list[Any] = []
+    stored: list[Any] = []
+    used: set[str] = set()
+    for key in IMAGE_KEYS:
+        value = row.get(key)
+        if is_empty(value):
+            if key in row:
+                used.add(key)
+            continue
+        if key in MAYBE_IMAGE_KEYS and (given or not looks_like_media(value)):
+            continue
+        if given and key == "image_path" and is_origin(key, value, given):
+            continue
+        if isinstance(value, list | tuple):
+            fields = {f"{key}[{i}]": each for i, each in enumerate(value) if not is_empty(each)}
+        elif key == "images":
+            mend = "Use `image` for one"
+            raise BadSampleError(f"expected a list, got {kind(value)}", field=key, mend=mend)
+        else:
+            fields = {key: value}
+        for name, each in fields.items():
+            given.append(each)
+            stored.append(images.take(each, name))
+        used.add(key)
+    texts = [key for key in PAIR_TEXT_KEYS if not is_empty(row.get(key))]
+    if any(row[key] != row[texts[0]] for key in texts):
+        mend = "Name the text's column with text_field, or leave the other out with drop_columns"
+        raise BadSampleError(f"{' and '.join(texts)} say different things", field=texts[1], mend=mend)
+    used |= {key for key in PAIR_TEXT_KEYS if key in row}
+    refuse_unused(row, used.union(also), given)
+    return Flat(stored, texts[0] if texts else None, frozenset(used))
+
+
+def parse_chat(row: Row, images: Images) -> Parsed:
     """Chat messages: `messages` of `{"role", "content"}`, `content` a string or a list of text and image parts.
 
-    An image part names its file under `image` or `path`, or stands for the next entry of the row's `images`. A literal
-    `<image>` in a text is text.
+    An image part names its file under `image` or `path`, or stands for the next entry of the row's `images`. Beside
+    image parts a literal `<image>` in a text is text; without any, each stands for the next of the row's images. The
+    other forms of [`parse_conversation`] are read as well.
     """
-    listed = row.get("images")
-    listed = [] if listed is None else listed
-    if not isinstance(listed, list):
-        raise BadSampleError(f"expected a list, got {kind(listed)}", field="images")
-    messages, stored, used = [], [], 0
-    for i, message in enumerate(_list(row, "messages")):
-        at = f"messages[{i}]"
-        role, value = _mapping(message, at).get("role"), message.get("content")
-        if role not in (*CHAT_ROLES, DOCUMENT_ROLE):
-            raise BadSampleError(
-                f"unknown role {role!r}", field=f"{at}.role", mend=f"Use {', '.join((*CHAT_ROLES, DOCUMENT_ROLE))}"
-            )
-        if isinstance(value, str):
-            value = [text_part(value)]
-        if not isinstance(value, list):
-            raise BadSampleError(f"expected a string or a list, got {kind(value)}", field=f"{at}.content")
-        content: list[Part] = []
-        for j, part in enumerate(value):
-            name = f"{at}.content[{j}]"
-            part_type = _mapping(part, name).get("type")
-            if part_type == "text":
-                content.append(text_part(check_text(part.get("text"), f"{name}.text")))
-                continue
-            if part_type != "image":
-                raise BadSampleError(
-                    f"unknown part type {part_type!r}", field=f"{name}.type", mend="Use text or image"
-                )
-            key = _first_key(part, ("image", "path"))
-            if key is not None:
-                stored.append(images.take(part[key], f"{name}.{key}"))
-            elif used < len(listed):
-                stored.append(images.take(listed[used], f"images[{used}]"))
-                used += 1
-            else:
-                raise BadSampleError(
-                    f"no image left for it: `images` has {len(listed)}", field=name, mend="Name its file under `image`"
-                )
-            content.append(image_part())
-        messages.append({"role": role, "content": content})
-    if used < len(listed):
-        raise BadSampleError(
-            f"{len(listed)} images, but {used} image parts that stand for them",
-            field="images",
-            mend="Write an image part for each",
-        )
-    return messages, stored
+    return parse_conversation(row, images, form_of(row) or "messages")
 
 
 def _document(content: list[Part]) -> list[dict[str, Any]]:
@@ -271,11 +303,7 @@ def _mapping(value: Any, name: str) -> Row:
     return value
 
 
-def _first_key(row: Row, keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if row.get(key) is not None), None)
-
-
-Parser = Callable[[Row, ImageSource], Parsed]
+Parser = Callable[[Row, Images], Parsed]
 
 #: The parser of each format.
 PARSERS: dict[str, Parser] = {
@@ -286,22 +314,19 @@ PARSERS: dict[str, Parser] = {
     "pairs": parse_pair,
 }
 
-#: Keys by which `format="auto"` knows a row; pairs are told by `detect` itself, from any of their names.
-_SIGNATURES = {
-    "llava": ("conversations",),
-    "mmc4": ("text_list", "image_info"),
-    "obelics": ("texts", "images"),
-    "chat": ("messages",),
-}
-
 
 def detect(row: Any) -> str | None:
     """The format of a raw row by its keys, or None."""
     if not isinstance(row, Mapping):
         return None
-    for name, keys in _SIGNATURES.items():
+    if row.get("conversations") is not None:
+        return "llava"
+    for name, keys in (("mmc4", ("text_list", "image_info")), ("obelics", ("texts", "images"))):
         if all(key in row for key in keys):
             return name
-    if _first_key(row, PAIR_TEXT_KEYS) and (_first_key(row, PAIR_IMAGE_KEYS) or "url" in row):
+    if form_of(row) is not None:
+        return "chat"
+    has_text = any(not is_empty(row.get(key)) for key in PAIR_TEXT_KEYS)
+    if has_text and ("url" in row or any(not is_empty(row.get(key)) for key in IMAGE_KEYS)):
         return "pairs"
     return None

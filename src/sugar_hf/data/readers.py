@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -20,14 +20,15 @@ from typing import Any, Literal, TypedDict, Unpack
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 
-from .containers import RawRow, iter_rows
+from .columns import ColumnChoice
+from .containers import ID_KEYS, RawRow, is_saved, iter_rows
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
+from .media import is_empty
 from .schema import FEATURES, kind, validate_row
 
 Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat"]
 
-_ID_KEYS = ("id", "key", "file_name")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _NAMED = 5  # how many skipped rows the warning names
 _PROBED = 100  # how many rows are looked at to tell the format
@@ -41,6 +42,8 @@ class ReadOptions(TypedDict, total=False):
     validate_images: bool
     allow_outside_root: bool
     drop_broken_images: bool
+    columns: Sequence[str] | None
+    drop_columns: Sequence[str] | None
     skipped: list[BadSampleError] | None
     show_progress: bool
 
@@ -54,6 +57,8 @@ def load_dataset_file(
     validate_images: bool = True,
     allow_outside_root: bool = False,
     drop_broken_images: bool = False,
+    columns: Sequence[str] | None = None,
+    drop_columns: Sequence[str] | None = None,
     skipped: list[BadSampleError] | None = None,
     show_progress: bool = True,
 ) -> Dataset:
@@ -61,12 +66,17 @@ def load_dataset_file(
 
     | format | file | a row |
     |---|---|---|
-    | `llava` | JSON array or lines | `conversations`, `image` (a name, a list, or left out) |
+    | `llava` | JSON array or lines | `conversations`, `image` or `images` (a name, a list, or left out) |
     | `mmc4` | JSON lines | `text_list`, `image_info` with `image_name` and `matched_text_index` |
     | `obelics` | JSON lines or Parquet | `texts` and `images` with None where the other has an entry |
     | `pairs` | JSON lines, CSV, Parquet | an image (`image`, `file_name`, ...) and a caption (`text` or `caption`) |
     | `pairs` | folder | ImageFolder with `metadata.csv` or `.jsonl`, or `x.jpg` beside `x.txt` or `x.json` |
-    | `chat` | JSON lines | `messages` with `role` and `content`, and `images` |
+    | `pairs` | webdataset `.tar`, or a folder of them | an image and a caption |
+    | `chat` | JSON lines | `messages` with `role` and `content`, and `images`; the forms of TRL and ms-swift |
+
+    Each kind of row may come in each container: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` (all but Parquet also
+    with `.gz`, `.bz2` or `.xz` behind), webdataset shards, or the folder that `Dataset.save_to_disk` wrote. Empty
+    cells are no images. A row with pictures, films or sounds that nothing uses is broken.
 
     Args:
         path: The file or folder.
@@ -78,8 +88,11 @@ def load_dataset_file(
             Without it only names and files are checked (some 10,000 rows a second), and a damaged image is an error
             of `to_sample` when its turn comes.
         allow_outside_root: Accept image paths outside `image_root`; only for data files that you trust.
-        drop_broken_images: In `mmc4` and `obelics`, leave out a broken image instead of its whole document. Web
-            documents lose links all the time. Each image left out is counted and listed like a skipped row.
+        drop_broken_images: In `mmc4` and `obelics`, leave out a broken image, or a place with neither text nor image,
+            instead of its whole document. Web documents lose links all the time. Each place left out is counted and
+            listed like a skipped row.
+        columns: Read these columns alone.
+        drop_columns: Read all columns but these.
         skipped: A list to which the error of every row or image left out is appended.
         show_progress: Show a progress bar where reading takes longer than two seconds.
 
@@ -96,12 +109,15 @@ def load_dataset_file(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     file = _data_file(Path(path))
-    root = Path(image_root) if image_root is not None else file if file.is_dir() else file.parent
+    is_folder = file.is_dir() and not is_saved(file)
+    root = Path(image_root) if image_root is not None else file if is_folder else file.parent
     images = ImageSource(os.path.abspath(root), allow_outside_root, validate_images, drop_broken_images)
-    name = _detect(file) if format == "auto" else format
+    choice = ColumnChoice.of(columns, drop_columns)
+    name = _detect(file, choice) if format == "auto" else format
     left_out: list[BadSampleError] = []
-    rows = _rows(iter_rows(file, show_progress), name, images, on_error, left_out)
+    rows = _rows(iter_rows(file, show_progress, choice=choice), name, images, on_error, left_out)
     dataset = _write(rows)
+    choice.check()
     if skipped is not None:
         skipped.extend(left_out)
     if dataset is None:
@@ -149,11 +165,9 @@ def _data_file(path: Path) -> Path:
     return found[0] if found else path
 
 
-def _detect(file: Path) -> str:
-    if file.is_dir():
-        return "pairs"
+def _detect(file: Path, choice: ColumnChoice) -> str:
     fault: BadSampleError | None = None
-    for number, raw in enumerate(iter_rows(file, show_progress=False)):
+    for number, raw in enumerate(iter_rows(file, show_progress=False, choice=choice)):
         name = detect(raw.value)
         if raw.error is not None and fault is None:
             fault = _locate(raw.error, raw)
@@ -161,6 +175,8 @@ def _detect(file: Path) -> str:
             return name
         if number >= _PROBED:
             break
+    if file.is_dir():
+        return "pairs"
     if fault is not None:
         raise fault
     raise ValueError(
@@ -175,11 +191,11 @@ def _rows(
         images.dropped.clear()
         try:
             row = _parse(raw, name, images)
-        except BadSampleError as error:
-            _locate(error, raw)
+        except (BadSampleError, RecursionError) as fault:
+            error = fault if isinstance(fault, BadSampleError) else BadSampleError("the row is nested too deeply")
             if on_error == "raise":
-                raise
-            left_out.append(error)
+                raise _locate(error, raw) from fault.__cause__
+            left_out.append(_locate(error, raw))
             continue
         left_out.extend(_locate(error, raw) for error in images.dropped)
         yield row
@@ -193,6 +209,14 @@ def _parse(raw: RawRow, name: str, images: ImageSource) -> dict[str, Any]:
     messages, stored = PARSERS[name](raw.value, images)
     row = {"id": _identifier(raw), "source": _place(raw), "messages": messages, "images": stored}
     validate_row(row)
+    # Arrow holds no half surrogate pairs, as which names of files come that are no UTF-8.
+    names = {"id": _identifier(raw), **{f"images[{i}]": image["path"] or "" for i, image in enumerate(stored)}}
+    for field, text in {**names, "source": _place(raw)}.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            mend = "Rename the file, or give the row another id"
+            raise BadSampleError(f"{text!r} is not valid Unicode", field=field, mend=mend) from error
     return row
 
 
@@ -202,9 +226,9 @@ def _place(raw: RawRow) -> str:
 
 def _identifier(raw: RawRow) -> str:
     """The row's own name if it has one, else the file's stem and the row's number."""
-    for key in _ID_KEYS:
+    for key in ID_KEYS:
         value = raw.value.get(key)
-        if value is None:
+        if is_empty(value):
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise BadSampleError(f"expected a string or a whole number, got {kind(value)}", field=key)

@@ -1,4 +1,4 @@
-"""The one form in which samples of every source are kept, and the way from a stored row to a processor's input.
+"""The one form in which samples of every source are kept.
 
 A row is `{"id", "source", "messages", "images"}`. `messages` is a list of turns, each with a role and a list of
 content parts; a part is a text, or an image that stands for the next entry of `images` in reading order. A document
@@ -8,15 +8,14 @@ the same form.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from .errors import BadSampleError
-from .images import load_image
 
 FEATURES = Features(
     {
@@ -34,6 +33,22 @@ FEATURES = Features(
 
 DOCUMENT_ROLE = "document"
 CHAT_ROLES = ("system", "user", "assistant")
+
+PLACEHOLDER = "<image>"
+# Where tools put it: at either end of a line. Inside a sentence it is the word of somebody who speaks of it.
+_LOST = re.compile(
+    r"^[ \t]*(<(?:image|video|audio)>)|(<(?:image|video|audio)>)[ \t]*$|(<img>[^<\n]+</img>)", re.MULTILINE
+)
+
+
+def lost_placeholder(text: str) -> str | None:
+    """The placeholder that stands where tools put one for an image (or film, or sound), if a text has one.
+
+    >>> lost_placeholder("<image>what colour?"), lost_placeholder("Is <image> a tag?")
+    ('<image>', None)
+    """
+    match = _LOST.search(text)
+    return match[match.lastindex or 0] if match else None
 
 
 def text_part(text: str) -> dict[str, str | None]:
@@ -106,7 +121,10 @@ def _validate_message(message: Any, field: str, alone: bool) -> int:
         if part.get("type") == "image":
             images += 1
         elif part.get("type") == "text":
-            check_text(part.get("text"), f"{name}.text")
+            mark = lost_placeholder(check_text(part.get("text"), f"{name}.text"))
+            if mark and role == "user":
+                mend = "Write an image part in its stead, and the image under `images`, or remove it"
+                raise BadSampleError(f"{mark} that no image fills", field=f"{name}.text", mend=mend)
         else:
             raise BadSampleError(
                 f"unknown part type {part.get('type')!r}", field=f"{name}.type", mend="Use text or image"
@@ -136,37 +154,3 @@ def kind(value: Any) -> str:
     if isinstance(value, list) and not value:
         return "an empty list"
     return "nothing" if value is None else type(value).__name__
-
-
-def to_sample(row: Mapping[str, Any]) -> list[str | Image.Image] | list[dict[str, Any]]:
-    """Turns a row into what the processor takes, with decoded images in their places.
-
-    Args:
-        row: A row of the common schema; entries of `images` may be anything that `load_image` takes.
-
-    Returns:
-        For a document a list of strings and PIL images in reading order. For turns the list of chat messages
-        `{"role", "content": [{"type": "text", "text"} | {"type": "image", "image": PIL image}]}`.
-
-    Raises:
-        BadSampleError: The row breaks the schema or an image cannot be decoded; it names sample and field.
-    """
-    validate_row(row)
-    try:
-        images = iter([load_image(image, field=f"images[{i}]") for i, image in enumerate(row["images"])])
-    except BadSampleError as error:
-        error.at(file=row["source"], sample=row["id"])
-        raise
-    messages = [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": next(images)} if part["type"] == "image" else text_part(part["text"])
-                for part in message["content"]
-            ],
-        }
-        for message in row["messages"]
-    ]
-    if messages[0]["role"] == DOCUMENT_ROLE:
-        return [part["image"] if part["type"] == "image" else part["text"] for part in messages[0]["content"]]
-    return messages

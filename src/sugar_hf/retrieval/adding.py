@@ -9,11 +9,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data import BadSampleError, SkippedRowsWarning
+from ..data.columns import ColumnChoice
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .generation import Generation
 from .manifest import Head
 from .ranks import Ranks
+from .reading import stored_rows
 from .staging import Staging
 from .writing import AddReport, duplicate_error
 
@@ -32,10 +34,17 @@ class _Stream:
         on_duplicate: See `SugarIndex.add`.
         must_exist: Whether every id has to be there.
         on_error: Whether items that are no documents are skipped.
+        choice: The columns of rows that are read.
     """
 
     def __init__(
-        self, documents: Iterable[Any], known: Generation | None, on_duplicate: str, must_exist: bool, on_error: str
+        self,
+        documents: Iterable[Any],
+        known: Generation | None,
+        on_duplicate: str,
+        must_exist: bool,
+        on_error: str,
+        choice: ColumnChoice | None = None,
     ) -> None:
         if on_duplicate not in ON_DUPLICATE:
             raise ValueError(f"on_duplicate={on_duplicate!r}: give one of {', '.join(map(repr, ON_DUPLICATE))}.")
@@ -43,7 +52,8 @@ class _Stream:
             raise ValueError(f"on_error={on_error!r}: give 'raise' or 'skip'.")
         if isinstance(documents, str | bytes | dict):
             raise ValueError(f"documents must be a list or another iterable of documents, got {documents!r:.60}.")
-        self._documents = documents
+        self._choice = choice or ColumnChoice()
+        self._documents = stored_rows(documents, self._choice)
         self._known = known
         self._on_duplicate = on_duplicate
         self._must_exist = must_exist
@@ -65,7 +75,7 @@ class _Stream:
         twice: list[str] = []
         for place, item in enumerate(self._documents):
             try:
-                document = as_document(item, place)
+                document = as_document(item, place, choice=self._choice)
             except BadSampleError as error:
                 if self._on_error == "raise":
                     raise
@@ -85,6 +95,7 @@ class _Stream:
                 _check(twice)
                 yield part
                 part = []
+        self._choice.check()
         _check(twice)
         if part:
             yield part
@@ -102,6 +113,7 @@ def add_documents(
     show_progress: bool,
     kind: str = "add",
     head: Head | None = None,
+    choice: ColumnChoice | None = None,
 ) -> AddReport:
     """Embed documents part by part, skipping parts that are staged already, and commit; see `SugarIndex.add`.
 
@@ -119,7 +131,7 @@ def add_documents(
         with ranks.together():
             staging = Staging.open(index.folder)
             known = None if kind == "build" else index.generation
-            stream = _Stream(documents, known, on_duplicate, must_exist, on_error)
+            stream = _Stream(documents, known, on_duplicate, must_exist, on_error, choice)
             total = len(documents) if isinstance(documents, Sized) else None
             hidden = not (show_progress and ranks.is_first)
             count = 0

@@ -1,7 +1,5 @@
 """Samples as users write them, brought to the common schema; no image is decoded here."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +8,14 @@ from typing import Any
 from PIL import Image
 
 from ..data import CHAT_ROLES, DOCUMENT_ROLE, BadSampleError, image_part, text_part
+from ..data.conversations import decode_base64
 
 FORMS = (
     "A document is a text, an image, a list of both, chat messages, a row with `messages` and `images`, or "
     '{"id": ..., "document": any of these, "metadata": {...}}'
 )
 _PART_TYPES = ("text", "image")
+_PART_KEYS = {"type", "text", "image", "path", "url", "base64", "index"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ def _image_of_part(part: Mapping[str, Any], where: str) -> Any:
         raise BadSampleError("an image part needs one of image, path, base64", field=where)
     [(key, value)] = given.items()
     if key == "base64" and isinstance(value, str):
-        try:
-            return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
-        except binascii.Error as error:
-            raise BadSampleError(f"invalid base64 ({error})", field=f"{where}.base64") from error
+        return decode_base64(value, f"{where}.base64")
     return as_image(value, f"{where}.{key}")
 
 
@@ -151,7 +148,12 @@ def _is_chat(sample: Any) -> bool:
 
 def is_part(item: Any) -> bool:
     """Whether an item is a text or image part of a message."""
-    return isinstance(item, Mapping) and item.get("type") in _PART_TYPES
+    # a row of a table may well have a column `type`, and others beside it
+    return (
+        isinstance(item, Mapping)
+        and item.get("type") in _PART_TYPES
+        and all(key in _PART_KEYS or value is None for key, value in item.items())
+    )
 
 
 def is_struct(item: Mapping[str, Any]) -> bool:

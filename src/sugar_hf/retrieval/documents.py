@@ -8,9 +8,12 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from datasets import Features, List, Value
@@ -19,7 +22,12 @@ from PIL import Image
 
 from ..data import DOCUMENT_ROLE, BadSampleError, load_image, text_part
 from ..data import FEATURES as SAMPLE_FEATURES
-from .content import FORMS, Content, as_image, checked_text, from_schema, is_part, is_struct, read_sample
+from ..data.columns import ColumnChoice
+from ..data.containers import ID_KEYS
+from ..data.conversations import form_columns
+from ..data.formats import IMAGE_KEYS, PAIR_TEXT_KEYS, PARSERS, Flat, GivenImages, Images, detect, read_flat
+from ..data.media import MAYBE_IMAGE_KEYS, is_empty, refuse_unused
+from .content import Content, as_image, checked_text, from_schema, is_part, is_struct, read_sample
 
 MAX_ID_BYTES = 512
 INT64 = 2**63
@@ -35,7 +43,13 @@ DOCUMENT_FEATURES = Features(
 )
 
 _SAMPLE_KEYS = ("document", "sample")
-_TEXT_AND_IMAGES = ("image", "images", "text")
+# Columns that are no metadata where they are empty.
+_EMPTY_KEYS = {"messages", *_SAMPLE_KEYS, *IMAGE_KEYS, *PAIR_TEXT_KEYS} - set(MAYBE_IMAGE_KEYS)
+# Columns of web documents that say where things came from, place by place.
+_OWN_COLUMNS = {
+    "mmc4": ("text_list", "image_info", "similarity_matrix"),
+    "obelics": ("texts", "images", "metadata"),
+}
 
 
 @dataclass(frozen=True)
@@ -180,87 +194,160 @@ class Document:
             ) from error
 
 
-def as_document(item: Any, number: int, prefix: str = "") -> Document:
+def as_document(
+    item: Any, number: int, prefix: str = "", *, choice: ColumnChoice | None = None, images: Images | None = None
+) -> Document:
     """Make a document of whatever a user has.
 
     Args:
-        item: A [`Document`]; a row of the common schema (`messages`, `images`), whose other columns, if they are
-            scalars or lists of strings, become metadata; `{"id"?, "document" | "sample": any sample, "metadata"?}`;
-            `{"id"?, "image"? | "images"?, "text"?, "metadata"?}`, images first, further keys as metadata; or a
-            sample itself.
+        item: A [`Document`]; a row of any of the forms that [`row_document`] reads; or a sample itself.
         number: Its number, which is the id of an item that has none.
         prefix: Put before such an id.
+        choice: The columns of a row that are read; all if None.
+        images: What takes the images of a row. As they are, if None: names start where the program runs.
 
     Raises:
         BadSampleError: The item cannot be read; the error names it and the field.
     """
+    if isinstance(item, BadSampleError):  # of a stream that goes on behind what it could not read
+        raise item
     if isinstance(item, Document):
         document = item
     else:
         try:
-            document = _as_document(item, f"{prefix}{number}")
+            if not isinstance(item, Mapping) or is_part(item) or is_struct(item):
+                document = Document(f"{prefix}{number}", item)
+            else:
+                row = item if choice is None else choice.of_row(item)
+                document = row_document(row, f"{prefix}{number}", images or GivenImages(front=False))
         except BadSampleError as error:
             error.at(row=number)
             raise
+        except RecursionError as error:
+            raise BadSampleError("it is nested too deeply", row=number) from error
     _ = document.content  # read now: a malformed sample shows itself here and not hours later
     return document
 
 
-def _as_document(item: Any, name: str) -> Document:
-    if not isinstance(item, Mapping) or is_part(item) or is_struct(item):
-        return Document(name, item)
-    given = item.get("id")
-    if given is not None:
-        if isinstance(given, bool | float) or not isinstance(given, str | int | np.integer):
-            raise BadSampleError(f"expected a string or a whole number, got {type(given).__name__}", field="id")
-        name = check_id(str(given))
+def row_document(
+    row: Mapping[str, Any], name: str, images: Images, text_field: str | None = None, id_field: str | None = None
+) -> Document:
+    """The document of a row: the one way for rows of all files, data sets and programs.
+
+    | a row | the document |
+    |---|---|
+    | `conversations`, `messages`, `query` and `response`, ... | a chat (see `sugar_hf.data.conversations`) |
+    | `text_list` and `image_info`, `texts` and `images` | a web document, as MMC4 and OBELICS have them |
+    | `document` or `sample` | that sample |
+    | anything else | its images, then its text (see `sugar_hf.data.formats.read_flat`) |
+
+    The id stands under `id`, `key` or `file_name`. `metadata` (a dict, or JSON), and all other columns that hold
+    scalars or lists of strings, become metadata; dates become texts in ISO form, durations seconds.
+
+    Args:
+        row: The row.
+        name: The id if the row has none.
+        images: Takes its images.
+        text_field: The column of the text, if it is none of `text`, `caption` and `txt`.
+        id_field: The column of the id, if it is none of the above.
+
+    Raises:
+        BadSampleError: The row is broken, or has a picture, film or sound that nothing uses.
+    """
+    name = row_id(row, name, id_field)
     try:
-        return _from_mapping(item, name)
+        sample, used = _row_sample(row, images, text_field)
+        return Document(name, sample, _row_metadata(row, used, text_field))
     except BadSampleError as error:
         error.at(sample=name)
         raise
 
 
-def _from_mapping(item: Mapping[str, Any], name: str) -> Document:
-    sample_keys = ("messages", *_SAMPLE_KEYS, *_TEXT_AND_IMAGES)
-    keys = [key for key in sample_keys if item.get(key) is not None]
-    used = {"id", "metadata", "digest", *(key for key in sample_keys if key not in keys)}
-    if "messages" in keys:
-        used |= {"messages", "images"}
-        images = item.get("images")
-        sample = from_schema(item["messages"], [] if images is None else images)
-    elif found := [key for key in keys if key in _SAMPLE_KEYS]:
-        used |= set(found)
-        if len(keys) > 1:
-            raise BadSampleError(f"{' and '.join(keys)} both say what the document is", field=keys[1], mend="Keep one")
-        sample = item[found[0]]
-    elif keys:
-        used |= set(keys)
-        images = [item["image"]] if "image" in keys else []
-        images += _list_of(item["images"], "images") if "images" in keys else []
-        texts = _list_of(item["text"], "text") if "text" in keys else []
-        sample = [*(as_image(image, f"image {i}") for i, image in enumerate(images)), *texts]
-    else:
-        raise BadSampleError(f"{dict(item)!r:.80} says nothing that could be found", mend=FORMS)
-    metadata = dict(_parse_metadata(item.get("metadata")))
-    for key in item.keys() - used - metadata.keys():
-        value = item[key]
+def _row_sample(row: Mapping[str, Any], images: Images, text_field: str | None) -> tuple[Any, set[str]]:
+    """What a row says, and the columns that say it."""
+    if text_field is not None:
+        if text_field not in row:
+            raise BadSampleError(f"the row has no such column; it has {', '.join(map(str, row))}", field=text_field)
+        text = None if is_empty(row[text_field]) else row[text_field]
+        others = {key: value for key, value in row.items() if key not in (*PAIR_TEXT_KEYS, "messages")}
+        flat = read_flat(others, images, also=(text_field,))
+        if text is None and not flat.images:
+            raise BadSampleError("the text is empty", field=text_field, mend="Fill it in or leave it out")
+        return _flat_sample(flat, text), {*flat.used, text_field}
+    kind = detect(row)
+    if kind in ("llava", "chat", "mmc4", "obelics"):
+        messages, stored = PARSERS[kind](row, images)
+        return from_schema(messages, stored), {"images", *_OWN_COLUMNS.get(kind, ()), *(form_columns(row))}
+    said = [key for key in _SAMPLE_KEYS if row.get(key) is not None]
+    if said:
+        named = (key for key in (*IMAGE_KEYS, *PAIR_TEXT_KEYS) if key not in MAYBE_IMAGE_KEYS)
+        also = [key for key in named if not is_empty(row.get(key))]
+        if len(said) + len(also) > 1:
+            both = [*said, *also][:2]
+            raise BadSampleError(f"{' and '.join(both)} both say what the document is", field=both[1], mend="Keep one")
+        refuse_unused(row, set(said), [row[said[0]]])
+        return row[said[0]], set(said)
+    flat = read_flat(row, images)
+    if not flat.images and flat.text_key is None:
+        empty = next((key for key in PAIR_TEXT_KEYS if isinstance(row.get(key), str)), None)
+        if empty is not None:
+            raise BadSampleError("the text is empty", field=empty, mend="Fill it in or leave it out")
+        mend = "Give `text`, `image`, `document` or `messages`, or name the text's column with text_field"
+        if row.get("url") is not None:
+            mend = "Only a URL is given, which is not fetched: download the image first. " + mend
+        raise BadSampleError("the row has neither text nor image, so it says nothing that could be found", mend=mend)
+    return _flat_sample(flat, None if flat.text_key is None else row[flat.text_key]), set(flat.used)
+
+
+def _flat_sample(flat: Flat, text: Any) -> list[Any]:
+    texts = [] if text is None else text if isinstance(text, list | tuple) else [text]
+    return [*(as_image(image, f"image {i}") for i, image in enumerate(flat.images)), *texts]
+
+
+def _row_metadata(row: Mapping[str, Any], used: set[str], text_field: str | None) -> dict[str, Any]:
+    metadata = dict(_parse_metadata(row.get("metadata"))) if "metadata" not in used else {}
+    used = used | {"id", "metadata"}
+    if row.keys() >= DOCUMENT_FEATURES.keys():  # a document as an index stores it
+        used.add("digest")
+    for key in row.keys() - used:
+        value = row[key]
+        if key in _EMPTY_KEYS and is_empty(value):
+            continue
         if isinstance(value, list | tuple | dict | np.ndarray) and not _is_list_of_strings(value):
             raise BadSampleError(
                 f"expected a scalar or a list of strings, got {type(value).__name__}",
                 field=key,
-                mend="Remove the column, or put what is to be kept into `metadata`",
+                mend="Leave the column out with drop_columns, or put what is to be kept into `metadata`",
             )
-        metadata[key] = value
-    return Document(name, sample, dict(sorted(metadata.items())))
+        if isinstance(value, bytes | bytearray):
+            mend = "Leave the column out with drop_columns"
+            raise BadSampleError("bytes are neither a scalar nor a list of strings", field=key, mend=mend)
+        name = f"{key} column" if text_field is not None and key in (*PAIR_TEXT_KEYS, "messages") else key
+        value = None if is_empty(value) and not isinstance(value, str | list | tuple) else value
+        if name in metadata and metadata[name] != value:
+            raise BadSampleError("`metadata` and a column both give it", field=key, mend="Keep one of them")
+        metadata[name] = value
+    return dict(sorted(metadata.items()))
 
 
-def _list_of(value: Any, where: str) -> list[Any]:
-    if isinstance(value, list | tuple):
-        return list(value)
-    if where == "images":
-        raise BadSampleError(f"expected a list, got {type(value).__name__}", field=where, mend="Use `image` for one")
-    return [value]
+def row_id(row: Mapping[str, Any], default: str, id_field: str | None = None) -> str:
+    """The id of a row: under `id_field`, else under the first of `id`, `key` and `file_name` that is there.
+
+    Raises:
+        BadSampleError: It is neither a string nor a whole number, or there is none under `id_field`.
+    """
+    if id_field is not None and is_empty(row.get(id_field)):
+        raise BadSampleError(f"the row has no id there; it has {', '.join(map(str, row))}", field=id_field)
+    for key in ID_KEYS if id_field is None else (id_field,):
+        value = row.get(key)
+        if value is None or (is_empty(value) and not isinstance(value, str)):
+            continue
+        if isinstance(value, bool | float) or not isinstance(value, str | int | np.integer):
+            raise BadSampleError(f"expected a string or a whole number, got {type(value).__name__}", field=key)
+        if key != "id" and isinstance(value, str) and not value.strip():
+            continue
+        return check_id(str(value))
+    return default
 
 
 def _is_list_of_strings(value: Any) -> bool:
@@ -317,13 +404,12 @@ def check_metadata(metadata: Any, name: str | None = None) -> dict[str, Any]:
 
 
 def _scalar(value: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = _plain(value)
     if isinstance(value, str) and value.strip():
         return checked_text(value, where)
     if isinstance(value, float) and not math.isfinite(value):
         raise BadSampleError(f"{value} is no number that can be compared", field=where, mend="Use None")
-    if isinstance(value, int) and not -INT64 <= value < INT64:
+    if isinstance(value, int) and not -INT64 < value < INT64:
         raise BadSampleError(f"{value} does not fit 64 bits", field=where, mend="Keep it as a string")
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -334,14 +420,38 @@ def _scalar(value: Any, where: str) -> Any:
     )
 
 
+def _plain(value: Any) -> Any:
+    """Values of tables as those that metadata hold: dates as ISO texts (in UTC where they have a zone), durations in
+    seconds, decimals as numbers if a float holds them."""
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(np.datetime_as_string(value))
+    if isinstance(value, np.timedelta64):
+        return None if np.isnat(value) else float(value / np.timedelta64(1, "s"))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, datetime):
+        return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        if value == value.to_integral_value():
+            return int(value)
+        return float(value) if Decimal(repr(float(value))) == value else value
+    return value
+
+
 def _parse_metadata(value: Any) -> Mapping[str, Any]:
     """Metadata as a dict, or as JSON, in which it is stored."""
-    if value is None:
+    if is_empty(value):
         return {}
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSampleError(f"invalid JSON ({error})", field="metadata") from error
     if not isinstance(value, Mapping):
         raise BadSampleError(f"expected a dict, got {type(value).__name__}", field="metadata")

@@ -1,11 +1,12 @@
 """The index on disk: add, delete and search interleaved documents."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.columns import ColumnChoice
 from .adding import add_documents, add_vectors, report_skipped
 from .embedder import SugarEmbedder
 from .errors import IndexMismatchError
@@ -121,6 +122,8 @@ class SugarIndex(SearchableIndex):
         vectors: str = "float32",
         backend_options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        columns: Sequence[str] | None = None,
+        drop_columns: Sequence[str] | None = None,
         on_error: str = "raise",
         part_documents: int = PART_DOCUMENTS,
         show_progress: bool = True,
@@ -136,16 +139,20 @@ class SugarIndex(SearchableIndex):
             vectors: See [`create`].
             backend_options: See [`create`].
             overwrite: Replace an index that is there, once the new one is whole.
+            columns: Read these columns of rows alone.
+            drop_columns: Read all columns of rows but these.
             on_error: `"raise"` at the first document that cannot be embedded, or `"skip"` those, with a warning.
             part_documents: How many documents are embedded between two points from which a killed call goes on.
             show_progress: Show a bar.
 
         Raises:
             FileExistsError: The folder holds an index with documents.
+            ValueError: `columns` or `drop_columns` names a column that no row has, or both are given.
             DuplicateIdError: Two documents have the same id.
             BadSampleError: A document cannot be embedded.
         """
         folder, ranks = Path(folder), Ranks()
+        choice = ColumnChoice.of(columns, drop_columns)
         head, secrets = make_head(embedder, None, backend, vectors, None, backend_options)
         with ranks.together():
             if ranks.is_first:
@@ -165,6 +172,7 @@ class SugarIndex(SearchableIndex):
                 on_error=on_error,
                 kind="build",
                 head=head,
+                choice=choice,
                 on_duplicate="raise",
                 part_documents=part_documents,
                 show_progress=show_progress,
@@ -188,6 +196,8 @@ class SugarIndex(SearchableIndex):
         self,
         documents: Iterable[Any],
         *,
+        columns: Sequence[str] | None = None,
+        drop_columns: Sequence[str] | None = None,
         on_error: str = "raise",
         on_duplicate: str = "raise",
         part_documents: int = PART_DOCUMENTS,
@@ -200,6 +210,8 @@ class SugarIndex(SearchableIndex):
 
         Args:
             documents: See [`build`].
+            columns: See [`build`].
+            drop_columns: See [`build`].
             on_error: `"raise"`, or `"skip"` documents that cannot be embedded, with a warning.
             on_duplicate: What an id does that is there already: `"raise"`, `"skip"` the new document (also the second
                 of one call), or `"update"` the old one.
@@ -211,7 +223,8 @@ class SugarIndex(SearchableIndex):
             BadSampleError: A document cannot be embedded; nothing was added.
             LockedIndexError: Another process is writing.
         """
-        return self._add(documents, on_error, on_duplicate, part_documents, show_progress)
+        choice = ColumnChoice.of(columns, drop_columns)
+        return self._add(documents, on_error, on_duplicate, part_documents, show_progress, choice=choice)
 
     def update(self, documents: Iterable[Any], **options: Any) -> AddReport:
         """Replace documents by others of the same ids; options are those of `add`.
@@ -220,6 +233,7 @@ class SugarIndex(SearchableIndex):
             KeyError: An id is not there; nothing was changed.
         """
         options = {"on_error": "raise", "part_documents": PART_DOCUMENTS, "show_progress": True, **options}
+        options["choice"] = ColumnChoice.of(options.pop("columns", None), options.pop("drop_columns", None))
         return self._add(documents, on_duplicate="update", must_exist=True, **options)
 
     def _add(
@@ -230,6 +244,7 @@ class SugarIndex(SearchableIndex):
         part_documents: int,
         show_progress: bool,
         must_exist: bool = False,
+        choice: ColumnChoice | None = None,
     ) -> AddReport:
         embedder = self._checked_embedder()
         positions = self._generation.manifest.head.positions
@@ -246,6 +261,7 @@ class SugarIndex(SearchableIndex):
                 on_error=on_error,
                 on_duplicate=on_duplicate,
                 must_exist=must_exist,
+                choice=choice,
                 part_documents=part_documents,
                 show_progress=show_progress,
             )

@@ -3,25 +3,35 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, IterableDataset
 
 from ..data import BadSampleError
-from ..data.containers import RawRow, iter_rows, read_caption
-from ..data.formats import PAIR_IMAGE_KEYS, PAIR_TEXT_KEYS, PARSERS, ImageSource, detect
+from ..data.columns import ColumnChoice
+from ..data.containers import (
+    DATA_SUFFIXES,
+    RawRow,
+    arrow_batches,
+    data_suffix,
+    decode_text,
+    hub_hint,
+    is_saved,
+    iter_rows,
+    read_caption,
+    rows_of_batches,
+    shards_of,
+    unread_file,
+)
+from ..data.formats import ImageSource
 from ..data.images import IMAGE_SUFFIXES
-from .documents import Document, as_document
+from .documents import Document, as_document, row_document
 
 TEXT_SUFFIXES = (".txt", ".md")
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _CAPTION_SUFFIXES = (".txt", ".json")
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_ID_KEYS = ("id", "key", "file_name")
-_MAYBE_IMAGES = ("file_name", "filepath", "path")  # names of files that need not be images
-_WEB_FORMATS = {"llava": {"conversations", "image"}, "mmc4": {"text_list", "image_info"}, "obelics": {"texts"}}
 
 
 def read_documents(
@@ -31,6 +41,9 @@ def read_documents(
     id_field: str | None = None,
     image_root: str | Path | None = None,
     captions: bool = True,
+    columns: Sequence[str] | None = None,
+    drop_columns: Sequence[str] | None = None,
+    drop_broken_images: bool = False,
     on_error: str = "raise",
     skipped: list[BadSampleError] | None = None,
 ) -> Iterator[Document]:
@@ -41,57 +54,90 @@ def read_documents(
     | folder of images and texts | each image, with its caption in `x.txt` or `x.json`; each other `.txt`, `.md` |
     | folder with `metadata.jsonl`, `.csv` or `.parquet` (ImageFolder) | each row of that file |
     | folder that `Dataset.save_to_disk` wrote | each row |
-    | `.jsonl`, `.json`, `.csv`, `.parquet` | each row: LLaVA, MMC4, OBELICS, chat, or what `as_document` takes |
+    | `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` | each row; all but Parquet also with `.gz`, `.bz2`, `.xz` behind |
+    | webdataset `.tar`, or a folder of them | each row |
     | one image or text file | that file |
 
-    Rows may name images under any of the names that `sugar_hf.data` knows (`image`, `file_name`, ...), one or several;
-    images come first, then the text (`text` or `caption`). In `{"document": [...]}` a string is a text, and
-    `{"image": "a.jpg"}` an image. What else a row has of scalars and lists of strings becomes metadata.
+    Rows are read as [`as_document`] reads them from a data set or a program: LLaVA, ShareGPT, TRL, MMC4, OBELICS;
+    images under any of their names (`image`, `images`, `file_name`, ...) and then the text (`text`, `caption` or
+    `txt`); other columns become metadata. Cells of CSV get the type of their column: numbers, truth values or texts;
+    empty ones are absent. In `{"document": [...]}` a string is a text, and `{"image": "a.jpg"}` an image.
 
     Args:
         path: A folder or file.
         text_field: The column that holds the text, if it is not `text`, `caption` or `txt`.
         id_field: The column that holds the id, if it is not `id`, `key` or `file_name`. Rows without one are called
             by file and number, files by their path below the folder.
-        image_root: Where image names in rows start, and which they may not leave; the file's own folder when `None`.
+        image_root: Where image names in rows start, and which they may not leave; the folder in which the file (or the
+            saved data set) lies when `None`.
         captions: In a folder of images, whether text files beside images are their captions, or documents.
+        columns: Read these columns of rows alone.
+        drop_columns: Read all columns but these.
+        drop_broken_images: Leave a broken image, or a place with neither text nor image, out of a web document (MMC4,
+            OBELICS) instead of the whole document.
         on_error: `"raise"` at the first broken row, or `"skip"` those.
-        skipped: A list to which the error of each skipped row is appended.
+        skipped: A list to which the error of each skipped row, and of each place left out, is appended.
 
     Returns:
         An iterator over documents, always in the same order.
 
     Raises:
         FileNotFoundError: There is no such path.
-        ValueError: It is of a kind that cannot be read, or an option is wrong.
+        ValueError: It is of a kind that cannot be read, or an option is wrong; or, at the end, no row had a column
+            that an option names.
         BadSampleError: A row is broken; the error names file, line and field.
     """
     file = Path(path)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+    choice = ColumnChoice.of(columns, drop_columns)
     if not file.exists():
-        raise FileNotFoundError(f"no file or folder {str(file)!r}")
+        raise FileNotFoundError(f"no file or folder {str(file)!r}{hub_hint(file)}")
     left_out: list[BadSampleError] = [] if skipped is None else skipped
-    if file.is_dir():
-        if (file / "dataset_dict.json").is_file():
-            raise ValueError(f"{str(file)!r} holds several splits: pass the folder of one of them")
-        if (file / "state.json").is_file():
-            dataset = load_from_disk(file)
-            return _guarded(_rows_of(dataset, file), on_error, left_out, text_field, id_field, None)
+    if file.is_dir() and not is_saved(file):
         found = [file / name for name in _METADATA_FILES if (file / name).is_file()]
         if len(found) > 1:
             raise ValueError(f"{str(file)!r} has {' and '.join(each.name for each in found)}: pass the one to read")
-        if not found:
+        if not found and not shards_of(file):
             return _files(file, captions, on_error, left_out)
-        file = found[0]
+        file = found[0] if found else file
     suffix = file.suffix.lower()
     if suffix in TEXT_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return _each([(file.name, [file])], on_error, left_out)
-    if suffix not in DATA_SUFFIXES:
-        known = ", ".join((*DATA_SUFFIXES, *TEXT_SUFFIXES, *IMAGE_SUFFIXES))
-        raise ValueError(f"{str(file)!r} is none of the files that are read: {known}")
-    images = ImageSource(os.path.abspath(image_root or file.parent), validate=False)
-    return _guarded(iter_rows(file, show_progress=False), on_error, left_out, text_field, id_field, images)
+    if not file.is_dir() and data_suffix(file) not in DATA_SUFFIXES:
+        raise unread_file(file)
+    images = ImageSource(
+        os.path.abspath(image_root or file.parent), validate=False, drop_broken=drop_broken_images, front=False
+    )
+    texts = frozenset(name for name in (text_field, id_field) if name is not None)
+    rows = iter_rows(file, show_progress=False, choice=choice, texts=texts)
+    return _guarded(rows, on_error, left_out, text_field, id_field, images, choice)
+
+
+def stored_rows(documents: Iterable[Any], choice: ColumnChoice | None = None) -> Iterable[Any]:
+    """The rows of a data set as they are stored, so that images keep their bytes; anything else as it is.
+
+    A data set with a format or transform of the user's own is left to it.
+    """
+    if isinstance(documents, IterableDataset):
+        return documents.decode(False) if documents.features is not None else documents
+    if not isinstance(documents, Dataset) or documents.format["type"] is not None:
+        return documents
+    return _Stored(documents, choice or ColumnChoice())
+
+
+class _Stored:
+    """A data set, row by row as it is stored; a row that cannot be read is its error."""
+
+    def __init__(self, dataset: Dataset, choice: ColumnChoice) -> None:
+        self._dataset, self._choice = dataset, choice
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        for raw in rows_of_batches(arrow_batches(self._dataset, self._choice), ""):
+            yield raw.value if raw.error is None else raw.error
 
 
 # ---- Files ----
@@ -118,7 +164,8 @@ def _files(folder: Path, captions: bool, on_error: str, left_out: list[BadSample
         counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(alone.items()))
         warnings.warn(f"{folder}: files that are neither images nor texts are left alone ({counts})", stacklevel=3)
     if not entries:
-        raise ValueError(f"{str(folder)!r} has no image or text file. Images: {', '.join(IMAGE_SUFFIXES)}")
+        mend = "Pass one of the data files. " if any(data_suffix(file) in DATA_SUFFIXES for file in others) else ""
+        raise ValueError(f"{str(folder)!r} has no image or text file. {mend}Images: {', '.join(IMAGE_SUFFIXES)}")
     return _each(sorted((entry[0].relative_to(folder).as_posix(), entry) for entry in entries), on_error, left_out)
 
 
@@ -138,7 +185,7 @@ def _text(file: Path) -> str:
     if file.suffix.lower() == ".json":
         return read_caption({".json": str(file)})
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return decode_text(file.read_bytes())
     except UnicodeDecodeError as error:
         mend = "Convert the file to UTF-8"
         raise BadSampleError(f"{file.name} is not UTF-8 ({error})", field="text", mend=mend) from error
@@ -149,83 +196,45 @@ def _text(file: Path) -> str:
 # ---- Rows ----
 
 
-def _rows_of(dataset: Dataset, folder: Path) -> Iterator[RawRow]:
-    for number, row in enumerate(dataset):
-        yield RawRow(str(folder), number, None, row)
-
-
 def _guarded(
     rows: Iterator[RawRow],
     on_error: str,
     left_out: list[BadSampleError],
     text_field: str | None,
     id_field: str | None,
-    images: ImageSource | None,
+    images: ImageSource,
+    choice: ColumnChoice,
 ) -> Iterator[Document]:
     for raw in rows:
+        images.dropped.clear()
         try:
-            if raw.error is not None:
-                raise raw.error
-            if not isinstance(raw.value, Mapping):
-                raise BadSampleError(f"expected an object with keys, got {type(raw.value).__name__}")
-            yield _document(raw, text_field, id_field, images)
-        except BadSampleError as error:
-            error.at(file=raw.file, line=raw.line, row=raw.row)
-            if on_error == "raise":
-                raise
-            left_out.append(error)
-
-
-def _document(raw: RawRow, text_field: str | None, id_field: str | None, images: ImageSource | None) -> Document:
-    """The document of one row. `images` resolves names of files; rows of a data set on disk name none."""
-    row = dict(raw.value)
-    name = _identifier(raw, id_field)
-    kind = detect(row)
-    if text_field is not None:
-        if row.get(text_field) is None:
-            raise BadSampleError(f"the row has no such column; it has {', '.join(map(str, row))}", field=text_field)
-        for key in (*PAIR_TEXT_KEYS, "messages"):
-            if key in row and key != text_field:
-                row[f"{key} column"] = row.pop(key)  # metadata now
-        row["text"] = row.pop(text_field)
-        kind = None
-    if images is None:
-        return as_document({**row, "id": name}, raw.row)
-    if kind in _WEB_FORMATS:
-        messages, stored = PARSERS[kind](row, images)
-        own = {*_WEB_FORMATS[kind], "images", "metadata", "id"}
-        row = {key: value for key, value in row.items() if key not in own and _is_scalar(value)}
-        return as_document({**row, "id": name, "messages": messages, "images": stored}, raw.row)
-    if kind == "chat":
-        row["messages"], row["images"] = PARSERS[kind](row, images)
-        return as_document({**row, "id": name}, raw.row)
-    for key in ("document", "sample"):
-        if row.get(key) is not None:
-            row[key] = resolve_images(row[key], key, images)
-            return as_document({**row, "id": name}, raw.row)
-    return as_document({**_flat(row, images), "id": name}, raw.row)
-
-
-def _flat(row: dict[str, Any], images: ImageSource) -> dict[str, Any]:
-    """A row with images and a text under any of their names, under the names that `as_document` knows."""
-    found: list[dict[str, Any]] = []
-    for key in ("images", *PAIR_IMAGE_KEYS):
-        value = row.get(key)
-        is_other = key in _MAYBE_IMAGES and not str(value).lower().endswith(IMAGE_SUFFIXES)
-        if value is None or value == "" or is_other or (found and key in _MAYBE_IMAGES):
+            document = _document(raw, text_field, id_field, images)
+        except BadSampleError as fault:
+            error = fault
+        except RecursionError:
+            error = BadSampleError("the row is nested too deeply")
+        else:
+            left_out.extend(each.at(file=raw.file, line=raw.line, row=raw.row) for each in images.dropped)
+            yield document
             continue
-        listed = isinstance(value, list)
-        for i, image in enumerate(value if listed else [value]):
-            found.append(images.take(image, f"{key}[{i}]" if listed else key))
-        del row[key]
-    text = next((key for key in PAIR_TEXT_KEYS if row.get(key) is not None and row[key] != ""), None)
-    if text is None and not found:
-        mend = "Give `text`, `image`, `document` or `messages`, or name the text's column with text_field"
-        if row.get("url") is not None:
-            mend = "Only a URL is given, which is not fetched: download the image first. " + mend
-        raise BadSampleError("the row has neither text nor image", mend=mend)
-    row["text"], row["images"] = None if text is None else row.pop(text), found or None
-    return row
+        error.at(file=raw.file, line=raw.line, row=raw.row)
+        if on_error == "raise":
+            raise error
+        left_out.append(error)
+    choice.check()
+
+
+def _document(raw: RawRow, text_field: str | None, id_field: str | None, images: ImageSource) -> Document:
+    if raw.error is not None:
+        raise raw.error
+    if not isinstance(raw.value, Mapping):
+        raise BadSampleError(f"expected an object with keys, got {type(raw.value).__name__}")
+    row = {
+        key: resolve_images(value, key, images) if key in ("document", "sample") and value is not None else value
+        for key, value in raw.value.items()
+    }
+    document = row_document(row, f"{Path(raw.file).stem}-{raw.row}", images, text_field, id_field)
+    return as_document(document, raw.row)
 
 
 def resolve_images(sample: Any, where: str, images: ImageSource) -> Any:
@@ -255,20 +264,3 @@ def resolve_images(sample: Any, where: str, images: ImageSource) -> Any:
 
 def _as_given(stored: dict[str, Any]) -> Path | bytes:
     return Path(stored["path"]) if stored["bytes"] is None else stored["bytes"]
-
-
-def _identifier(raw: RawRow, id_field: str | None) -> str:
-    if id_field is not None and raw.value.get(id_field) is None:
-        raise BadSampleError(f"the row has no id there; it has {', '.join(map(str, raw.value))}", field=id_field)
-    for key in _ID_KEYS if id_field is None else (id_field,):
-        value = raw.value.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise BadSampleError(f"expected a string or a whole number, got {type(value).__name__}", field=key)
-        return str(value)
-    return f"{Path(raw.file).stem}-{raw.row}"
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool)

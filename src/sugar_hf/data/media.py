@@ -1,0 +1,151 @@
+"""What in a row is a picture, a film or a sound, so that none of them is lost without a word."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import BadSampleError
+from .images import IMAGE_SUFFIXES
+
+#: Columns that name an image where it is the name of an image file, and something else where not.
+MAYBE_IMAGE_KEYS = ("file_name", "filepath", "path")
+#: Columns that no reader takes for content: they say which row it is.
+NAMING_KEYS = frozenset({"id", "key", "source", "metadata"})
+
+_OTHER_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".svg", ".heic")
+_PICTURES = frozenset(
+    {"image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"}
+    | {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
+)
+_OTHERS = frozenset(
+    {"video", "videos", "audio", "audios", "sound", "sounds", "speech"}
+    | {"mp4", "webm", "avi", "mov", "mkv", "wav", "mp3", "flac"}
+)
+# Words beside those of media that leave the column one of media: `image_path`, `inputImages`, `video_file_1`.
+_NAMES = frozenset(
+    ["path", "paths", "file", "files", "filename", "filepath", "name", "names", "url", "urls", "uri", "src"]
+)
+_FORMS = _NAMES | frozenset(["bytes", "base64", "b64", "data", "list", "input", "inputs", "source"])
+_WORDS = re.compile(r"[^a-z]+")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
+_ADDRESSES = ("data:image", "data:video", "data:audio")
+_LONGEST_NAME = 4096
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value of a cell says nothing: None, white space, NaN, an image without bytes and path, or only such.
+
+    >>> is_empty(" "), is_empty([None, ""]), is_empty({"bytes": None, "path": None}), is_empty(0)
+    (True, True, True, False)
+    """
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, float | np.floating | datetime):
+        return bool(value != value)  # NaN, and pandas' NaT
+    if isinstance(value, Mapping):
+        is_struct = bool(value) and value.keys() <= {"bytes", "path"}
+        return is_struct and all(each is None or each == "" for each in value.values())
+    return isinstance(value, list | tuple) and all(map(is_empty, value))
+
+
+def names_media(key: str) -> bool:
+    """Whether a column is one of pictures, films or sounds by its name.
+
+    >>> names_media("image_path"), names_media("videos"), names_media("image_id"), names_media("path")
+    (True, True, False, False)
+    """
+    words = _words(key)
+    return bool(words & (_PICTURES | _OTHERS)) and words <= _PICTURES | _OTHERS | _FORMS
+
+
+def looks_like_media(value: Any) -> bool:
+    """Whether a value holds a picture, film or sound, or is the name or address of one."""
+    if isinstance(value, str):
+        name = value.strip().lower()
+        if name.startswith(_ADDRESSES):
+            return True
+        return len(name) <= _LONGEST_NAME and name.partition("?")[0].endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
+    if isinstance(value, bytes | bytearray):
+        return value.startswith(_SIGNATURES) or value[8:12] == b"WEBP"
+    if isinstance(value, Mapping):
+        return value.keys() >= {"bytes"} and value.keys() <= {"bytes", "path"} and not is_empty(value)
+    return isinstance(value, Image.Image) or (isinstance(value, list | tuple) and any(map(looks_like_media, value)))
+
+
+def refuse_unused(
+    row: Mapping[Any, Any], used: Collection[str], images: Iterable[Any] = (), where: str | None = None
+) -> None:
+    """Refuses a row with pictures, films or sounds that nothing uses.
+
+    Args:
+        row: The row, or a turn or part of one.
+        used: The columns that were read.
+        images: What the row gave for the images that were taken. The name of one of them under another column, or
+            any name beside images without names, is where it comes from and not another picture.
+        where: The place of `row`, if it is not the row itself.
+
+    Raises:
+        BadSampleError: A column names media, or its value does, and it was not read. It names the column.
+    """
+    taken = list(images)
+    for key, value in row.items():
+        if not isinstance(key, str) or key in used or key in NAMING_KEYS or is_empty(value) or value is False:
+            continue
+        looks = looks_like_media(value)
+        words = _words(key)
+        is_media = names_media(key) or (looks and key in MAYBE_IMAGE_KEYS)
+        if not is_media and not (looks and (words & (_PICTURES | _OTHERS) or not taken)):
+            continue
+        if taken and not words & _OTHERS and is_origin(key, value, taken):
+            continue
+        kind = "a video or a sound" if words & _OTHERS else "an image"
+        mend = (
+            "Name images under `image` or `images`, or leave the column out with drop_columns"
+            if kind == "an image"
+            else "Only images and texts are taken: leave the column out with drop_columns, or the row"
+        )
+        raise BadSampleError(
+            f"it names {kind} that is not used", field=key if where is None else f"{where}.{key}", mend=mend
+        )
+
+
+def _words(key: str) -> set[str]:
+    return {word for word in _WORDS.split(_HUMP.sub("_", key).lower()) if word}
+
+
+def is_origin(key: str, value: Any, taken: list[Any]) -> bool:
+    """Whether a value only says where images come from that were taken from other columns."""
+    given = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(each, str) and not each.startswith("data:") for each in given):
+        return False
+    words = _words(key)
+    if words & {"url", "urls", "uri"} or all("://" in each for each in given):
+        return True
+    names = [_name(image) for image in taken]
+    if all(any(name is not None and _is_end_of(each.strip(), name) for name in names) for each in given):
+        return True
+    return bool(words & _NAMES) and all(name is None for name in names)
+
+
+def _name(image: Any) -> str | None:
+    """The file name of what was given for an image, if it has one."""
+    if isinstance(image, Mapping):
+        image = image.get("path")
+    return os.fspath(image) or None if isinstance(image, str | os.PathLike) else None
+
+
+def _is_end_of(one: str, other: str) -> bool:
+    """Whether one of two paths is the end of the other, so that both may name one file."""
+    shorter, longer = sorted(([*PurePath(each).parts] for each in (one, other)), key=len)
+    return longer[-len(shorter) :] == shorter
