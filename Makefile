@@ -1,12 +1,16 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
 # make test   the tests, offline, in two processes; ARGS="tests/data -x" picks some
 # make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
+# make test-newest       the tests with the newest versions that pyproject.toml allows today
+# make test-lowest       the tests with the lowest that it allows
+# make test-torchvision  the families and the processors where torchvision is installed
+# make test-install      install the package as a user does, and use it
 # make lab    the paper's experiments on the picturebook, hours; what is done already is not done again
 # make lab-quick  the same, far smaller, to see that all of it runs
 # make check  lint, format and types
-# make clean  remove what these leave behind (the environment stays)
+# make clean  remove what these leave behind (the environments stay)
 #
-# Each sets up .venv when needed, and again when pyproject.toml or constraints.txt change.
+# Each sets up an environment when needed (.venv, .venv-newest and so on), and again when what it is made of changes.
 
 PYTHON ?= python3
 PHOTOS ?=
@@ -16,14 +20,17 @@ WORKERS ?= 2
 # Where pip looks for torch first. Without a GPU, https://download.pytorch.org/whl/cpu has a much smaller build.
 TORCH_INDEX ?=
 
-PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
+NEWEST := .venv-newest/.ready-$(shell date +%F)
+LOWEST := .venv-lowest/.ready
+TORCHVISION := .venv-torchvision/.ready
+INSTALL := .venv-install/.ready
 
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lab lab-quick check clean
+.PHONY: demo test test-slow test-newest test-lowest test-torchvision test-install lab lab-quick check clean
 
 demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
@@ -33,6 +40,18 @@ test: $(READY)
 
 test-slow: $(READY)
 	@.venv/bin/python -m pytest -m slow $(ARGS)
+
+test-newest: $(NEWEST)
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-lowest: $(LOWEST)
+	@OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-torchvision: $(TORCHVISION)
+	@OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n $(WORKERS) tests/families tests/model $(ARGS)
+
+test-install: $(INSTALL)
+	@OMP_NUM_THREADS=1 .venv-install/bin/python examples/installed.py
 
 lab: $(READY)
 	@.venv/bin/sugar-hf lab --workers $(WORKERS) $(ARGS)
@@ -45,14 +64,40 @@ check: $(READY)
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy src/sugar_hf
 
+# $(call environment,FOLDER,OPTIONS OF PIP): what the tests need, in a folder of its own. torch comes first and alone,
+# so that nothing pulls another build of it in.
+define environment
+	@test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
+	@echo "setting up $(1) (a few minutes the first time)"
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(call pip,$(1),$(2)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(call pip,$(1),$(2)) -e ".[dev]"
+	@$(call pip,$(1),$(2)) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
+	@$(call pip,$(1),$(2)) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
+endef
+pip = $(1)/bin/python -m pip install -qq --disable-pip-version-check $(2)
+
 $(READY): pyproject.toml constraints.txt
-	@test -x .venv/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
-	@echo "setting up .venv (a few minutes the first time)"
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(PIP) -e ".[dev]"
-	@$(PIP) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
-	@$(PIP) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
+	$(call environment,.venv,-c constraints.txt)
+	@touch $@
+
+$(NEWEST): pyproject.toml
+	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager)
+	@rm -f .venv-newest/.ready-*
+	@touch $@
+
+$(LOWEST): pyproject.toml .ci/lowest.py
+	@mkdir -p .cache
+	@$(PYTHON) .ci/lowest.py pyproject.toml > .cache/lowest.txt
+	$(call environment,.venv-lowest,-c .cache/lowest.txt)
+	@touch $@
+
+# The pins, but with a torch that has a torchvision. Nowhere else is it installed.
+$(TORCHVISION): pyproject.toml constraints.txt Makefile
+	@mkdir -p .cache
+	@sed 's/^torch==.*/torch==2.14.1\ntorchvision==0.29.1/' constraints.txt > .cache/torchvision.txt
+	$(call environment,.venv-torchvision,-c .cache/torchvision.txt)
+	@$(call pip,.venv-torchvision,-c .cache/torchvision.txt) torchvision
 	@touch $@
 
 clean:

@@ -230,7 +230,7 @@ def load_parts(
         shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise ValueError(f"{name} lacks {len(lacking)} weights, which would be random: {shown}. {mend}")
     if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return model.to(device), AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 
 

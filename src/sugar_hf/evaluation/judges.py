@@ -173,7 +173,7 @@ class LocalJudge:
         self.name, self.seed = name, seed
         self._sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         kind = AutoModelForImageTextToText if self._sees else AutoModelForCausalLM
-        device = device or str(torch.accelerator.current_accelerator() or "cpu")
+        device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self._model = kind.from_pretrained(name, dtype=dtype).to(device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(name)
 

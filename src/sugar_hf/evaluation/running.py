@@ -56,7 +56,7 @@ def open_model(name: str, device: str | None = None, dtype: str | None = None, *
             ) from error
         processor = AutoProcessor.from_pretrained(name)
     if device is None:
-        device = str(torch.accelerator.current_accelerator() or "cpu")
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     return model.to(device).eval(), processor
 
 

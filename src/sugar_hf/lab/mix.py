@@ -149,7 +149,7 @@ def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
     """
     folder = mix_folder(part, size, seed, work)
     names = mini_teachers()
-    device = torch.accelerator.current_accelerator() or "cpu"
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     teacher = TripleTeacher.from_pretrained(names["clip"], names["dino"], names["text"], device=device)
     facts = {"teachers": teacher.fingerprint, "exercises": sorted(all_exercises())}
     if is_whole(folder, facts):

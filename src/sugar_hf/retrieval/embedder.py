@@ -101,7 +101,7 @@ class SugarEmbedder:
         """
         model = SugarForConditionalGeneration.from_pretrained(name_or_path, dtype="auto" if dtype is None else dtype)
         if device is None:
-            device = torch.accelerator.current_accelerator() or "cpu"
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         processor = SugarProcessor.from_pretrained(name_or_path)
         return cls(model.to(device), processor, **options)
 
