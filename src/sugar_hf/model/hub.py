@@ -26,6 +26,7 @@ CODE_FILES = (
     "images_sugar.py",
     "lengths_sugar.py",
     "loading_sugar.py",
+    "locating_sugar.py",
     "loss_sugar.py",
     "modeling_sugar.py",
     "output_sugar.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
@@ -16,7 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .backbone_processor_sugar import BACKBONE_KEY, load_backbone_processor
 from .encoding_sugar import Encoder
 from .lengths_sugar import beginnings, character_count
-from .rendering_sugar import image_placeholder, render
+from .rendering_sugar import image_placeholder, image_token, render
 from .samples_sugar import Message, first_slices, is_chat, parse_sample
 from .sentence_transformers_sugar import (
     Call,
@@ -199,7 +200,8 @@ class SugarProcessor(ProcessorMixin):
         if return_labels:
             labels = [np.where(row.targets, row.ids, IGNORED_LABEL) for row in rows]
             features["labels"] = tokenizing.pad(labels, IGNORED_LABEL)
-        return BatchFeature(features, tensor_type="pt")
+        # what a processor leaves as a list is one for its model, too
+        return BatchFeature({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in features.items()})
 
     def _current_encoder(self) -> Encoder:
         encoder = self._encoder
@@ -229,9 +231,9 @@ class SugarProcessor(ProcessorMixin):
         return self.backbone_processor.image_processor
 
     @property
-    def image_token(self) -> str:
-        """What stands for one image in the backbone processor's input."""
-        return self.backbone_processor.image_token
+    def image_token(self) -> str | None:
+        """What stands for one image in the backbone processor's input, if it takes images within texts."""
+        return image_token(self.backbone_processor)
 
     @property
     def chat_template(self) -> Any:

@@ -86,22 +86,44 @@ def apply_template(backbone: ProcessorMixin, messages: list[dict[str, Any]], add
     return backbone.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False, **own)
 
 
+def image_token(backbone: ProcessorMixin) -> str | None:
+    """Return the token that the backbone's processor names as that of images, if it names one."""
+    token = getattr(backbone, "image_token", None)
+    return None if token is None else str(token)
+
+
 def image_placeholder(backbone: ProcessorMixin) -> str:
     """Return what the chat template writes for an image that stands before a text, e.g. `"<image>\\n"`.
 
-    Found by rendering one message with and without an image; the bare image token where there is no template.
+    Found by rendering one message with and without an image; the bare image token where there is no template, and
+    nothing if there is no such token.
     """
-    if backbone.chat_template is None and backbone.tokenizer.chat_template is None:
-        return backbone.image_token
+    token = image_token(backbone)
+    if token is None or (backbone.chat_template is None and backbone.tokenizer.chat_template is None):
+        return token or ""
     text = {"type": "text", "text": mark(0)}
     try:
         bare = apply_template(backbone, [{"role": "user", "content": [text]}], False)
         whole = apply_template(backbone, [{"role": "user", "content": [{"type": "image"}, text]}], False)
     except (TemplateError, TypeError):  # a template for strings only
-        return backbone.image_token
+        return token
     start = next((i for i, (a, b) in enumerate(zip(bare, whole, strict=False)) if a != b), 0)
     found = whole[start : whole.find(mark(0))]
-    return found if found.count(backbone.image_token) == 1 else backbone.image_token
+    if found.count(token) == 1:
+        return found
+    # some templates write another token than the one that the processor names
+    return found if found.count(token) == 0 and len(_controls_in(backbone, found)) == 1 else token
+
+
+def placeholder_token(backbone: ProcessorMixin, placeholder: str) -> str:
+    """Return the token of a placeholder, from [`image_placeholder`], that the processor replaces."""
+    token = image_token(backbone) or ""
+    return token if token in placeholder else _controls_in(backbone, placeholder)[0]
+
+
+def _controls_in(backbone: ProcessorMixin, text: str) -> list[str]:
+    controls = sorted(control_tokens(backbone), key=len, reverse=True)
+    return re.findall("|".join(map(re.escape, controls)) or "(?!)", text)
 
 
 def render(
@@ -133,6 +155,12 @@ def render(
         ValueError: If the template cannot render the chat.
     """
     parts = [part for message in messages for part in message.parts]
+    if image_token(backbone) is None and any(part.is_image for part in parts):
+        raise ValueError(
+            f"{where}: no images can be used with {type(backbone).__name__}: it names no token that stands for an "
+            "image. Leave images out, or take a backbone whose processor writes the tokens of an image in the place "
+            "of its placeholder."
+        )
     is_plain = messages[0].role is None
     if is_plain:
         template = "\n".join(placeholder.strip() if p.is_image else mark(i) for i, p in enumerate(parts))
@@ -185,7 +213,7 @@ def _render_chat(
 ) -> str:
     parts = [part for message in messages for part in message.parts]
     wanted = [None if part.is_image else i for i, part in enumerate(parts)]
-    tokens = re.compile(f"{MARK.pattern}|{re.escape(backbone.image_token)}")
+    tokens = re.compile(f"{MARK.pattern}|{re.escape(placeholder_token(backbone, placeholder)) or '(?!)'}")
     problem: Exception | None = None
     for write in (_as_parts, _as_one_text, _as_string):
         try:
@@ -259,12 +287,17 @@ def _with_eos(backbone: ProcessorMixin, template: str) -> str:
 def control_tokens(backbone: ProcessorMixin) -> frozenset[str]:
     """Return the added tokens that steer the model: special ones, and those that the processor or template writes."""
     template = str(backbone.chat_template or backbone.tokenizer.chat_template or "")
-    multimodal = set(backbone.all_special_multimodal_tokens)
+    multimodal = multimodal_tokens(backbone)
     return frozenset(
         token.content
         for token in backbone.tokenizer.added_tokens_decoder.values()
         if token.content.strip() and (token.special or token.content in multimodal or token.content in template)
     )
+
+
+def multimodal_tokens(backbone: ProcessorMixin) -> set[str]:
+    """Return the tokens that the backbone's processor replaces by images, videos and sounds."""
+    return {str(token) for token in backbone.all_special_multimodal_tokens}
 
 
 def placeholder_tokens(backbone: ProcessorMixin) -> frozenset[str]:
@@ -277,4 +310,4 @@ def placeholder_tokens(backbone: ProcessorMixin) -> frozenset[str]:
     placeholder = image_placeholder(backbone)
     named = {str(value) for key, value in tokenizer.special_tokens_map.items() if key not in _COMMON_NAMES}
     written = {token for token in control_tokens(backbone) if token in placeholder}
-    return frozenset({*backbone.all_special_multimodal_tokens, *named, *written})
+    return frozenset({*multimodal_tokens(backbone), *named, *written})

@@ -1,6 +1,5 @@
 """From rendered samples to tokens that know which slice they belong to."""
 
-import copy
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -13,9 +12,12 @@ import torch
 from transformers import BatchEncoding, ProcessorMixin
 
 from .encoding_sugar import Encoder
-from .rendering_sugar import MARK, Rendered, TextPiece, control_tokens, placeholder_tokens
+from .locating_sugar import ImageCounter, ImagesNotFoundError, recorded_spans, refuse_images, without_checks
+from .rendering_sugar import MARK, Rendered, TextPiece, control_tokens, image_token, placeholder_tokens
 
 Run = tuple[int, int]  # first character, past the last
+# What a processor makes for each token of a text (B, L, ...), by the ends of its names.
+_OF_TOKENS = ("token_type_ids", "cross_attention_mask")
 Located = tuple[int, int, int]  # token id, first character, past the last
 
 
@@ -89,7 +91,10 @@ class Tokenizing:
         self._placeholder_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in placeholders}
         self._placeholder = _any_of(placeholders)
         self._current: list[int] = []  # the samples of the call that runs
-        self._records: list[list[dict[str, Any]]] = []  # what its placeholders expanded to
+        self._records: list[Any] = []  # what its placeholders expanded to
+        self._counter: ImageCounter | None = None  # tells where images are if there is no such record
+        self._options: dict[str, Any] = {}
+        self._raised: Exception | None = None  # by this class, through the backbone's processor
         self._done: dict[int, Tokens] = {}
 
     @property
@@ -107,29 +112,33 @@ class Tokenizing:
             `input_ids`, `attention_mask` and token type ids, padded (B, L), and what the processor makes of the
             images. The token rows are left in `rows`.
         """
+        self._options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
+        self._counter = None
         features: dict[str, Any] = {}
-        types: dict[str, dict[int, np.ndarray]] = {}
+        of_tokens: dict[str, dict[int, np.ndarray]] = {}
         for with_images in (True, False):
             self._current = [i for i, sample in enumerate(self._samples) if bool(sample.images) is with_images]
             if not self._current:
                 continue
-            part = dict(self._call_backbone(images_kwargs))
-            masks = part["attention_mask"].bool()
+            part = self._call_backbone()
+            masks = torch.as_tensor(part["attention_mask"]).bool()
+            self._check_ids(torch.as_tensor(part["input_ids"]), masks)
             for key, value in part.items():
-                if key.endswith("token_type_ids"):
-                    of_samples = zip(self._current, value, masks, strict=True)
-                    types.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in of_samples})
+                if key.endswith(_OF_TOKENS):
+                    of_samples = zip(self._current, torch.as_tensor(value), masks, strict=True)
+                    of_tokens.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in of_samples})
                 elif key not in ("input_ids", "attention_mask"):
                     features[key] = value
         rows = [row.ids for row in self.rows]
         features["input_ids"] = self.pad(rows, self._pad_id())
         features["attention_mask"] = self.pad([np.ones_like(row) for row in rows], 0)
-        for key, found in types.items():
+        for key, found in of_tokens.items():
+            self._check_places(key, found)
             features[key] = self.pad([found.get(i, np.zeros_like(row)) for i, row in enumerate(rows)], 0)
         return features
 
-    def _call_backbone(self, images_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        processor = copy.copy(self._backbone)
+    def _call_backbone(self) -> dict[str, Any]:
+        processor: Any = without_checks(self._backbone)  # they are done, and not every sample needs an image
         expand = processor.get_text_with_replacements
         self._records = []
 
@@ -138,15 +147,63 @@ class Tokenizing:
             return text, self._records
 
         processor.get_text_with_replacements = recorded
-        processor.validate_inputs = lambda *args, **kwargs: None  # done, and not every sample needs an image
         processor.tokenizer = self
         samples = [self._samples[i] for i in self._current]
-        return processor(
-            images=[list(sample.images) for sample in samples] if samples[0].images else None,
-            text=[sample.template for sample in samples],
-            return_tensors="pt",
-            **({} if images_kwargs is None else {"images_kwargs": images_kwargs}),
-        )
+        try:
+            return dict(
+                processor(
+                    images=[list(sample.images) for sample in samples] if samples[0].images else None,
+                    text=[sample.template for sample in samples],
+                    return_tensors="pt",
+                    **self._options,
+                )
+            )
+        except Exception as error:
+            if error is self._raised:  # it names its sample
+                raise
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> Exception:
+        """Say which sample it is that a processor fails at, and whether it is the sample's fault."""
+        name, at = type(self._backbone).__name__, self._current[0]
+        if len(self._current) > 1:
+            for at in self._current:
+                try:
+                    Tokenizing(self._backbone, self._encoder, [self._samples[at]], 0, 1, self._side).run(
+                        self._options.get("images_kwargs")
+                    )
+                except ValueError as of_sample:
+                    return of_sample
+            where = f"{self._samples[self._current[0]].where} and others"
+            return ValueError(f"{where}: {name} cannot process them together ({error}). Process them apart.")
+        sample = self._samples[at]
+        if not sample.images:
+            return ValueError(f"{sample.where}: {name} cannot process a sample without images ({error}).")
+        try:
+            ImageCounter(self._backbone, self._options).check(sample.where)
+        except ImagesNotFoundError as refusal:
+            return refusal
+        return ValueError(f"{sample.where}: {name} cannot process its images ({error}).")
+
+    def _check_ids(self, ids: torch.Tensor, masks: torch.Tensor) -> None:
+        """Raise if a processor has changed the tokens that it was given: the slice map would mark others."""
+        for i, row, mask in zip(self._current, ids, masks, strict=True):
+            if row[mask].tolist() != self._done[i].ids.tolist():
+                refuse_images(self._backbone, self._samples[i].where, "it changes the tokens of a text afterwards")
+
+    def _check_places(self, key: str, found: dict[int, np.ndarray]) -> None:
+        """Raise if samples with different numbers of images cannot lie in one batch.
+
+        Where tokens look at images from beside the text, a token that may see no image sees those of its neighbours.
+        """
+        counts = [len(sample.images) for sample in self._samples]
+        if next(iter(found.values())).ndim > 1 and len(set(counts)) > 1:
+            other = next(i for i, count in enumerate(counts) if count != counts[0])
+            raise ValueError(
+                f"{self._samples[0].where} has {counts[0]} images and {self._samples[other].where} {counts[other]}: "
+                f"in a batch of {type(self._backbone).__name__} they would change each other. Process samples with "
+                "different numbers of images apart."
+            )
 
     def _pad_id(self) -> int:
         """Return an id that is not the image's; it is masked."""
@@ -154,10 +211,10 @@ class Tokenizing:
         return next(token for token in ids if token is not None)
 
     def pad(self, rows: list[np.ndarray], value: int) -> np.ndarray:
-        """Pad rows (L_i,) to one array (B, L)."""
+        """Pad rows (L_i, ...) to one array (B, L, ...)."""
         length = max(self._length, *(len(row) for row in rows))
         length += -length % self._multiple
-        padded = np.full((len(rows), length), value, dtype=np.int64)
+        padded = np.full((len(rows), length, *rows[0].shape[1:]), value, dtype=np.int64)
         for target, row in zip(padded, rows, strict=True):
             target[slice(length - len(row), None) if self._side == "left" else slice(len(row))] = row
         return padded
@@ -165,10 +222,22 @@ class Tokenizing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def __call__(self, text: list[str], **kwargs: Any) -> BatchEncoding:
+    def __call__(self, text: Any, **kwargs: Any) -> BatchEncoding:
+        try:
+            return self._tokenised(text, **kwargs)
+        except ValueError as error:
+            self._raised = error
+            raise
+
+    def _tokenised(self, text: Any, **kwargs: Any) -> BatchEncoding:
         samples = [self._samples[i] for i in self._current]
-        records = self._records or [[] for _ in text]
-        written = [_write(*row) for row in zip(text, records, samples, strict=True)]
+        for sample, expanded in zip(samples, text if isinstance(text, list) else [], strict=False):
+            if MARK.findall(expanded) != MARK.findall(sample.template):
+                refuse_images(self._backbone, sample.where, "it leaves out texts or writes them elsewhere")
+        if not isinstance(text, list) or len(text) != len(samples):
+            refuse_images(self._backbone, samples[0].where, "it tokenises pieces of a text one by one")
+        spans = [self._spans(i, *row) for i, row in enumerate(zip(text, samples, strict=True))]
+        written = [_write(*row) for row in zip(text, spans, samples, strict=True)]
         plans = [self._plan(*row) for row in zip(written, samples, strict=True)]
         encoded = self._encode([row.text for row in written], plans)
         for i, (found, sample) in enumerate(zip(written, samples, strict=True)):
@@ -178,17 +247,31 @@ class Tokenizing:
                 encoded[i] = self._encode([found.text], [plans[i]])[0]
                 if self._strays(found, sample, encoded[i]):
                     raise ValueError(f"{sample.where}: the tokenizer makes a control token of a character in it.")
-        rows = [self._tokenise(*row) for row in zip(written, samples, encoded, strict=True)]
+        special = kwargs.get("add_special_tokens", True)  # some processors have it that the template writes them
+        rows = [self._tokenise(*row, special) for row in zip(written, samples, encoded, strict=True)]
         for i, row in zip(self._current, rows, strict=True):
             self._done[i] = row
         ids = [row.ids for row in rows]
-        data = {
+        data: dict[str, Any] = {
             "input_ids": self.pad(ids, self._pad_id()),
             "attention_mask": self.pad([np.ones_like(row) for row in ids], 0),
         }
+        if kwargs.get("return_tensors") is None:  # as a tokenizer does; some processors count in these lists
+            data = {name: rows.tolist() for name, rows in data.items()}
         if kwargs.get("return_token_type_ids"):
             data["token_type_ids"] = self.pad([_second_part(row.targets) for row in rows], 0).tolist()
         return _Encoding(data, written, rows)
+
+    def _spans(self, row: int, text: str, sample: Rendered) -> list[Run]:
+        """Find the characters that the processor has written for each image."""
+        if not sample.images:
+            return []
+        record = self._records[row] if row < len(self._records) else []
+        if (found := recorded_spans(text, record, len(sample.images))) is not None:
+            return found
+        if self._counter is None:
+            self._counter = ImageCounter(self._backbone, self._options)
+        return self._counter.spans(text, sample)
 
     def _plan(self, written: _Written, sample: Rendered) -> tuple[list[Run], set[Run]]:
         """Cut a text into runs that are tokenised one by one. Returns them, and those that are literals."""
@@ -223,18 +306,23 @@ class Tokenizing:
                     bounds.add(start + cut)
         return list(pairwise(sorted(bounds)))
 
-    def _tokenise(self, written: _Written, sample: Rendered, tokens: list[Located]) -> Tokens:
+    def _tokenise(self, written: _Written, sample: Rendered, tokens: list[Located], special: bool) -> Tokens:
         pieces = self._pieces(written, sample)
-        if sample.add_special_tokens:
+        if sample.add_special_tokens and special:
             before, after = self._encoder.special_tokens  # what the tokenizer puts around a text (bos, if anything)
             end = tokens[-1][2]
             tokens = [(token, 0, 0) for token in before] + tokens + [(token, end, end) for token in after]
         ids, starts, ends = (np.array(column, dtype=np.int64) for column in zip(*tokens, strict=True))
 
         slices = np.zeros_like(ids)
+        tokens_of_images = set()
         for (start, end), number in zip(written.images, sample.image_slices, strict=True):
             inside = (starts >= start) & (ends <= end) & (ends > starts)
-            slices[inside & (ids == self._image_token(ids[inside]))] = number
+            token = self._image_token(ids[inside], sample.where)
+            slices[inside & (ids == token)] = number
+            tokens_of_images.add(token)
+        if np.isin(ids[slices == 0], list(tokens_of_images)).any():
+            refuse_images(self._backbone, sample.where, "it writes image tokens elsewhere than in the images' places")
         targets = np.zeros(len(ids), dtype=bool)
         for piece, (offset, end) in pieces:
             for number, first, last in piece.slices:
@@ -248,13 +336,15 @@ class Tokenizing:
                 targets |= self._end_of_turn(written.text, ids, starts, ends, end)
         return Tokens(ids, slices, targets, starts, ends)
 
-    def _image_token(self, ids: np.ndarray) -> int:
+    def _image_token(self, ids: np.ndarray, where: str) -> int:
         """Find the token that stands for an image feature: the most frequent control token of an expanded image.
 
         Not the one that the processor names: in some families that one opens the image, or is listed among others.
         """
-        named = self._tokenizer.convert_tokens_to_ids(self._backbone.image_token)
+        named = self._tokenizer.convert_tokens_to_ids(image_token(self._backbone))
         counts = Counter(token for token in ids.tolist() if token in self._control_ids)
+        if not counts:
+            refuse_images(self._backbone, where, "the tokenizer has no control token for what it writes of an image")
         return max(counts, key=lambda token: (counts[token], token == named))
 
     def _end_of_turn(
@@ -327,7 +417,7 @@ def _second_part(targets: np.ndarray) -> np.ndarray:
     return np.logical_or.accumulate(targets).astype(np.int64)
 
 
-def _write(template: str, record: list[dict[str, Any]], sample: Rendered) -> _Written:
+def _write(template: str, images: list[Run], sample: Rendered) -> _Written:
     """Put the texts in the place of their marks."""
     chunks, texts, shifts = [], [], []
     length = done = 0
@@ -340,8 +430,5 @@ def _write(template: str, record: list[dict[str, Any]], sample: Rendered) -> _Wr
         shifts.append((done, length - done))
     chunks.append(template[done:])
     written = _Written("".join(chunks), [], texts, shifts)
-    for entry in record:
-        if entry["type"] == "image":
-            start, end = entry["new_span"]
-            written.images.append((written.position(start), written.position(end - 1) + 1))
+    written.images.extend((written.position(start), written.position(end - 1) + 1) for start, end in images)
     return written
