@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,28 @@ from .errors import DamagedIndexError, LockedIndexError, MissingFileError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)?")
 MEND = "Restore the file from a copy, or build the index again"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong while a file is read that the file is damaged, or missing, and which it is.
+
+    Raises:
+        MissingFileError: It is not there.
+        DamagedIndexError: Its content is not what it should be.
+        OSError: The disk, or the rights to it, are at fault and not the content.
+        MemoryError: There is too little memory.
+    """
+    try:
+        yield
+    except (DamagedIndexError, MemoryError):
+        raise
+    except Exception as error:  # libraries have many ways to say it
+        if not path.exists():
+            raise MissingFileError(f"{path} is missing. {MEND}.") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedIndexError(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}). {MEND}.") from error
 
 
 @dataclass(frozen=True)
@@ -53,7 +77,7 @@ class FileEntry:
             ValueError: It is no such entry, or its name is none that an index gives.
         """
         name, size, digest = values["name"], values["size"], values["sha256"]
-        if type(size) is not int or size < 0 or not isinstance(digest, str):
+        if type(size) is not int or not 0 <= size < 2**63 or not isinstance(digest, str):
             raise ValueError(f"the entry of {name!r} has no size and digest")
         return cls(checked_name(name), size, digest)
 
@@ -70,6 +94,8 @@ class FileEntry:
         """
         path = inside(folder, self.name)
         try:
+            if not path.is_file():
+                raise MissingFileError(f"{path} is missing, or is no file. {MEND}.")
             size = path.stat().st_size
             if size != self.size:
                 raise DamagedIndexError(f"{path} has {size} bytes instead of {self.size}. {MEND}.")
@@ -111,10 +137,10 @@ def check_links(folder: Path) -> None:
     Raises:
         DamagedIndexError: There is one.
     """
-    for place in (folder, folder / "segments", folder / "pending"):
+    for place in (folder, folder / "segments"):
         try:
-            links = [path for path in place.iterdir() if path.is_symlink()]
-        except FileNotFoundError:  # a writer may have just cleaned up
+            links = [path for path in place.iterdir() if path.is_symlink() and path.name != "pending"]
+        except (FileNotFoundError, NotADirectoryError):  # a writer may have just cleaned up
             continue
         for link in links:
             _check_link(link, folder)
@@ -156,11 +182,12 @@ def as_json(values: Any) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, which may be gone."""
+    """Remove a file, a link or a folder, which may be gone. What cannot be removed now is left for the next write."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 class WriteLock:

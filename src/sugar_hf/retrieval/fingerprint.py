@@ -73,9 +73,25 @@ class ModelFingerprint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelFingerprint":
-        """Read `to_dict` back."""
-        parts = {name: dict(part) for name, part in values["parts"].items()}
-        return cls(parts, tuple(tuple(float(x) for x in row) for row in values["probe"]))
+        """Read `to_dict` back.
+
+        Raises:
+            ValueError: Something is missing, or of another type.
+        """
+        try:
+            parts = {name: dict(part) for name, part in values["parts"].items()}
+            probe = tuple(tuple(float(x) for x in row) for row in values["probe"])
+            weights = parts["weights"]
+            digests = [weights[key] for key in ("backbone", "retrieval head", "adapters")]
+            is_good = {"config", "processor"} <= parts.keys() and all(isinstance(text, str) for text in digests)
+            is_good = is_good and all(isinstance(text, str) for text in weights["precision"])
+            is_good = is_good and np.isfinite([x for row in probe for x in row]).all()
+            is_good = is_good and len({len(row) for row in probe}) == 1
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise ValueError(f"it is no fingerprint of a model ({type(error).__name__}: {error})") from error
+        if not is_good:
+            raise ValueError("it is no fingerprint of a model")
+        return cls(parts, probe)
 
     def difference(self, other: "ModelFingerprint") -> str | None:
         """Say why embeddings of the other model cannot be compared with this one's.

@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 
 from .backends import BACKENDS, Rows, VectorBackend, open_backend
+from .backends.base import cut_top_k
+from .backends.milvus_backend import public_address
 from .codecs import Codec
 from .documents import Document
+from .embedder import POSITIONS
 from .errors import DamagedIndexError
-from .files import MEND, check_links, inside
+from .files import check_links, inside, reading
 from .filters import Filter
+from .fingerprint import ModelFingerprint
 from .manifest import Manifest
-from .segments import Segment, open_tensors
+from .segments import Segment, open_tensors, read_tensor
+from .settings import EmbeddingSettings
 
 #: Names the server that an index may connect to.
 URI_VARIABLE = "MILVUS_URI"
@@ -106,20 +111,25 @@ class Generation:
             DamagedIndexError: A file is missing or damaged.
         """
         check_links(folder)
+        codec = _codec(folder, manifest)
         shared = previous if previous and previous.is_beginning_of(manifest) else None
-        known = {segment.entry: segment for segment in previous.segments} if previous else {}
+        # a segment was looked at with the codec and the positions of its base
+        known = {segment.entry: segment for segment in previous.segments} if previous and shared else {}
         segments = tuple(
-            known[entry] if entry in known else Segment.open(inside(folder, "segments"), entry, verify)
+            known[entry]
+            if entry in known
+            else Segment.open(inside(folder, "segments"), entry, codec, manifest.head.positions, verify)
             for entry in manifest.segments
         )
         deleted = np.zeros(0, np.int64)
         if manifest.deleted is not None:
             path = manifest.deleted.file.check(folder, verify)
-            deleted = open_tensors(path).get_tensor("documents")
-            outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
-            if deleted.shape != (manifest.deleted.count,) or outside:
-                raise DamagedIndexError(f"{path} does not fit {manifest.name}. {MEND}.")
-        codec = _codec(folder, manifest)
+            tensors = open_tensors(path)
+            with reading(path):
+                deleted = read_tensor(tensors, "documents", np.int64, (manifest.deleted.count,))
+                outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
+                if outside or len(np.unique(deleted)) != len(deleted):
+                    raise ValueError(f"it does not fit {manifest.name}")
         first = shared.manifest.rows if shared else 0
         found = list(_new_rows(segments, first))
         row_document = np.concatenate(
@@ -136,7 +146,7 @@ class Generation:
         if backend is None:
             values = {**manifest.head.backend_options, **(options or {})}
             if BACKENDS[manifest.head.backend].holds_vectors:
-                _check_address(manifest, options or {})
+                values["uri"] = _checked_address(manifest, options or {})
                 # a name of its own: a base numbers its rows anew, and other indexes may be on the same server
                 values["collection"] = f"{values.get('collection', 'sugar')}_{manifest.uid}_{manifest.base}"
                 place: Path | None = folder / f"milvus-{manifest.base:06d}"
@@ -152,12 +162,17 @@ class Generation:
             if is_writer:
                 backend.trim(first)
             backend.add(opened._rows(first, backend.holds_vectors))
+        if graph_folder is not None:
+            with reading(graph_folder):
+                backend.check_rows()
         return opened
 
     def is_beginning_of(self, manifest: Manifest) -> bool:
         """Whether the rows of a later manifest begin with this generation's."""
         mine = self.manifest
-        return (mine.uid, mine.base) == (manifest.uid, manifest.base) and mine.rows <= manifest.rows
+        is_same = (mine.uid, mine.base, mine.head) == (manifest.uid, manifest.base, manifest.head)
+        is_same = is_same and mine.codec in (None, manifest.codec)
+        return is_same and mine.rows <= manifest.rows and mine.documents <= manifest.documents
 
     # ---- Documents, by their number in the base ----
 
@@ -221,8 +236,13 @@ class Generation:
             where: A filter on metadata.
 
         Returns:
-            Scores (q, top_k) float32, document numbers and rows (q, top_k) int64; -inf and -1 fill up short results.
+            Scores (q, k) float32, document numbers and rows (q, k) int64; -inf and -1 fill up short results. k is
+            `top_k`, unless that is over 128 and over the number of documents: then the larger of these two.
+
+        Raises:
+            ValueError: `top_k` is no whole number of 1 or more, or more than the backend can give.
         """
+        top_k = cut_top_k(top_k, len(self.places))
         shape = (len(queries), top_k)
         scores = np.full(shape, -np.inf, np.float32)
         documents, rows = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
@@ -296,14 +316,19 @@ def _from_document(segments: Sequence[Segment], number: int) -> Iterator[tuple[i
         start += segment.entry.documents
 
 
-def _check_address(manifest: Manifest, options: Mapping[str, Any]) -> None:
-    """Connect to a server only if this user named it: whoever wrote the folder may have named another."""
-    recorded = manifest.head.backend_options.get("uri")
-    if recorded is not None and options.get("uri") is None and os.environ.get(URI_VARIABLE) != recorded:
-        raise ValueError(
-            f"the vectors of this index are on the Milvus server {recorded}. If you trust it, pass "
-            f"backend_options={{'uri': {recorded!r}}}, or set {URI_VARIABLE}={recorded} in the environment."
-        )
+def _checked_address(manifest: Manifest, options: Mapping[str, Any]) -> str | None:
+    """The server to connect to: only one that this user named, as whoever wrote the folder may have named another."""
+    given, recorded = options.get("uri"), manifest.head.backend_options.get("uri")
+    if given is not None or recorded is None:
+        return given
+    named = os.environ.get(URI_VARIABLE)
+    if named is not None and public_address(named) == public_address(recorded):
+        return named
+    recorded = public_address(recorded)
+    raise ValueError(
+        f"the vectors of this index are on the Milvus server {recorded}. If you trust it, pass "
+        f"backend_options={{'uri': {recorded!r}}}, or set {URI_VARIABLE}={recorded} in the environment."
+    )
 
 
 def _new_rows(segments: Sequence[Segment], first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -327,12 +352,27 @@ def _checked_graph(folder: Path, manifest: Manifest, verify: bool) -> Path | Non
 
 
 def _codec(folder: Path, manifest: Manifest) -> Codec | None:
-    if manifest.codec is None:
-        return None
-    try:
+    """The codec, after a look at what else the manifest says of how the index is made.
+
+    Raises:
+        DamagedIndexError: It says something that no index is.
+    """
+    head = manifest.head
+    with reading(folder / manifest.name):
+        if head.backend not in BACKENDS:
+            raise ValueError(f"backend {head.backend!r:.40}: there are {', '.join(BACKENDS)}")
+        if head.positions not in POSITIONS:
+            raise ValueError(f"positions {head.positions!r:.40}: there are {', '.join(POSITIONS)}")
+        BACKENDS[head.backend].check_options(head.backend_options, head.vectors)
+        if head.settings is not None:
+            EmbeddingSettings.from_dict(head.settings)
+        if head.fingerprint is not None:
+            ModelFingerprint.from_dict(head.fingerprint)
+        if manifest.codec is None:
+            return None
         codec = Codec.from_dict(manifest.codec)
-        if codec.dim != manifest.head.dim:
-            raise ValueError(f"the codec has {codec.dim} dimensions, the index {manifest.head.dim}")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedIndexError(f"{folder / manifest.name} cannot be read: {error}. {MEND}.") from error
+        if (codec.name, codec.dim) != (head.vectors, head.dim):
+            raise ValueError(
+                f"the codec is {codec.name} of {codec.dim} dimensions, the index {head.vectors!r:.40} of {head.dim}"
+            )
     return codec

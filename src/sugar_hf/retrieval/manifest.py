@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DamagedIndexError, MissingFileError
-from .files import MEND, FileEntry, as_json, checked_name, inside, write_whole
+from .files import MEND, FileEntry, as_json, checked_name, inside, reading, write_whole
 
 FORMAT = "sugar-index"
 VERSION = 1
@@ -94,6 +94,27 @@ class Head:
     backend_options: dict[str, Any]
     settings: dict[str, Any] | None
     fingerprint: dict[str, Any] | None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Head":
+        """Read `vars` of one back, from a dict that may hold more.
+
+        Raises:
+            ValueError: A value is of another type.
+            KeyError: One is missing.
+        """
+        head = cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        if not _count(head.dim):
+            raise ValueError("dim is 0")
+        for name in ("positions", "vectors", "backend"):
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} is no text")
+        if not isinstance(head.backend_options, dict):
+            raise ValueError("backend_options are no options")
+        for name in ("settings", "fingerprint"):
+            if not isinstance(values[name], dict | None):
+                raise ValueError(f"{name} is neither null nor an object")
+        return head
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,7 @@ class Manifest:
         if values["version"] != VERSION:
             raise ValueError(
                 f"it has version {values['version']!r} of the format, and this sugar-hf reads version {VERSION}. "
-                "Upgrade sugar-hf (a newer one reads older versions), or build the index again"
+                "Upgrade sugar-hf (a newer one reads older versions)"
             )
         deleted, graph = values["deleted"], values["graph"]
         if deleted is not None:
@@ -196,14 +217,15 @@ class Manifest:
         if graph is not None:
             files = tuple(FileEntry.from_dict(file) for file in graph["files"])
             graph = Graph(checked_name(graph["folder"]), _count(graph["rows"]), files)
-        head = Head(**{name: values[name] for name in Head.__dataclass_fields__})
-        _count(head.dim)
+        codec = values["codec"]
+        if not isinstance(codec, dict | None):
+            raise ValueError("the codec is neither null nor an object")
         return cls(
             checked_name(values["uid"]),
             _count(values["generation"]),
             _count(values["base"]),
-            head,
-            values["codec"],
+            Head.from_dict(values),
+            codec,
             tuple(SegmentEntry.from_dict(entry) for entry in values["segments"]),
             _count(values["next_segment"]),
             deleted,
@@ -229,26 +251,22 @@ def read_current(folder: Path) -> Manifest:
     current = folder / CURRENT
     try:
         data = inside(folder, CURRENT).read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if folder.is_dir() and next(folder.glob("manifest-*.json"), None):
             raise MissingFileError(f"{current} is missing. {MEND}.") from error
         raise FileNotFoundError(f"{folder} holds no index. Make one with SugarIndex.build or create.") from error
-    try:
+    with reading(current):
         values = json.loads(data)
         if as_json(values) != data:
             raise ValueError("it is not as it was written")
-        name, digest = checked_name(values["manifest"]), values["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedIndexError(f"{current} is damaged ({error}). {MEND}.") from error
+        name, digest, generation = checked_name(values["manifest"]), values["sha256"], values["generation"]
     path = inside(folder, name)
-    try:
+    with reading(path):
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing. {MEND}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise DamagedIndexError(f"{path} was changed: its content is not what {CURRENT} says. {MEND}.")
     manifest = read_manifest(path, data)
-    if (manifest.generation, manifest.name) != (values["generation"], name):
+    if (manifest.generation, manifest.name) != (generation, name):
         raise DamagedIndexError(f"{current} is damaged: it does not fit {name}. {MEND}.")
     return manifest
 
@@ -261,8 +279,8 @@ def read_manifest(path: Path, data: bytes) -> Manifest:
     """
     try:
         return Manifest.from_dict(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedIndexError(f"{path} cannot be read: {error}.") from error
+    except Exception as error:  # any, as the content may be somebody else's
+        raise DamagedIndexError(f"{path} cannot be read: {type(error).__name__}, {error!s:.300}. {MEND}.") from error
 
 
 def write_current(folder: Path, manifest: Manifest) -> None:
@@ -274,6 +292,6 @@ def write_current(folder: Path, manifest: Manifest) -> None:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r:.40} is no count")
     return value

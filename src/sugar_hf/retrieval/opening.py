@@ -1,27 +1,27 @@
 """Making and opening the folder of an index."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from .backends import BACKENDS, open_backend
-from .backends.milvus_backend import MilvusOptions
-from .codecs import CODECS, Codec
+from .backends import BACKENDS
+from .backends.milvus_backend import public_address
+from .codecs import CODECS
 from .embedder import POSITIONS, SugarEmbedder
-from .errors import IndexMismatchError, MissingFileError
+from .errors import IndexMismatchError, LockedIndexError
 from .files import WriteLock
 from .fingerprint import ModelFingerprint
 from .generation import Generation
-from .manifest import Head, Manifest, holds_index, read_current, write_current
+from .manifest import CURRENT, Head, Manifest, holds_index, read_current, write_current
 from .settings import EmbeddingSettings
 
 # What a making that was killed leaves behind.
 _OWN = {"LOCK", "LOCK.owner", "manifest-000000.json", "manifest-000000.json.tmp", "CURRENT.tmp"}
-_TRIES = 20
+_TRIES = 50
+
+T = TypeVar("T")
 
 
 def make_head(
@@ -59,8 +59,9 @@ def make_head(
     options = dict(backend_options or {})
     secrets = {"token": options.pop("token")} if "token" in options else {}
     _check_backend(backend, vectors, {**options, **secrets})
-    if "uri" in options:
+    if options.get("uri") is not None:
         secrets["uri"] = options["uri"]
+        options["uri"] = public_address(options["uri"])
     head = Head(
         dim=int(width or 0),
         positions=positions,
@@ -75,12 +76,9 @@ def make_head(
 
 def _check_backend(backend: str, vectors: str, options: Mapping[str, Any]) -> None:
     """Refuse options now that would be refused when documents are embedded already."""
+    BACKENDS[backend].check_options(options, vectors)
     if not BACKENDS[backend].holds_vectors:
-        open_backend(backend, dim=1, codec=Codec.fit(vectors, [np.ones((1, 1), np.float32)]), options=options)
         return
-    MilvusOptions.read(options)
-    if vectors != "float32":
-        raise ValueError(f"vectors={vectors!r}: Milvus takes vectors='float32'.")
     for name in ("pymilvus", *(() if options.get("uri") else ("milvus_lite",))):
         if find_spec(name) is None:
             raise ImportError(f'the Milvus backend needs {name}: pip install "sugar-hf[milvus]"')
@@ -106,6 +104,40 @@ def create_folder(folder: Path, head: Head) -> None:
             write_current(folder, Manifest(uuid.uuid4().hex[:12], 0, 0, head))
 
 
+def settled(folder: Path, read: Callable[[], T]) -> T:
+    """Read a folder into which another process may write: again, if what was read was replaced meanwhile.
+
+    A writer removes what the generation before the last one needs. Whatever error that gives on the way, from CURRENT
+    to the last file that is opened, it is one of the index only if CURRENT is still the same.
+
+    Args:
+        folder: The folder of the index.
+        read: Reads; begins with CURRENT.
+
+    Raises:
+        LockedIndexError: Something was written at each of many tries.
+        Exception: What `read` raises while nothing is written.
+    """
+    for _ in range(_TRIES):
+        before = _current(folder)
+        try:
+            return read()
+        except Exception as error:
+            if _current(folder) == before:
+                raise
+            last = error
+    raise LockedIndexError(
+        f"{folder} is written faster than it can be read ({_TRIES} tries). Try again when less is written."
+    ) from last
+
+
+def _current(folder: Path) -> bytes | None:
+    try:
+        return (folder / CURRENT).read_bytes()
+    except OSError:
+        return None
+
+
 def open_folder(
     folder: Path, previous: Generation | None, verify: bool, options: Mapping[str, Any] | None = None
 ) -> Generation:
@@ -115,17 +147,14 @@ def open_folder(
         FileNotFoundError: There is no index.
         DamagedIndexError: A file is missing or damaged.
     """
-    for attempt in range(_TRIES):
+
+    def read() -> Generation:
         manifest = read_current(folder)
         if previous is not None and manifest == previous.manifest:
             return previous
-        try:
-            return Generation.open(folder, manifest, previous, verify=verify, options=options)
-        except MissingFileError:
-            # a writer may have replaced this generation twice since CURRENT was read
-            if attempt == _TRIES - 1 or read_current(folder) == manifest:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+        return Generation.open(folder, manifest, previous, verify=verify, options=options)
+
+    return settled(folder, read)
 
 
 def check_embedder(head: Head, embedder: SugarEmbedder, folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .documents import Document
 from .generation import Generation
+from .settings import EmbeddingSettings
 
 #: From this share of deleted documents on, compaction is advised.
 MUCH_DELETED = 1 / 3
@@ -71,7 +72,7 @@ def describe(generation: Generation) -> dict[str, Any]:
         "backend_options": head.backend_options,
         "generation": manifest.generation,
         "segments": len(manifest.segments),
-        "model": None if head.settings is None else head.settings["model"],
+        "model": None if head.settings is None else EmbeddingSettings.from_dict(head.settings).model,
         "settings": head.settings,
         "advice": "compact() gives back the space of deleted documents" if deleted > MUCH_DELETED else None,
     }

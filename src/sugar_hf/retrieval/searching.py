@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..model.pipeline_sugar import split_inputs
+from .backends.base import check_top_k
 from .documents import Document
 from .embedder import SugarEmbedder
 from .errors import IndexMismatchError
@@ -54,7 +55,7 @@ class SearchableIndex:
             DamagedIndexError: A file is missing or damaged.
         """
         with self.guard:
-            new = open_folder(self.folder, self._generation, False, self.secrets)
+            new = open_folder(self.folder, self._generation, True, self.secrets)
             changed = new is not self._generation
             self.replace_generation(new)
             return changed
@@ -184,7 +185,7 @@ class SearchableIndex:
             For each embedding a list of [`Hit`], best first.
 
         Raises:
-            ValueError: The embeddings are not finite or of another width, or `top_k` is below 1.
+            ValueError: The embeddings are not finite or of another width, or `top_k` is no whole number of 1 or more.
         """
         generation, (scores, numbers, rows) = self._search(embeddings, top_k, Filter.parse(where))
         return [
@@ -242,11 +243,11 @@ class SearchableIndex:
             where: See [`search`].
 
         Returns:
-            Scores (q, top_k) float32, best first, and places (q, top_k) int64 in `documents`; -inf and -1 fill up
-            short results.
+            Scores (q, k) float32, best first, and places (q, k) int64 in `documents`; -inf and -1 fill up short
+            results. k is `top_k`, unless that is over 128 and over the number of documents: then the larger of these.
 
         Raises:
-            ValueError: The embeddings are not finite or of another width, or `top_k` is below 1.
+            ValueError: The embeddings are not finite or of another width, or `top_k` is no whole number of 1 or more.
         """
         generation, (scores, numbers, _) = self._search(embeddings, top_k, Filter.parse(where))
         places = np.searchsorted(generation.places, numbers)
@@ -261,8 +262,7 @@ class SearchableIndex:
             raise IndexMismatchError(f"expected embeddings of the shape (q, {dim}), got {embeddings.shape}.")
         if not np.isfinite(embeddings).all():
             raise ValueError("the embeddings have NaN or infinite numbers.")
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k}: ask for at least one result.")
+        check_top_k(top_k)
         with self.guard:
             return self._generation, self._generation.search(embeddings, top_k, where)
 

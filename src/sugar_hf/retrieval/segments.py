@@ -1,6 +1,8 @@
 """Segments: documents in an Arrow file, their vectors in a safetensors file, both written once and then only read."""
 
 import json
+import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +14,11 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..data import BadSampleError
+from .codecs import Codec
 from .documents import DOCUMENT_FEATURES, Document
 from .errors import DamagedIndexError
-from .files import MEND, FileEntry
+from .files import MEND, FileEntry, reading
 from .manifest import SegmentEntry
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema
@@ -40,36 +44,118 @@ def record_batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch
 
 
 def map_table(path: Path) -> pa.Table:
-    """Open an Arrow file of documents without reading it; it stays readable when its name is gone.
+    """Open an Arrow file of documents without copying it; it stays readable when its name is gone.
+
+    Whoever wrote it: Arrow follows the offsets in a file wherever they lead, so that all of them are looked at first,
+    and nothing is decompressed, which could take any amount of memory.
 
     Raises:
+        MissingFileError: It is not there.
         DamagedIndexError: It is no such file.
     """
-    try:
-        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+    with reading(path):
+        source = pa.memory_map(str(path))
+        _check_messages(source)
+        source.seek(0)
+        with pa.ipc.open_stream(source) as reader:
+            if reader.schema.names != SCHEMA.names or reader.schema.types != SCHEMA.types:
+                raise ValueError(f"it holds no documents: it has the columns {', '.join(reader.schema.names):.200}")
             table = reader.read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DamagedIndexError(f"{path} cannot be read ({error}). {MEND}.") from error
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
-        raise DamagedIndexError(f"{path} holds no documents: it has the columns {', '.join(table.schema.names)}.")
+        table.validate(full=True)
+        _check_nulls(table)
     return table
 
 
+def _check_messages(source: Any) -> None:
+    """Refuse a stream of other messages than a schema and plain record batches."""
+    messages = pa.ipc.MessageReader.open_stream(source)
+    for number, message in enumerate(messages):
+        if message.type != ("record batch" if number else "schema"):
+            raise ValueError(f"it has a message of the type {message.type}")
+        if not number:
+            continue
+        data = message.metadata.to_pybytes()
+        (root,) = struct.unpack_from("<I", data)
+        # fields of a message: 2 is the batch, 4 could hold the compression of an old version; of a batch: 3
+        batch = _field(data, root, 2)
+        if batch is None or _field(data, root, 4) is not None or _field(data, batch, 3) is not None:
+            raise ValueError("it is compressed")
+
+
+def _field(data: bytes, table: int, number: int) -> int | None:
+    """Where the table leads that a field of a table refers to, in the encoding of FlatBuffers; `None` if not set."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    (size,) = struct.unpack_from("<H", data, fields)
+    if size < 6 + 2 * number:
+        return None
+    (offset,) = struct.unpack_from("<H", data, fields + 4 + 2 * number)
+    return table + offset + struct.unpack_from("<I", data, table + offset)[0] if offset else None
+
+
+def _check_nulls(table: pa.Table) -> None:
+    """Refuse documents of which something is missing that a document has."""
+    for name in table.column_names:
+        if table[name].null_count:
+            raise ValueError(f"a document has no {name}")
+    for chunk in table["messages"].chunks:
+        messages = chunk.flatten()
+        if messages.null_count or messages.field("role").null_count or messages.field("content").null_count:
+            raise ValueError("a message has no role or no content")
+        parts = messages.field("content").flatten()
+        if parts.null_count or parts.field("type").null_count:
+            raise ValueError("a part of a message has no type")
+    for chunk in table["images"].chunks:
+        if chunk.flatten().null_count or chunk.flatten().field("bytes").null_count:
+            raise ValueError("an image has no bytes")
+
+
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file."""
-    save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
+    """Write a safetensors file.
+
+    Raises:
+        OSError: It cannot be written; the disk may be full.
+    """
+    try:
+        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
 
 
 def open_tensors(path: Path) -> Any:
     """Open a safetensors file without reading it.
 
     Raises:
+        MissingFileError: It is not there.
         DamagedIndexError: It is none.
     """
-    try:
+    with reading(path):
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise DamagedIndexError(f"{path} cannot be read ({error}). {MEND}.") from error
+
+
+def read_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a tensor of a file that is open.
+
+    Raises:
+        ValueError: There is none of this name, type and shape.
+    """
+    check_tensor(tensors, name, dtype, shape)
+    return tensors.get_tensor(name)
+
+
+def check_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a file that does not have a tensor of this name, type and shape.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if name not in tensors.keys():
+        raise ValueError(f"it has no {name}")
+    found = tensors.get_slice(name)
+    kind = np.dtype(dtype)
+    wanted = f"{kind.kind.upper()}{8 * kind.itemsize}"  # F32, I64, U8
+    if found.get_dtype() != wanted or tuple(found.get_shape()) != shape:
+        raise ValueError(f"{name} has the type {found.get_dtype()} and the shape {found.get_shape()}")
 
 
 @dataclass(frozen=True)
@@ -87,23 +173,45 @@ class Segment:
     tensors: Any
 
     @classmethod
-    def open(cls, folder: Path, entry: SegmentEntry, verify: bool) -> "Segment":
-        """Open a segment.
+    def open(cls, folder: Path, entry: SegmentEntry, codec: Codec | None, positions: str, verify: bool) -> "Segment":
+        """Open a segment. What is in its files is checked in any case as far as reading them is safe afterwards.
+
+        Args:
+            folder: The folder `segments`.
+            entry: What the manifest says of it.
+            codec: How vectors are stored.
+            positions: `"last"` or `"all"`.
+            verify: Compare the digests, too.
 
         Raises:
-            DamagedIndexError: A file is missing or damaged.
+            MissingFileError: A file is missing.
+            DamagedIndexError: A file is damaged.
         """
         texts, vectors = (file.check(folder, verify) for file in (entry.texts, entry.vectors))
         segment = cls(entry, map_table(texts), open_tensors(vectors))
         if segment.table.num_rows != entry.documents:
-            raise DamagedIndexError(f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}.")
-        if not {"codes", "document", "slice"} <= set(segment.tensors.keys()):
-            raise DamagedIndexError(f"{vectors} holds no vectors of an index.")
-        counts = {segment.tensors.get_slice(name).get_shape()[0] for name in ("codes", "document", "slice")}
-        if counts != {entry.rows}:
-            raise DamagedIndexError(f"{vectors} has {sorted(counts)} vectors instead of {entry.rows}.")
-        if entry.rows and not 0 <= int(segment.document.min()) <= int(segment.document.max()) < entry.documents:
-            raise DamagedIndexError(f"{vectors} has vectors of documents that {texts.name} does not have.")
+            raise DamagedIndexError(
+                f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}. {MEND}."
+            )
+        with reading(vectors):
+            rows = (entry.rows,)
+            lengths = {segment.tensors.get_slice(name).get_shape()[0] for name in ("codes", "document", "slice")}
+            if lengths != {entry.rows}:
+                raise ValueError(f"it has {sorted(lengths)} vectors instead of {entry.rows}")
+            if codec is None:
+                raise ValueError("the manifest does not say how its vectors are stored")
+            check_tensor(segment.tensors, "codes", codec.code_dtype, (entry.rows, codec.code_width))
+            for name in ("document", "slice"):
+                check_tensor(segment.tensors, name, np.int32, rows)
+            document = segment.document
+            if positions == "last":
+                fits = np.array_equal(document, np.arange(entry.documents)) and (segment.slice == -1).all()
+            else:
+                steps = np.diff(document, prepend=-1, append=entry.documents)
+                fits = bool(((steps == 0) | (steps == 1)).all()) and (segment.slice >= 0).all()
+                fits = fits and (not entry.documents or entry.rows >= entry.documents)
+            if not fits:
+                raise ValueError(f"its vectors are not those of the documents of {texts.name}")
         return segment
 
     @cached_property
@@ -126,11 +234,25 @@ class Segment:
 
     def metadata(self, first: int = 0) -> list[dict[str, Any]]:
         """Metadata of the documents from `first` on."""
-        return [json.loads(text) for text in self.table["metadata"].slice(first).to_pylist()]
+        texts = self.table["metadata"].slice(first).to_pylist()
+        try:
+            found = [json.loads(text) for text in texts]
+            if not all(isinstance(values, dict) for values in found):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as error:
+            raise DamagedIndexError(f"{self.entry.texts.name} has metadata that is no JSON ({error}). {MEND}.") from error
+        return found
 
     def read(self, number: int) -> Document:
-        """Read a document by its number in the segment."""
-        return Document.from_row(self.table.slice(number, 1).to_pylist()[0])
+        """Read a document by its number in the segment.
+
+        Raises:
+            DamagedIndexError: What is stored is no document.
+        """
+        try:
+            return Document.from_row(self.table.slice(number, 1).to_pylist()[0])
+        except (BadSampleError, RecursionError) as error:
+            raise DamagedIndexError(f"{self.entry.texts.name} holds no document ({error}). {MEND}.") from error
 
 
 class SegmentWriter:

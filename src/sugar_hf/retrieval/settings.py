@@ -45,14 +45,18 @@ class EmbeddingSettings:
         """Read `to_dict` back.
 
         Raises:
-            ValueError: A field is missing or unknown.
+            ValueError: A field is missing, unknown or of another type.
         """
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"unknown embedding settings: {', '.join(unknown)}")
         if missing := sorted({"dim", "retrieval_dim"} - values.keys()):
             raise ValueError(f"embedding settings lack {', '.join(missing)}")
-        return cls(**values)
+        made = cls(**values)
+        for name, value in vars(made).items():
+            if not _is_setting(name, value):
+                raise ValueError(f"the embedding setting {name} is {value!r:.40}")
+        return made
 
     def difference(self, other: "EmbeddingSettings") -> str | None:
         """Say why embeddings made with the other settings cannot be compared with these; `None` if they can."""
@@ -62,3 +66,14 @@ class EmbeddingSettings:
             if vars(self)[name] != vars(other)[name]
         ]
         return "; ".join(found) or None
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a field can have a value."""
+    if name in ("dim", "retrieval_dim"):
+        return type(value) is int and value > 0
+    if name in ("truncate_dim", "max_length"):
+        return value is None or (type(value) is int and value > 0)
+    if name == "split_sentences":
+        return isinstance(value, bool)
+    return isinstance(value, str) or (name == "truncation" and isinstance(value, bool))

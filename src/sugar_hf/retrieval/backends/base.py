@@ -1,7 +1,7 @@
 """What an index asks of the place where its vectors are searched."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..filters import Filter
+
+# Short results are filled up to so many columns, however few rows there are; to more only if there are more rows.
+FILLED_UP = 128
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class VectorBackend(ABC):
     #: Whether the backend filters by metadata itself. If not, the index evaluates filters and passes `allowed`.
     filters_metadata: ClassVar[bool] = False
 
+    @classmethod
+    @abstractmethod
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
+        """Refuse options that there are not, or not for vectors that are stored so.
+
+        Raises:
+            ValueError: Names the option.
+        """
+
+    def check_rows(self) -> None:
+        """Refuse what was saved if it is not of the rows that were added.
+
+        Raises:
+            ValueError: It is of another state.
+        """
+        return
+
     @abstractmethod
     def add(self, rows: Iterator[Rows]) -> None:
         """Add rows, in order."""
@@ -71,8 +91,8 @@ class VectorBackend(ABC):
             where: The filter on metadata, for backends that filter by themselves.
 
         Returns:
-            Scores (q, top_k) float32, best first, and row numbers (q, top_k) int64; row -1 with score -inf fills up
-            short results.
+            Scores (q, k) float32, best first, and row numbers (q, k) int64; row -1 with score -inf fills up short
+            results. k is `top_k`, unless that is over 128 and over `row_count`: then the larger of these two.
         """
 
     @abstractmethod
@@ -96,20 +116,47 @@ class VectorBackend(ABC):
         return
 
 
-def check_queries(queries: np.ndarray, dim: int, top_k: int) -> np.ndarray:
-    """Queries as contiguous float32.
+def check_count(name: str, value: Any, least: int = 1, most: int = 2**20) -> None:
+    """Refuse a value of an option that is no whole number, or one that takes all memory.
 
     Raises:
-        ValueError: They have no shape (q, d) or are no finite numbers, or `top_k` is below 1.
+        ValueError: Names the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
+
+
+def check_top_k(top_k: Any) -> int:
+    """Return how many results are wanted.
+
+    Raises:
+        ValueError: It is no whole number of 1 or more.
+    """
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):
+        raise ValueError(f"top_k={top_k!r:.40}: give a whole number of 1 or more, not a {type(top_k).__name__}.")
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: give 1 or more, ask for at least one result.")
+    return int(top_k)
+
+
+def cut_top_k(top_k: int, count: int) -> int:
+    """Return how many columns results have where there are `count` rows or documents."""
+    return min(check_top_k(top_k), max(count, FILLED_UP))
+
+
+def check_queries(queries: np.ndarray, dim: int, top_k: int, row_count: int) -> tuple[np.ndarray, int]:
+    """Queries as contiguous float32, and how many columns their results have.
+
+    Raises:
+        ValueError: They have no shape (q, d) or are no finite numbers, or `top_k` is no whole number of 1 or more.
     """
     queries = np.asarray(queries)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"Queries must have the shape (q, {dim}), as the index has; got {queries.shape}.")
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: give 1 or more.")
+    top_k = cut_top_k(top_k, row_count)
     if not np.isfinite(queries).all():
         raise ValueError(f"Query {int(np.argmax(~np.isfinite(queries).all(1)))} has NaN or infinite numbers.")
-    return np.ascontiguousarray(queries, dtype=np.float32)
+    return np.ascontiguousarray(queries, dtype=np.float32), top_k
 
 
 def filled_up(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

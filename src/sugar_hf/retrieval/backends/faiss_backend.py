@@ -12,7 +12,8 @@ import numpy as np
 
 from ..codecs import BinaryCodec, Codec, Int8Codec
 from ..filters import Filter
-from .base import Rows, VectorBackend, check_queries, filled_up
+from .base import Rows, VectorBackend, check_count, check_queries, filled_up
+from .graph_file import read_graph
 
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
@@ -42,14 +43,10 @@ class FaissOptions:
     def __post_init__(self) -> None:
         if self.kind not in ("flat", "hnsw"):
             raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
-        for name, value, least in (
-            ("m", self.m, 2),
-            ("ef_construction", self.ef_construction, 1),
-            ("ef_search", self.ef_search, 1),
-            ("rescore", self.rescore, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: give a whole number of {least} or more.")
+        check_count("m", self.m, 2, 2048)
+        check_count("ef_construction", self.ef_construction)
+        check_count("ef_search", self.ef_search)
+        check_count("rescore", self.rescore, 0)
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> FaissOptions:
@@ -83,18 +80,34 @@ class FaissBackend(VectorBackend):
     """
 
     def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
+        self.check_options(options or {}, codec.name)
         self.codec, self.options = codec, FaissOptions.read(options)
         self._signs: Any = faiss.IndexBinaryFlat(8 * codec.sign_width) if isinstance(codec, BinaryCodec) else None
-        if self._signs is not None and self.options.kind == "hnsw":
-            raise ValueError("kind='hnsw' takes vectors='float32', 'float16' or 'int8'; binary is searched flat.")
         self._blocks = _Blocks()
         self._storage: Any = None if self._signs is not None else _storage(codec)
         self._graph: Any = None
         if folder is not None and self.options.kind == "hnsw" and (folder / GRAPH_FILE).is_file():
             self._graph = self._read_graph(folder / GRAPH_FILE)
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
+        """Refuse options that there are not, or not for vectors that are stored so; see [`FaissOptions`]."""
+        if FaissOptions.read(options).kind == "hnsw" and vectors == BinaryCodec.name:
+            raise ValueError("kind='hnsw' takes vectors='float32', 'float16' or 'int8'; binary is searched flat.")
+
     def __len__(self) -> int:
         return int((self._storage if self._signs is None else self._signs).ntotal)
+
+    def check_rows(self) -> None:
+        """Refuse a graph of other rows.
+
+        Raises:
+            ValueError: It is of another state.
+        """
+        if self._graph is not None and self._graph.ntotal != len(self):
+            raise ValueError(
+                f"The saved graph is of {self._graph.ntotal} rows, but {len(self)} are there: it is of another state."
+            )
 
     # ---- Writing ----
 
@@ -192,15 +205,12 @@ class FaissBackend(VectorBackend):
             ValueError: Queries of another width, `top_k` below 1, more rows than there are, a filter on metadata, or a
                 graph that does not belong to the rows.
         """
-        queries = check_queries(queries, self.codec.dim, top_k)
+        queries, top_k = check_queries(queries, self.codec.dim, top_k, row_count)
         if where is not None:
             raise ValueError("FAISS knows no metadata: evaluate the filter and give the allowed rows.")
         if row_count > len(self):
             raise ValueError(f"{row_count} rows are asked for, {len(self)} are there.")
-        if self._graph is not None and self._graph.ntotal != len(self):
-            raise ValueError(
-                f"The saved graph is of {self._graph.ntotal} rows, but {len(self)} are there: it is of another state."
-            )
+        self.check_rows()
         if excluded is not None and len(excluded):
             allowed = np.ones(row_count, dtype=bool) if allowed is None else allowed.copy()
             allowed[excluded[excluded < row_count]] = False
@@ -260,13 +270,14 @@ class FaissBackend(VectorBackend):
         """Write the graph, without a second copy of the vectors."""
         if self._graph is None:
             return []
-        faiss.write_index(self._graph, str(folder / GRAPH_FILE), faiss.IO_FLAG_SKIP_STORAGE)
+        try:
+            faiss.write_index(self._graph, str(folder / GRAPH_FILE), faiss.IO_FLAG_SKIP_STORAGE)
+        except RuntimeError as error:  # as it says that a disk is full
+            raise OSError(f"{folder / GRAPH_FILE} cannot be written ({error})") from error
         return [GRAPH_FILE]
 
     def _read_graph(self, path: Path) -> Any:
-        graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
-        if not isinstance(graph, faiss.IndexHNSW) or graph.d != self.codec.dim:
-            raise ValueError(f"{path} is no graph of vectors of {self.codec.dim} dimensions.")
+        graph = read_graph(path, self.codec.dim)
         graph.storage, graph.own_fields = self._storage, False
         graph.hnsw.efConstruction = self.options.ef_construction
         return graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..codecs import Codec
 from ..filters import Filter, typed_metadata
-from .base import Rows, VectorBackend, check_queries, filled_up
+from .base import Rows, VectorBackend, check_count, check_queries, filled_up
 
 LOCAL_NAME = "milvus.db"
 TOKEN_VARIABLE = "MILVUS_TOKEN"
@@ -48,9 +49,14 @@ class MilvusOptions:
     def __post_init__(self) -> None:
         if self.kind not in ("flat", "hnsw"):
             raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
+        if not isinstance(self.collection, str) or not isinstance(self.uri, str | None):
+            raise ValueError("uri and collection: give texts.")
+        for name in ("m", "ef_construction", "ef_search"):
+            check_count(name, vars(self)[name], 1)
 
     def __repr__(self) -> str:
-        return f"MilvusOptions(uri={self.uri!r}, collection={self.collection!r}, kind={self.kind!r})"  # no token
+        uri = self.uri and public_address(self.uri)
+        return f"MilvusOptions(uri={uri!r}, collection={self.collection!r}, kind={self.kind!r})"  # no token
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> MilvusOptions:
@@ -82,9 +88,8 @@ class MilvusBackend(VectorBackend):
     filters_metadata = True
 
     def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
+        self.check_options(options or {}, codec.name)
         self.options = MilvusOptions.read(options)
-        if codec.name != "float32":
-            raise ValueError(f"vectors={codec.name!r}: Milvus takes vectors='float32'.")
         if self.options.uri is None and folder is None:
             raise ValueError("The Milvus backend needs a uri, or a folder for local files.")
         self.dim = codec.dim
@@ -95,6 +100,13 @@ class MilvusBackend(VectorBackend):
         token = self.options.token or os.environ.get(TOKEN_VARIABLE, "")
         self._client = self._milvus.MilvusClient(uri=self.options.uri or self._path, token=token)
         self._open_collection()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
+        """Refuse options that there are not, and other vectors than float32; see [`MilvusOptions`]."""
+        MilvusOptions.read(options)
+        if vectors != "float32":
+            raise ValueError(f"vectors={vectors!r}: Milvus takes vectors='float32'.")
 
     def _open_collection(self) -> None:
         name, client = self.options.collection, self._client
@@ -172,7 +184,7 @@ class MilvusBackend(VectorBackend):
         Raises:
             ValueError: Queries of another width, `top_k` below 1, or `allowed`, which would have to list rows.
         """
-        queries = check_queries(queries, self.dim, top_k)
+        queries, top_k = check_queries(queries, self.dim, top_k, row_count)
         if allowed is not None:
             raise ValueError("Milvus filters by itself: give `where` and `excluded` instead of `allowed`.")
         conditions = [f"row < {int(row_count)}"]
@@ -211,6 +223,24 @@ class MilvusBackend(VectorBackend):
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(str(self._path))
+
+
+def public_address(uri: Any) -> str:
+    """Return the address of a server without what is secret in it: user, password and parameters.
+
+    Raises:
+        ValueError: It is no address of which that can be told.
+
+    >>> public_address("https://user:password@example.org:19530/stories?token=secret")
+    'https://example.org:19530/stories'
+    """
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*://)?([^/?#]*@)?([^/?#@]*)(/[^?#@]*)?([?#][^@]*)?", str(uri), re.S)
+    if not isinstance(uri, str) or not found or not (found[3] or found[4]):
+        raise ValueError(
+            "uri: this is no address of a server such as 'http://localhost:19530' (it is not shown, as it may hold a "
+            "password). Give user and password as token='user:password'."
+        )
+    return "".join(found[part] or "" for part in (1, 3, 4))
 
 
 def _import_milvus(local: bool) -> Any:
