@@ -191,12 +191,10 @@ def test_a_damaged_part_is_made_anew(tmp_path):
         data = bytearray(path.read_bytes())
         data[-30] ^= 255
         path.write_bytes(data)
-        with pytest.raises(DamagedIndexError, match=r"part 0 .*Start the same write again"):
-            index.add(map(make, range(6)), **PARTS)
-        assert len(index) == 0
-    index.add(map(make, range(6)), **PARTS)
-    assert index.embedder.embedded == ["d0", "d1", "d2"]
-    assert len(index) == 6
+        index.add(map(make, range(6)), **PARTS)
+        assert index.embedder.embedded == ["d0", "d1", "d2"]
+        assert len(index) == 6
+        index = SugarIndex.create(tmp_path / "i", FakeEmbedder(), overwrite=True)
 
 
 def test_other_processes_stage_parts(tmp_path):

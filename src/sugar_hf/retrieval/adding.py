@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,13 +122,13 @@ def add_documents(
     """
     start, ranks = time.perf_counter(), Ranks()
     writer = index.writer(kind, head)
-    with ranks.together():
-        if ranks.is_first:
-            writer.__enter__().prepare()
-        else:
-            index.refresh()
     report = AddReport()
-    try:
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.is_first:
+                stack.enter_context(writer).prepare()
+            else:
+                index.refresh()
         with ranks.together():
             staging = Staging.open(index.folder)
             known = None if kind == "build" else index.generation
@@ -146,9 +147,6 @@ def add_documents(
                 report = writer.commit(range(count), on_duplicate=on_duplicate)
                 report.duplicates = stream.duplicates
                 report.skipped = stream.skipped + report.skipped
-    finally:
-        if ranks.is_first:
-            writer.__exit__(None, None, None)
     if not ranks.is_first:
         index.refresh()
     report.seconds = time.perf_counter() - start

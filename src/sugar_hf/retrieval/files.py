@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -188,6 +189,33 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_folder(place: Path | None) -> Iterator[Path]:
+    """Make a folder that is there for the time of a block; after a kill the next write of the index removes it.
+
+    Args:
+        place: The folder of the index, on whose disk it is to be; another temporary place when `None`.
+    """
+    with TemporaryDirectory(prefix="export-", suffix=".tmp", dir=place) as name:
+        with FileLock(Path(name) / "LOCK"):
+            inner = Path(name) / "files"
+            inner.mkdir()
+            yield inner
+
+
+def is_held(path: Path) -> bool:
+    """Whether a temporary folder is in use by a process that lives."""
+    if not (path / "LOCK").is_file():
+        return False
+    lock = FileLock(path / "LOCK", timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
 class WriteLock:

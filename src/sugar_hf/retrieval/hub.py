@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
 from .errors import DamagedIndexError
+from .files import held_folder, inside
 from .manifest import Manifest, read_current, write_current
+from .opening import settled
 
 if TYPE_CHECKING:
     from .index import SugarIndex
@@ -70,12 +71,10 @@ def push(
     Returns:
         The address of the commit.
     """
-    if len(index.generation.deleted):
-        index.compact()
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    with tempfile.TemporaryDirectory(dir=index.folder if os.access(index.folder, os.W_OK) else None) as temporary:
-        folder = export(index, Path(temporary), repo_id, description, card_data)
+    with held_folder(index.folder if os.access(index.folder, os.W_OK) else None) as place:
+        folder = settled(index.folder, lambda: _export_current(index, place, repo_id, description, card_data))
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
@@ -86,6 +85,17 @@ def push(
             delete_patterns=_FILES,
         )
     return commit.commit_url
+
+
+def _export_current(
+    index: "SugarIndex", place: Path, name: str, description: str, card_data: dict[str, Any] | None
+) -> Path:
+    """Write what is in the index now, deleted documents left out."""
+    index.refresh()
+    if len(index.generation.deleted):
+        index.compact()
+    shutil.rmtree(place / "whole", ignore_errors=True)  # of a try that came in between two writes
+    return export(index, place / "whole", name, description, card_data)
 
 
 def export(
@@ -102,12 +112,15 @@ def export(
 
     Returns:
         The folder.
+
+    Raises:
+        DamagedIndexError: A file is missing or damaged.
     """
     manifest = index.generation.manifest
     (folder / "segments").mkdir(parents=True)
     for entry in manifest.segments:
         for file in (entry.texts, entry.vectors):
-            _copy(index.folder / "segments" / file.name, folder / "segments" / file.name)
+            _copy(file.check(inside(index.folder, "segments"), verify=True), folder / "segments" / file.name)
     # whoever downloads it has no access to the server that searched it here
     options = {key: value for key, value in manifest.head.backend_options.items() if key not in ("uri", "collection")}
     write_current(folder, replace(manifest, graph=None, head=replace(manifest.head, backend_options=options)))
@@ -148,7 +161,7 @@ def pull(
             allow_patterns=_FILES,
         )
     )
-    manifest = read_current(folder)
+    manifest = settled(folder, lambda: read_current(folder))
     if manifest.graph is not None or "uri" in manifest.head.backend_options:
         # FAISS reads graphs without checking them, and a server would be sent this user's token
         raise DamagedIndexError(

@@ -13,7 +13,7 @@ from .errors import IndexMismatchError
 from .filters import Filter
 from .hub import pull, push
 from .manifest import Head, holds_index, read_current
-from .opening import create_folder, make_head, open_folder
+from .opening import create_folder, make_head, open_folder, settled
 from .ranks import Ranks
 from .results import Hit
 from .searching import SearchableIndex
@@ -78,7 +78,7 @@ class SugarIndex(SearchableIndex):
         head, secrets = make_head(embedder, dim, backend, vectors, positions, backend_options)
         with ranks.together():
             if ranks.is_first and overwrite and holds_index(folder):
-                there = cls(folder, open_folder(folder, None, False), None, secrets)
+                there = cls(folder, open_folder(folder, None, True), None, secrets)
                 with there.writer("build", head) as writer:
                     writer.commit(())
             elif ranks.is_first:
@@ -158,12 +158,12 @@ class SugarIndex(SearchableIndex):
             if ranks.is_first:
                 if not holds_index(folder):
                     create_folder(folder, head)
-                elif not overwrite and (there := read_current(folder).documents):
+                elif not overwrite and (there := settled(folder, lambda: read_current(folder)).documents):
                     raise FileExistsError(
                         f"{folder} holds an index of {there} documents. Pass overwrite=True to replace it, or use "
                         "SugarIndex.load(folder, embedder).add(documents)."
                     )
-        index = cls(folder, open_folder(folder, None, False, secrets), None, secrets)
+        index = cls(folder, open_folder(folder, None, True, secrets), None, secrets)
         report_skipped(
             add_documents(
                 index,

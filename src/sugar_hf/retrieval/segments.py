@@ -155,7 +155,7 @@ def check_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) ->
     kind = np.dtype(dtype)
     wanted = f"{kind.kind.upper()}{8 * kind.itemsize}"  # F32, I64, U8
     if found.get_dtype() != wanted or tuple(found.get_shape()) != shape:
-        raise ValueError(f"{name} has the type {found.get_dtype()} and the shape {found.get_shape()}")
+        raise ValueError(f"{name} does not fit: type {found.get_dtype()} and shape {found.get_shape()}")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 A part is some documents that follow each other, with their vectors. It is either there as a whole or not, and a write
 that was killed keeps the parts it has. Any process may stage a part; the numbers say how the parts follow each other.
+
+All of this only saves work: a part or a plan with which anything is wrong counts as one that is not there.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import pyarrow as pa
 from ..data import BadSampleError
 from .documents import Document
 from .errors import DamagedIndexError, IndexMismatchError
-from .files import FileEntry, as_json, fsync, move_whole, remove, write_whole
-from .segments import SCHEMA, map_table, open_tensors, record_batches, write_tensors
+from .files import FileEntry, as_json, fsync, move_whole, reading, remove, write_whole
+from .manifest import Head
+from .segments import SCHEMA, map_table, open_tensors, read_tensor, record_batches, write_tensors
 
 PLAN = "plan.json"
 UNIT_TOLERANCE = 1e-3
@@ -75,12 +78,14 @@ class Staging:
         folder: The folder `pending`.
         dim: Width of the vectors.
         positions: `"last"`: one vector for each document, `"all"`: one for each of its slices.
+        write: Which write the parts belong to; those of others do not count.
     """
 
-    def __init__(self, folder: Path, dim: int, positions: str) -> None:
+    def __init__(self, folder: Path, dim: int, positions: str, write: str) -> None:
         self.folder = folder
         self.dim = dim
         self.positions = positions
+        self.write = write
 
     @classmethod
     def open(cls, index_folder: str | Path) -> "Staging":
@@ -93,15 +98,17 @@ class Staging:
         plan = read_plan(folder)
         if plan is None:
             raise FileNotFoundError(f"{index_folder} is not being written. Open `index.writer()` in one process.")
-        return cls(folder, plan["head"]["dim"], plan["head"]["positions"])
+        return cls(folder, plan["head"]["dim"], plan["head"]["positions"], plan["write"])
 
     def holds(self, number: int, documents: Sequence[Document]) -> bool:
-        """Whether a part is there and made of these documents."""
-        path = self._path(number)
-        if not path.is_file():
+        """Whether a part is there, as a whole, and made of these documents."""
+        if not self._path(number).is_file():
             return False
-        with open_tensors(path) as file:
-            return file.metadata().get("key") == part_key(documents)
+        try:
+            self._read(number, part_key(documents))
+        except (DamagedIndexError, OSError):
+            return False
+        return True
 
     def stage(
         self,
@@ -128,6 +135,10 @@ class Staging:
         self.folder.mkdir(exist_ok=True)
         texts = self._path(number).with_suffix(".arrow")
         temporary = texts.with_name(texts.name + ".tmp")
+        for path in (texts, self._path(number)):
+            for place in (path, path.with_name(path.name + ".tmp")):
+                if place.exists() and not place.is_file():
+                    remove(place)
         with pa.ipc.new_stream(str(temporary), SCHEMA) as writer:
             for batch in record_batches(document.to_row() for document, _ in kept):
                 writer.write_batch(batch)
@@ -145,9 +156,10 @@ class Staging:
             "key": part_key(documents),
             "texts": entry.sha256,
             "texts_size": str(entry.size),
-            "tensors": _digest(tensors),
             "skipped": json.dumps([vars(error) for error in skipped]),
+            "write": self.write,
         }
+        header["digest"] = _digest(tensors, header)
         temporary = self._path(number).with_suffix(".safetensors.tmp")
         write_tensors(temporary, tensors, header)
         move_whole(temporary, self._path(number))
@@ -163,22 +175,37 @@ class Staging:
         Raises:
             DamagedIndexError: It is not there or damaged.
         """
-        path = self._path(number)
         try:
-            with open_tensors(path) as file:
-                header = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in ("vectors", "document", "slice")}
-            if _digest(tensors) != header["tensors"]:
-                raise DamagedIndexError(f"{path} was changed.")
-            texts = FileEntry(path.with_suffix(".arrow").name, int(header["texts_size"]), header["texts"])
-            ids = map_table(texts.check(self.folder, verify=True))["id"].to_pylist()
-        except DamagedIndexError as error:
-            remove(path)
+            return self._read(number)
+        except (DamagedIndexError, OSError) as error:
+            remove(self._path(number))
             raise DamagedIndexError(
                 f"part {number} of the write is missing or damaged ({error}) Start the same write again: what is "
                 "damaged is made anew."
             ) from error
-        return StagedPart(path, ids, [BadSampleError(**values) for values in json.loads(header["skipped"])])
+
+    def _read(self, number: int, key: str | None = None) -> StagedPart:
+        """Open a part; one of these documents, if a key is given.
+
+        Raises:
+            MissingFileError: It is not there.
+            DamagedIndexError: Anything else is wrong with it.
+        """
+        path = self._path(number)
+        with reading(path), open_tensors(path) as file:
+            header = file.metadata()
+            if header["write"] != self.write or header["key"] != (key or header["key"]):
+                raise ValueError("it is a part of another write")
+            count = file.get_slice("vectors").get_shape()[0]
+            forms = {"vectors": (np.float32, (count, self.dim)), "document": (np.int32, (count,))}
+            forms["slice"] = forms["document"]
+            tensors = {name: read_tensor(file, name, *form) for name, form in forms.items()}
+            if _digest(tensors, header) != header["digest"]:
+                raise ValueError("it was changed")
+            skipped = [BadSampleError(**values) for values in json.loads(header["skipped"])]
+            texts = FileEntry(path.with_suffix(".arrow").name, int(header["texts_size"]), header["texts"])
+        ids = map_table(texts.check(self.folder, verify=True))["id"].to_pylist()
+        return StagedPart(path, ids, skipped)
 
     def clear(self) -> None:
         """Forget all parts."""
@@ -214,8 +241,9 @@ class Staging:
         return rows
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
-    found = hashlib.sha256()
+def _digest(tensors: dict[str, np.ndarray], header: Mapping[str, str]) -> str:
+    """SHA-256 over the tensors of a part, and all that its header says besides."""
+    found = hashlib.sha256(json.dumps(sorted(item for item in header.items() if item[0] != "digest")).encode())
     for name in sorted(tensors):
         found.update(np.ascontiguousarray(tensors[name]).data)
     return found.hexdigest()
@@ -235,9 +263,14 @@ def part_key(documents: Sequence[Document]) -> str:
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """Read what the write in progress is about; `None` if there is none that can go on."""
     try:
-        return json.loads((folder / PLAN).read_bytes())
-    except (OSError, ValueError):
+        if folder.is_symlink() or any(path.is_symlink() for path in folder.iterdir()):
+            return None
+        plan = json.loads((folder / PLAN).read_bytes())
+        Head.from_dict(plan["head"])
+        is_plan = all(isinstance(plan[key], str) for key in ("kind", "uid", "write")) and type(plan["base"]) is int
+    except Exception:  # whatever is wrong with it: nothing but work is lost
         return None
+    return plan if is_plan and plan["write"] else None
 
 
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from ..data import BadSampleError
 from .backends import VectorBackend
 from .codecs import Codec
 from .errors import DamagedIndexError, DuplicateIdError
-from .files import FileEntry, WriteLock, fsync, inside, remove
+from .files import FileEntry, WriteLock, fsync, inside, is_held, remove
 from .fingerprint import ModelFingerprint
 from .generation import Generation
-from .manifest import Deleted, Graph, Head, Manifest, read_manifest, write_current
+from .manifest import Deleted, Graph, Head, Manifest, read_current, read_manifest, write_current
 from .results import MUCH_DELETED
 from .segments import Segment, SegmentWriter, write_tensors
 from .staging import StagedPart, Staging, read_plan, write_plan
@@ -82,7 +82,7 @@ class IndexWriter:
             self._index.refresh()  # what others wrote
             clean(self._index.folder, self.generation.manifest)
             plan = read_plan(self._index.folder / "pending")
-            if plan is None or plan.get("write") == self.generation.manifest.write:
+            if plan is None or plan["write"] == self.generation.manifest.write:
                 remove(self._index.folder / "pending")  # a kill came after the commit
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -117,8 +117,9 @@ class IndexWriter:
         found = read_plan(folder)
         if found is None or not _is_same_plan(found, plan):
             remove(folder)
-            write_plan(folder, {**plan, "write": uuid.uuid4().hex})
-        self._staging = Staging(folder, self.head.dim, self.head.positions)
+            found = {**plan, "write": uuid.uuid4().hex}
+            write_plan(folder, found)
+        self._staging = Staging(folder, self.head.dim, self.head.positions, found["write"])
         return self._staging
 
     def commit(self, numbers: Sequence[int] | None = None, *, on_duplicate: str = "raise") -> AddReport:
@@ -152,7 +153,7 @@ class IndexWriter:
         (folder / "segments").mkdir(exist_ok=True)
         writer = SegmentWriter(inside(folder, "segments"), old.next_segment)
         new_batches = () if codec is None else _part_batches(parts, codec)
-        for batch in chain(_old_batches(tail), new_batches):
+        for batch in chain(_old_batches(folder, tail), new_batches):
             writer.add(*batch)
         new = old.after(
             base=old.base + is_build,
@@ -163,7 +164,7 @@ class IndexWriter:
             deleted=None if is_build else self._deleted(replaced),
             graph=None if is_build else old.graph,
             clipped=clipped + (0 if is_build else old.clipped),
-            write=str((read_plan(folder / "pending") or {}).get("write")),
+            write=staging.write,
         )
         self._swap(new)
         self._forget()
@@ -190,7 +191,7 @@ class IndexWriter:
         """Write all documents that are there anew, with their vectors as they are."""
         old, folder = self.generation.manifest, self._index.folder
         writer = SegmentWriter(folder / "segments", old.next_segment)
-        for batch in _old_batches(self.generation.segments, self.generation.live):
+        for batch in _old_batches(folder, self.generation.segments, self.generation.live):
             writer.add(*batch)
         segments = tuple(writer.finish()) if old.segments else ()
         self._swap(
@@ -241,7 +242,7 @@ class IndexWriter:
                 if (folder / "segments").is_dir():
                     fsync(folder / "segments")
                 fsync(folder)
-                write_current(folder, manifest)
+                _let_count(folder, manifest)
             except BaseException:
                 if shares and old.backend is not None:
                     old.backend.trim(old.manifest.rows)
@@ -249,25 +250,50 @@ class IndexWriter:
                 raise
             self._index.replace_generation(replace(new, manifest=manifest))
             gone = old.deleted[old.manifest.deleted.before :] if shares and old.manifest.deleted else ()
-            if new.backend is not None and len(gone):
-                # those that the generation before, which is still kept, did without already
-                new.backend.remove(np.flatnonzero(np.isin(old.row_document, gone)))
-            if not shares and old.backend is not None:
-                old.backend.drop()
-                old.backend.close()
+            with suppress(Exception):  # the write counts; rows that stay take space and are not found
+                if new.backend is not None and len(gone):
+                    # those that the generation before, which is still kept, did without already
+                    new.backend.remove(np.flatnonzero(np.isin(old.row_document, gone)))
+                if not shares and old.backend is not None:
+                    old.backend.drop()
+                    old.backend.close()
         clean(folder, manifest, old.manifest)
 
 
+def _let_count(folder: Path, manifest: Manifest) -> None:
+    """Write CURRENT. An error that comes after it was replaced is no reason to say that nothing was written."""
+    try:
+        write_current(folder, manifest)
+    except OSError as error:
+        if not _counts(folder, manifest):
+            raise
+        warnings.warn(
+            f"{folder} was written, but the disk has not confirmed it ({error}): after a power cut it may be as it "
+            "was before.",
+            stacklevel=5,
+        )
+
+
+def _counts(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return read_current(folder) == manifest
+    except (OSError, DamagedIndexError):
+        return False
+
+
 def clean(folder: Path, *kept: Manifest) -> None:
-    """Remove files that neither the given generations nor the one before the last need: left over, or outdated."""
+    """Remove files that neither the given generations nor the one before the last need: left over, or outdated.
+
+    What cannot be removed is left for the next write.
+    """
     names = {name for manifest in kept for name in manifest.names()}
     if len(kept) == 1:
         path = folder / f"manifest-{kept[0].generation - 1:06d}.json"
-        with suppress(FileNotFoundError, DamagedIndexError):  # what a damaged one kept is of no use
+        with suppress(OSError, DamagedIndexError):  # what a damaged one kept is of no use
             names |= read_manifest(path, path.read_bytes()).names()
     for pattern in _OLD:
         for path in folder.glob(pattern):
-            if path.relative_to(folder).as_posix() not in names:
+            if path.relative_to(folder).as_posix() not in names and not is_held(path):
                 remove(path)
 
 
@@ -298,7 +324,10 @@ def _is_same_plan(found: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
         return False
     if None in prints:
         return prints[0] == prints[1]
-    return ModelFingerprint.from_dict(prints[0]).difference(ModelFingerprint.from_dict(prints[1])) is None
+    try:
+        return ModelFingerprint.from_dict(prints[0]).difference(ModelFingerprint.from_dict(prints[1])) is None
+    except ValueError:
+        return False
 
 
 def _check_ids(parts: Sequence[StagedPart], known: Generation | None, on_duplicate: str) -> list[int]:
@@ -339,10 +368,18 @@ def _small_tail(segments: Sequence[Segment]) -> tuple[Sequence[Segment], Sequenc
     return segments[:place], segments[place:]
 
 
-def _old_batches(segments: Sequence[Segment], live: np.ndarray | None = None) -> Iterator[tuple[Any, ...]]:
-    """Yield the documents of segments with their codes; only those that are there, if it is said which are."""
+def _old_batches(
+    folder: Path, segments: Sequence[Segment], live: np.ndarray | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the documents of segments with their codes; only those that are there, if it is said which are.
+
+    Raises:
+        DamagedIndexError: A file is not as it was written, which its copy would hide for ever.
+    """
     start = 0
     for segment in segments:
+        for file in (segment.entry.texts, segment.entry.vectors):
+            file.check(inside(folder, "segments"), verify=True)
         first = 0
         for batch in segment.table.to_batches():
             low, high = np.searchsorted(segment.document, [first, first + batch.num_rows]).tolist()
