@@ -17,7 +17,7 @@ from .codecs import Codec
 from .documents import Document
 from .embedder import POSITIONS
 from .errors import DamagedIndexError
-from .files import check_links, inside, reading
+from .files import MEND, check_links, inside, reading
 from .filters import Filter
 from .fingerprint import ModelFingerprint
 from .manifest import Manifest
@@ -296,6 +296,8 @@ class Generation:
             for low in range(max(0, first - start), segment.entry.rows, BLOCK):
                 high = min(low + BLOCK, segment.entry.rows)
                 codes, document = segment.codes(low, high), segment.document[low:high].tolist()
+                if codes.dtype.kind == "f" and not np.isfinite(codes).all():
+                    raise DamagedIndexError(f"{segment.entry.vectors.name} has NaN or infinite numbers. {MEND}.")
                 yield Rows(
                     first=start + low,
                     codes=codes,
