@@ -133,9 +133,7 @@ def test_an_export_takes_what_is_there_when_files_go(start, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "_copy", copy)
-        made = opening.settled(
-            folder, lambda: hub._export_current(index, tmp_path / "place", "me/x", "", None)
-        )
+        made = opening.settled(folder, lambda: hub._export_current(index, tmp_path / "place", "me/x", "", None))
     assert state(SugarIndex.load(made)).keys() == {f"d{i}" for i in range(1, 12)}
 
 

@@ -198,11 +198,10 @@ def held_folder(place: Path | None) -> Iterator[Path]:
     Args:
         place: The folder of the index, on whose disk it is to be; another temporary place when `None`.
     """
-    with TemporaryDirectory(prefix="export-", suffix=".tmp", dir=place) as name:
-        with FileLock(Path(name) / "LOCK"):
-            inner = Path(name) / "files"
-            inner.mkdir()
-            yield inner
+    with TemporaryDirectory(prefix="export-", suffix=".tmp", dir=place) as name, FileLock(Path(name) / "LOCK"):
+        inner = Path(name) / "files"
+        inner.mkdir()
+        yield inner
 
 
 def is_held(path: Path) -> bool:

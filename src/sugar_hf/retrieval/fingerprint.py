@@ -85,7 +85,7 @@ class ModelFingerprint:
             digests = [weights[key] for key in ("backbone", "retrieval head", "adapters")]
             is_good = {"config", "processor"} <= parts.keys() and all(isinstance(text, str) for text in digests)
             is_good = is_good and all(isinstance(text, str) for text in weights["precision"])
-            is_good = is_good and np.isfinite([x for row in probe for x in row]).all()
+            is_good = is_good and bool(np.isfinite([x for row in probe for x in row]).all())
             is_good = is_good and len({len(row) for row in probe}) == 1
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"it is no fingerprint of a model ({type(error).__name__}: {error})") from error

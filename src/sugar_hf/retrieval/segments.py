@@ -149,7 +149,7 @@ def check_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) ->
     Raises:
         ValueError: It does not.
     """
-    if name not in tensors.keys():
+    if name not in set(tensors.keys()):
         raise ValueError(f"it has no {name}")
     found = tensors.get_slice(name)
     kind = np.dtype(dtype)
@@ -240,7 +240,9 @@ class Segment:
             if not all(isinstance(values, dict) for values in found):
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:
-            raise DamagedIndexError(f"{self.entry.texts.name} has metadata that is no JSON ({error}). {MEND}.") from error
+            raise DamagedIndexError(
+                f"{self.entry.texts.name} has metadata that is no JSON ({error}). {MEND}."
+            ) from error
         return found
 
     def read(self, number: int) -> Document:

@@ -292,9 +292,10 @@ def clean(folder: Path, *kept: Manifest) -> None:
         with suppress(OSError, DamagedIndexError):  # what a damaged one kept is of no use
             names |= read_manifest(path, path.read_bytes()).names()
     for pattern in _OLD:
-        for path in folder.glob(pattern):
-            if path.relative_to(folder).as_posix() not in names and not is_held(path):
-                remove(path)
+        with suppress(OSError):
+            for path in folder.glob(pattern):
+                if path.relative_to(folder).as_posix() not in names and not is_held(path):
+                    remove(path)
 
 
 def _with_graph(folder: Path, manifest: Manifest, backend: VectorBackend | None) -> Manifest:

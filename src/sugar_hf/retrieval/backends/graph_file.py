@@ -16,7 +16,7 @@ _TYPES = (np.float64, np.int32, np.int32, np.uint64, np.int32)
 
 
 def read_graph(path: Path, dim: int) -> Any:
-    """Read what FAISS wrote of an HNSW graph without its vectors, once each number in it is known to lead nowhere else.
+    """Read what FAISS wrote of an HNSW graph without its vectors, after a look at every number in it.
 
     Args:
         path: The file.
@@ -46,7 +46,7 @@ def _check(data: bytes, dim: int) -> None:
     if metric != faiss.METRIC_INNER_PRODUCT or count < 1:
         raise ValueError("it is no graph of inner products")
     place = _HEADER.size
-    arrays = []
+    arrays: list[np.ndarray] = []
     for type_ in _TYPES:
         (length,) = struct.unpack_from("<Q", data, place)
         if length > len(data):
