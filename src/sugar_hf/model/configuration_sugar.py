@@ -46,9 +46,9 @@ class SugarConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def image_token_id(self) -> int:
-        """Id of the token that stands for one image feature in the backbone's input."""
-        return self.vlm_config.image_token_id
+    def image_token_id(self) -> int | None:
+        """Id of the token that stands for one image feature in the backbone's input; `None` if none is named."""
+        return getattr(self.vlm_config, "image_token_id", None)
 
     @property
     def projection_dim(self) -> int:

@@ -139,14 +139,16 @@ class Tokenizing:
 
     def _call_backbone(self) -> dict[str, Any]:
         processor: Any = without_checks(self._backbone)  # they are done, and not every sample needs an image
-        expand = processor.get_text_with_replacements
         self._records = []
+        if expand := getattr(processor, "get_text_with_replacements", None):  # if this version of transformers has it
 
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            text, self._records = expand(*args, **kwargs)
-            return text, self._records
+            def recorded(*args: Any, **kwargs: Any) -> Any:
+                found = expand(*args, **kwargs)
+                if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], list):
+                    self._records = found[1]
+                return found
 
-        processor.get_text_with_replacements = recorded
+            processor.get_text_with_replacements = recorded
         processor.tokenizer = self
         samples = [self._samples[i] for i in self._current]
         try:

@@ -84,8 +84,10 @@ def end_of_last_slice(features: Features) -> int:
     return int(features["slice_map"][0].nonzero()[-1]) + 1
 
 
-def shared_length(beginning: Features, features: Features, image_token_id: int) -> int:
+def shared_length(beginning: Features, features: Features, image_token_id: int | None) -> int:
     """Count the leading tokens of a prompt that a beginning has too; 0 unless they hold all images of the beginning.
+
+    Where no token is known to stand for an image, a beginning with images has to be there as a whole.
 
     At least one token of the prompt is left for the model, whose output says what comes next.
     """
@@ -98,6 +100,9 @@ def shared_length(beginning: Features, features: Features, image_token_id: int) 
             same &= ours == features[name][0, :count]
     length = count if bool(same.all()) else int(same.int().argmin())
     beyond = beginning["input_ids"][0, length:]
+    if image_token_id is None:
+        holds_images = any(not belongs_to_tokens(name) for name in beginning)
+        return 0 if holds_images and len(beyond) else length
     return 0 if bool((beyond == image_token_id).any()) else length
 
 
@@ -140,7 +145,7 @@ def remaining_images(prefix: Features, features: Features) -> Features | None:
     return remaining
 
 
-def matching(prefix: CachedPrefix, features: Features, image_token_id: int) -> CachedPrefix | None:
+def matching(prefix: CachedPrefix, features: Features, image_token_id: int | None) -> CachedPrefix | None:
     """Cut a prefix, which is changed, to what a prompt begins with; `None` if that is nothing that can be used."""
     length = shared_length(prefix.features, features, image_token_id)
     if not length or remaining_images(prefix.features, features) is None:
@@ -148,7 +153,7 @@ def matching(prefix: CachedPrefix, features: Features, image_token_id: int) -> C
     return prefix.cropped(length)
 
 
-def why_not_beginning(prefix: CachedPrefix, features: Features, image_token_id: int) -> str | None:
+def why_not_beginning(prefix: CachedPrefix, features: Features, image_token_id: int | None) -> str | None:
     """Say why a prompt does not begin with a prefix; `None` if it does."""
     if shared_length(prefix.features, features, image_token_id) < prefix.length:
         return "the beginning of a prompt is written otherwise when more follows"
