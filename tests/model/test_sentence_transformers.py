@@ -1,5 +1,6 @@
 """A saved folder is a model of sentence-transformers, and gives the vectors of `SugarEmbedder`."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ import torch
 from builders import build_sugar, cached_sugar, picture
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from training_tools import make_trainer
 
 from sugar_hf import SugarEmbedder, SugarForConditionalGeneration, SugarProcessor, merge_adapter, picturebook
 from sugar_hf.model import export_for_hub
+from sugar_hf.model.input_module_sugar import SugarModule
 from sugar_hf.model.sentence_transformers_sugar import write_settings
 
 FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
@@ -47,6 +50,9 @@ SAMES = [
 PAIRS = [
     *[(sample, sample) for sample in SAMES],
     ({"text": "a cat"}, "a cat"),
+    (["a cat", picture(2), "a dog"], ["a cat", picture(2), "a dog"]),
+    ([picture(2)], picture(2)),
+    ((picture(2), {"text": "a cat", "image": picture(3)}), [picture(2), "a cat", picture(3)]),
     ({"image": picture(2)}, picture(2)),
     ({"text": "a cat", "image": picture(2)}, ["a cat", picture(2)]),
     ({"image": picture(2), "text": "a cat"}, [picture(2), "a cat"]),
@@ -191,11 +197,12 @@ def test_saved_by_sentence_transformers_it_loads_again(folder, expected, tmp_pat
     assert again.prompts == {"query": "Look.", "document": ""}
     assert again.truncate_dim == 8
     assert near(again.encode(INPUTS, truncate_dim=16), expected)
+    assert type(again[0]) is SugarModule
     ours = SugarEmbedder.from_pretrained(tmp_path / "again", device="cpu")
     assert near(ours.encode(["a cat"], show_progress=False), expected[:1])
     model.append(Normalize())  # modules that were added stay too
     model.save_pretrained(str(tmp_path / "more"))
-    assert [type(module).__name__ for module in load(tmp_path / "more")] == ["Transformer", "Normalize"]
+    assert [type(module).__name__ for module in load(tmp_path / "more")] == ["SugarModule", "Normalize"]
 
 
 def test_a_prompt_is_a_system_message(model):
@@ -269,7 +276,8 @@ def test_longer_samples_than_max_seq_length_are_refused(fresh_llava, tmp_path):
         ({"image": "http://pictures.org/cat.png"}, "is an address, and nothing is downloaded"),
         ("http://pictures.org/cat.png", r"takes the text 'http://pictures.org/cat.png' for an image"),
         ((picture(1), "http://pictures.org/cat.png"), r"takes the text 'http://pictures.org/cat.png' for an image"),
-        (["a", picture(1), "cat"], "Unsupported input type: list"),
+        (["a", [picture(1)], "cat"], "Unsupported input type: list"),
+        ([], "Unsupported input type: list|neither text nor image"),
         (np.zeros((8, 8, 3), np.uint8), "ndarray is neither text nor image|needs one of image"),
         (np.zeros(100, np.float32), "audio|neither text nor image"),
         ({"audio": "a.wav"}, "audio|neither text nor image"),
@@ -304,18 +312,38 @@ def test_vectors_that_are_none_are_refused(fresh_llava, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lacking", "said"),
-    [("modules.json", "embedding dimension"), ("sentence_bert_config.json", "Save model and processor once more")],
+    "with_template",
+    [True, False],
 )
-@pytest.mark.parametrize("with_template", [True, False])
-def test_a_folder_without_the_settings_gives_no_vectors(fresh_llava, tmp_path, lacking, said, with_template):
+def test_a_folder_without_the_settings_gives_no_vectors(fresh_llava, tmp_path, with_template):
     model, processor = fresh_llava
     if not with_template:
         processor.chat_template = processor.tokenizer.chat_template = None
     save(model, processor, tmp_path)
-    (tmp_path / lacking).unlink()
-    with pytest.raises(ValueError, match=said):
+    (tmp_path / "modules.json").unlink()
+    with pytest.raises(ValueError, match="embedding dimension"):
         load(tmp_path).encode(["a cat"])
+
+
+def test_a_folder_with_the_settings_of_an_earlier_version_says_what_to_do(llava, tmp_path):
+    save(*llava, tmp_path)
+    output = {"method": "forward", "method_output_name": "last_embeds"}
+    name = "sentence_transformers.base.modules.transformer.Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": name}]))
+    settings = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": output, "image": output, "message": {**output, "format": "structured"}},
+        "module_output_name": "sentence_embedding",
+        "processing_kwargs": {"text": {"truncation": False}, "chat_template": {"restore_suffix": False}},
+        "unpad_inputs": False,
+    }
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(settings))
+    old = load(tmp_path)
+    for given in ("a cat", picture(1), CHAT, ["a cat", picture(1)]):
+        with pytest.raises(ValueError, match="saved for sentence-transformers by an earlier version"):
+            old.encode([given])
+    save(*llava, tmp_path)  # as the error says
+    assert near(load(tmp_path).encode(["a cat"]), expected_of(*llava, ["a cat"]))
 
 
 def test_features_count_the_images_of_chats_in_company(model):
@@ -338,7 +366,7 @@ def test_either_of_model_and_processor_writes_the_settings(llava, tmp_path):
     for folder in (tmp_path / "model", tmp_path / "processor"):
         assert {path.name for path in folder.iterdir()} >= set(FILES)
     types = [module["type"] for module in json.loads((tmp_path / "model" / FILES[0]).read_text())]
-    assert types == ["sentence_transformers.base.modules.transformer.Transformer"]
+    assert types == ["sugar_hf.model.input_module_sugar.SugarModule"]
 
 
 def test_adapters_load_as_they_are_and_merged(tmp_path):
@@ -361,13 +389,75 @@ def test_a_checkpoint_of_the_trainer_loads(tmp_path):
     assert near(load(tmp_path / "checkpoint-1").encode(["a cat", picture(1)]), expected)
 
 
-def test_a_call_that_is_not_recognised_gives_no_vectors(model, monkeypatch):
-    monkeypatch.setattr("sugar_hf.model.sentence_transformers_sugar._TRANSFORMER", "a.later.version")
-    for given in ("a cat", picture(1), CHAT):
-        with pytest.raises(ValueError, match="no embeddings without a slice_map"):
-            model.encode([given])
-    with pytest.raises(ValueError, match="no embeddings without a slice_map"):
-        model.encode(["a cat", CHAT])
+def test_a_version_that_takes_no_classes_asks_for_trust(folder, expected, monkeypatch):
+    monkeypatch.setattr(BaseModel, "_module_classes", {})
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load(folder)
+    assert near(load(folder, trust_remote_code=True).encode(INPUTS), expected)
+
+
+ORDERS = {
+    "before": "import sugar_hf; from sentence_transformers import SentenceTransformer; trust = {}",
+    "after": "from sentence_transformers import SentenceTransformer; import sugar_hf; trust = {}",
+    "never": "from sentence_transformers import SentenceTransformer; trust = {'trust_remote_code': True}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_import_may_stand_before_or_after(folder, expected, tmp_path, order):
+    program = f"""{ORDERS[order]}
+import sys, numpy as np
+np.save(sys.argv[2], SentenceTransformer(sys.argv[1], device="cpu", **trust).encode(["a cat"]))
+"""
+    subprocess.run([sys.executable, "-c", program, folder, str(tmp_path / "out.npy")], cwd=tmp_path, check=True)
+    assert near(np.load(tmp_path / "out.npy"), expected[:1])
+
+
+def test_processing_options_are_saved_with_the_model(folder, llava, tmp_path):
+    model = load(folder)
+    model[0].processing_kwargs = {"text": {"max_length": 8}}
+    model.save_pretrained(str(tmp_path))
+    again = load(tmp_path)
+    with pytest.raises(ValueError, match="more than max_length=8"):
+        again.encode(["a cat sits on a mat far away"])
+    assert again.encode(["a cat sits on a mat far away"], processing_kwargs={"text": {"max_length": 99}}).any()
+    with pytest.raises(ValueError, match="no options for audio, only for text and image"):
+        again.encode(["a cat"], processing_kwargs={"audio": {"padding": True}})
+    with pytest.raises(ValueError, match="Sugar runs with backend='torch' only"):
+        load(folder, backend="onnx")
+
+
+def test_inputs_are_left_as_they_are(model):
+    chat = [message("user", "a cat", picture(1))]
+    given = [chat, {"text": ["a", "b"]}, "a cat"]
+    before = copy.deepcopy([[{**m, "content": [p["type"] for p in m["content"]]} for m in chat], *given[1:]])
+    model.encode(given, prompt="Find it.")
+    assert [[{**m, "content": [p["type"] for p in m["content"]]} for m in chat], *given[1:]] == before
+
+
+@pytest.mark.slow
+def test_several_processes_give_our_vectors(folder, llava, tmp_path):
+    program = """
+import sys, numpy as np, sugar_hf
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+if __name__ == "__main__":
+    folder, image, out = sys.argv[1:]
+    model = SentenceTransformer(folder, device="cpu")
+    image = Image.open(image)
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+    inputs = [image, "a cat", {"text": "a cat", "image": image}, chat]
+    np.save(out, model.encode(inputs, device=["cpu", "cpu"], chunk_size=1))
+"""
+    image = picture(1)
+    image.save(tmp_path / "image.png")
+    (tmp_path / "program.py").write_text(program)
+    arguments = [folder, str(tmp_path / "image.png"), str(tmp_path / "out.npy")]
+    subprocess.run([sys.executable, "program.py", *arguments], cwd=tmp_path, check=True)
+    expected = expected_of(*llava, [image, "a cat", ["a cat", image], [message("user", image)]])
+    assert near(np.load(tmp_path / "out.npy"), expected)
 
 
 STRANGER = """

@@ -26,10 +26,11 @@ from .pipeline_sugar import (
 )
 from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
+from .sentence_transformers_sugar import hand_over
 
 
 def register() -> None:
-    """Make the Auto classes and `pipeline` know Sugar. Repeating it does no harm."""
+    """Make the Auto classes, `pipeline` and sentence-transformers know Sugar. Repeating it does no harm."""
     AutoConfig.register(SugarConfig.model_type, SugarConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
         auto_class.register(SugarConfig, SugarForConditionalGeneration, exist_ok=True)
@@ -39,6 +40,7 @@ def register() -> None:
             PIPELINE_REGISTRY.register_pipeline(
                 task, pipeline_class, pt_model=AutoModel, default=DefaultModel(), type="multimodal"
             )
+    hand_over()
 
 
 register()

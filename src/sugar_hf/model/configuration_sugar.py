@@ -50,11 +50,6 @@ class SugarConfig(PreTrainedConfig):
         """Id of the token that stands for one image feature in the backbone's input; `None` if none is named."""
         return getattr(self.vlm_config, "image_token_id", None)
 
-    @property
-    def projection_dim(self) -> int:
-        """Width of the embeddings, under the name by which sentence-transformers asks for it."""
-        return self.retrieval_dim
-
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the configuration of the backbone's language model."""
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)

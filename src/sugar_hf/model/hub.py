@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .adapters_sugar import has_adapters
 from .pipeline_sugar import PIPELINES
 from .processing_sugar import SugarProcessor
+from .sentence_transformers_sugar import write_settings
 
 # Flat, and importing each other only as `from .x import Y`: that is what remote code may look like.
 CODE_FILES = (
@@ -24,6 +25,7 @@ CODE_FILES = (
     "hub.py",
     "image_bytes_sugar.py",
     "images_sugar.py",
+    "input_module_sugar.py",
     "lengths_sugar.py",
     "loading_sugar.py",
     "locating_sugar.py",
@@ -127,6 +129,7 @@ def export_for_hub(
     folder = Path(folder)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_settings(folder, with_code=True)
     _add_settings(folder / "config.json", CONFIG_ADDITIONS)
     _add_settings(folder / "processor_config.json", PROCESSOR_ADDITIONS)
     for file in CODE_FILES:

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
-
-UNIT_TOLERANCE = 1e-3
 
 # What transformers calls the cache of keys and values, in outputs and as an input: `cache` from 5.24 on.
 CACHE_NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
@@ -43,18 +40,13 @@ class SugarOutput(CausalLMOutputWithPast):
 
     @property
     def last_embeds(self) -> Tensor:
-        """(B, retrieval_dim) float32 unit vectors, each sample's at its last slice; sentence-transformers takes it.
+        """Not there any more: settings for sentence-transformers of earlier versions ask for it.
 
         Raises:
-            ValueError: If there are no embeddings, or one is no unit vector.
+            ValueError: Always.
         """
-        if self.retrieval_embeds is None or self.retrieval_mask is None:
-            raise ValueError("there are no embeddings without a slice_map: pass all that SugarProcessor returned.")
-        rows = torch.arange(len(self.retrieval_embeds), device=self.retrieval_embeds.device)
-        embeds = self.retrieval_embeds[rows, self.retrieval_mask.sum(dim=1) - 1]
-        if not bool(((embeds.norm(dim=-1) - 1).abs() <= UNIT_TOLERANCE).all()):  # NaN is not within anything
-            raise ValueError(
-                "the model gives no unit vectors for some of this batch. Check its weights and its dtype; float16 may "
-                "overflow where bfloat16 does not."
-            )
-        return embeds
+        raise ValueError(
+            "this Sugar model was saved for sentence-transformers by an earlier version, whose settings give no Sugar "
+            "embeddings any more. Load model and processor and save them once more with save_pretrained, which writes "
+            "modules.json and sentence_bert_config.json anew."
+        )

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +18,7 @@ from .encoding_sugar import Encoder
 from .lengths_sugar import beginnings, character_count
 from .rendering_sugar import image_placeholder, image_token, render
 from .samples_sugar import Message, first_slices, is_chat, parse_sample
-from .sentence_transformers_sugar import (
-    Call,
-    asks_for_pairs,
-    check_module,
-    find_call,
-    read_inputs,
-    read_options,
-    write_settings,
-)
+from .sentence_transformers_sugar import write_settings
 from .tokenizing_sugar import Tokenizing, Tokens
 
 IGNORED_LABEL = -100
@@ -122,8 +113,6 @@ class SugarProcessor(ProcessorMixin):
             ValueError: If a sample is empty, malformed or too long; the message names it.
         """
         if samples is None:
-            if call := find_call(sys._getframe(1)):
-                check_module(call.module)
             options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
             return self.backbone_processor(padding=padding, **options, **backbone_inputs)
         if backbone_inputs:
@@ -250,31 +239,10 @@ class SugarProcessor(ProcessorMixin):
         return [*self.backbone_processor.model_input_names, "slice_map"]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Apply the chat template as the backbone's processor does. To embed or train, call the processor instead.
-
-        Sentence-transformers calls it for every input, to embed: it gets what a call of the processor returns.
-        """
-        caller = sys._getframe(1)
-        if asks_for_pairs(caller):
-            return str(conversation)  # both halves are kept: a pair becomes a sample of two parts, without template
-        if call := find_call(caller):
-            return self._for_sentence_transformers(call, conversation, kwargs)
+        """Apply the chat template as the backbone's processor does. To embed or train, call the processor instead."""
         if self.backbone_processor.chat_template is None:
             kwargs.setdefault("chat_template", self.tokenizer.chat_template)
-        return self.backbone_processor.apply_chat_template(conversation, *args, **kwargs)
-
-    def _for_sentence_transformers(
-        self, call: Call, conversations: list[list[dict[str, Any]]], options: dict[str, Any]
-    ) -> dict[str, Any]:
-        check_module(call.module)
-        names = [f"input {given!r:.60}" for given in call.inputs]
-        options = read_options(options, self.tokenizer.model_max_length)
-        try:
-            features = self(read_inputs(call.inputs, conversations), names=names, **options)
-        except (TypeError, AttributeError) as error:
-            # these it takes for signs of an older module, and tries once more without the prompt
-            raise ValueError(f"cannot process these inputs: {error}") from error
-        return {**features, "skip_logits": True}
+        return copy.copy(self.backbone_processor).apply_chat_template(conversation, *args, **kwargs)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Forwarded to the tokenizer."""
