@@ -1,5 +1,6 @@
 """Bad input and what becomes of it: the cases of test_bad_input.py and of the table in docs/bad_input.md."""
 
+import gzip
 import io
 import os
 import shutil
@@ -7,6 +8,8 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +293,68 @@ def _(place):
     list(read_documents(place.file("a.jsonl", b'{"text": "caf\xe9"}\n')))
 
 
+for _what, _row, _says in (
+    ("A row with a film or a sound", {"text": "a", "video": "a.mp4"}, "names a video or a sound that is not used"),
+    ("A row with an image that is not read", {"text": "a", "figure": "a.png"}, "names an image that is not used"),
+    ("`text` and `caption` that differ", {"text": "a", "caption": "b"}, "say different things"),
+    (
+        "`<image>` in a question of a row without images",
+        {"messages": [{"role": "user", "content": "<image>What is it?"}]},
+        "<image> in a row without `image`",
+    ),
+    (
+        "More images than places for them",
+        {"messages": [{"role": "user", "content": "What is it?"}], "images": [PNG]},
+        "fewer image parts are given",
+    ),
+):
+
+    @refused("Texts and documents", _what, BadSampleError, _says)
+    def _(place, row=_row):
+        place.index().add([{"id": "good", "text": "a cat"}, {"id": "bad", **row}], show_progress=False)
+
+
+@refused("Texts and documents", "A JSON object with a key twice", BadSampleError, "stands twice in one object")
+def _(place):
+    list(read_documents(place.file("a.jsonl", b'{"text": "a", "text": "b"}\n')))
+
+
+@refused("Texts and documents", "A CSV header with a name twice", BadSampleError, "the header names 'text' twice")
+def _(place):
+    list(read_documents(place.file("a.csv", b"text,text\na,b\n")))
+
+
+@refused("Texts and documents", "A file of another kind", ValueError, "Decompress it first")
+def _(place):
+    read_documents(place.file("a.jsonl.zst", b""))
+
+
+@used("Texts and documents", "An empty cell of a column of images", "a document of its text")
+def _(place):
+    [document] = read_documents(place.file("a.csv", b"image,text\n,a cat\n"))
+    assert document.load() == ["a cat"]
+
+
+@used("Texts and documents", "A CSV field of 300,000 characters", "read")
+def _(place):
+    [document] = read_documents(place.file("a.csv", b"text\n" + b"a" * 300_000 + b"\n"))
+    assert document.size == (0, 300_000)
+
+
+@used("Texts and documents", "UTF-16, gzip, JSON over several lines", "read")
+def _(place):
+    data = '{\n"text": "a cat"\n}\n'.encode("utf-16")
+    [document] = read_documents(place.file("a.json.gz", gzip.compress(data)))
+    assert document.load() == ["a cat"]
+
+
+@used("Texts and documents", "A hole in a web document and `drop_broken_images`", "only that place is left out")
+def _(place):
+    file = place.file("a.jsonl", b'{"texts": ["a", null, "b"], "images": [null, null, null]}\n')
+    [document] = read_documents(file, drop_broken_images=True)
+    assert document.load() == ["a", "b"]
+
+
 @used("Texts and documents", "A literal `<image>`, NUL and other control characters", "text as any other")
 def _(place):
     place.add("a <image> and \x00\x1b[31m")
@@ -305,11 +370,25 @@ for _what, _document, _says in (
     ("NaN as metadata", {"id": "bad", "text": "a", "metadata": {"year": float("nan")}}, "is no number"),
     ("Nested metadata", {"id": "bad", "text": "a", "metadata": {"a": {"b": 1}}}, "nothing nested"),
     ("A whole number of more than 64 bits", {"id": "bad", "text": "a", "n": 2**70}, "does not fit 64 bits"),
+    ("A column of bytes", {"id": "bad", "text": "a", "n": b"a"}, "Leave the column out with drop_columns"),
 ):
 
     @refused("Ids and metadata", _what, BadSampleError, _says)
     def _(place, document=_document):
         place.index().add([{"id": "good", "text": "a cat"}, document], show_progress=False)
+
+
+@used("Ids and metadata", "Dates, durations, decimals", "texts in ISO form, seconds, numbers")
+def _(place):
+    values = {"day": date(2024, 2, 29), "lasted": timedelta(minutes=1), "price": Decimal("1.5")}
+    place.index().add([{"id": "bad", "text": "a", **values}], show_progress=False)
+    assert place.index().get("bad").metadata == {"day": "2024-02-29", "lasted": 60.0, "price": 1.5}
+
+
+@used("Ids and metadata", "NaN in a column", "absent")
+def _(place):
+    place.index().add([{"id": "bad", "text": "a", "year": float("nan")}], show_progress=False)
+    assert place.index().get("bad").metadata == {"year": None}
 
 
 @refused("Ids and metadata", "An id twice in one call", DuplicateIdError, "given twice: 'three'")

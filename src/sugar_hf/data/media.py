@@ -34,7 +34,7 @@ _NAMES = frozenset(
     ["path", "paths", "file", "files", "filename", "filepath", "name", "names", "url", "urls", "uri", "src"]
 )
 _FORMS = _NAMES | frozenset(["bytes", "base64", "b64", "data", "list", "input", "inputs", "source"])
-_WORDS = re.compile(r"[^a-z]+")
+_WORDS = re.compile(r"[^a-z0-9]+")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
 _ADDRESSES = ("data:image", "data:video", "data:audio")
@@ -121,7 +121,8 @@ def refuse_unused(
 
 
 def _words(key: str) -> set[str]:
-    return {word for word in _WORDS.split(_HUMP.sub("_", key).lower()) if word}
+    words = _WORDS.split(_HUMP.sub("_", key).lower())
+    return {name for word in words if (name := word if word in _OTHERS else word.rstrip("0123456789"))}
 
 
 def is_origin(key: str, value: Any, taken: list[Any]) -> bool:
