@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
-from ..model.pipeline_sugar import generation_options
+from ..model.pipeline_sugar import generation_options, sequences_of
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .index import SugarIndex
@@ -170,7 +170,8 @@ class SugarRag:
         """Answer without looking for documents. Arguments are those of [`answer`]."""
         asked = Question.read(sample)
         features = self._prepared([self._as_prompt(asked.parts, asked)])
-        output = self.model.generate(**features, **generation_options(self.model, self.processor, generate_kwargs))
+        options = generation_options(self.model, self.processor, generate_kwargs)
+        output = sequences_of(self.model.generate(**features, **options))
         [text] = self._decoded(output[:1, features["input_ids"].shape[1] :], skip_special_tokens)
         return text
 
@@ -201,7 +202,8 @@ class SugarRag:
             ValueError: The question cannot be read.
         """
         asked = Question.read(question, name)
-        may_reuse = _is_single(self.model.generation_config, generate_kwargs) and self._may_reuse()
+        options = generation_options(self.model, self.processor, generate_kwargs)
+        may_reuse = _is_single(self.model.generation_config, options) and self._may_reuse()
         prefix = None
         if self._form() == "prompt":
             prefix, embedding = self._embedded_in_prompt(asked)
@@ -212,14 +214,13 @@ class SugarRag:
         features = self._prepared([self._as_prompt(prompt, asked)])
         beginning = self._beginning(prefix, features, asked, documents) if may_reuse else None
         del prefix  # if it is not used again, its keys and values need not stay while the answer is generated
-        options = generation_options(self.model, self.processor, generate_kwargs)
         reused = 0 if beginning is None else beginning.length
         if beginning is None:
             output = self.model.generate(**features, **options)
         else:
             output = generate_after(self.model, beginning, features, **options)
         length = features["input_ids"].shape[1]
-        [text] = self._decoded(output[:1, length:], skip_special_tokens)
+        [text] = self._decoded(sequences_of(output)[:1, length:], skip_special_tokens)
         return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused)
 
     @torch.no_grad()
@@ -264,7 +265,7 @@ class SugarRag:
                 self.template.fill(each.parts, documents) for each, (_, documents, _) in zip(batch, found, strict=True)
             ]
             features = self._prepared([self._as_prompt(*row) for row in zip(prompts, batch, strict=True)])
-            output = self.model.generate(**features, **options)
+            output = sequences_of(self.model.generate(**features, **options))
             sequences = output[:: len(output) // len(batch), features["input_ids"].shape[1] :]
             texts = self._decoded(sequences, skip_special_tokens)
             tokens = features["attention_mask"].sum(1).tolist()
@@ -368,6 +369,7 @@ class SugarRag:
 
 def _is_single(config: GenerationConfig, options: Mapping[str, Any]) -> bool:
     """Whether one sequence is generated; several would need as many copies of what is reused."""
+    config = options.get("generation_config") or config
     return all((options.get(name, getattr(config, name)) or 1) == 1 for name in ("num_beams", "num_return_sequences"))
 
 

@@ -1,6 +1,7 @@
 """Keys and values of a prompt's beginning, computed once and used again where that changes nothing."""
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
+from ..model.prefixes_sugar import evaluation_mode
 from ..model.output_sugar import CACHE_NAME, find_cache
 
 # Distances of logits, relative to their size, that rounding alone may make.
@@ -163,7 +165,7 @@ def why_not_beginning(prefix: CachedPrefix, features: Features, image_token_id: 
 
 
 class PromptCache:
-    """The prefixes that were used last.
+    """The prefixes that were used last, for any number of threads.
 
     Args:
         model: The model that computed them.
@@ -174,25 +176,29 @@ class PromptCache:
         self._image_token_id = model.config.image_token_id
         self.size = size
         self._entries: list[CachedPrefix] = []  # the last used is the last
+        self._changing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, prefix: CachedPrefix) -> None:
         """Keep a prefix, which nobody else may change from now on."""
-        if self.size:
-            self._entries = [*self._entries, prefix][-self.size :]
+        with self._changing:
+            self._entries = [*self._entries, prefix][-self.size :] if self.size else []
 
     def find(self, features: Features) -> CachedPrefix | None:
         """Return a copy of the longest beginning of a prompt that is known; `None` if none is."""
-        lengths = [shared_length(entry.features, features, self._image_token_id) for entry in self._entries]
+        entries = self._entries  # never changed, only replaced
+        lengths = [shared_length(entry.features, features, self._image_token_id) for entry in entries]
         for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            entry, length = self._entries[place], lengths[place]
+            entry, length = entries[place], lengths[place]
             if not length or remaining_images(entry.features, features) is None:
                 continue
             found = entry.copied().cropped(length)
             if found is not None:
-                self._entries.append(self._entries.pop(place))
+                with self._changing:
+                    others = [each for each in self._entries if each is not entry]
+                    self._entries = [*others, entry][-self.size :]
                 return found
         return None
 
@@ -269,10 +275,8 @@ def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor)
     wide, tall = drawn.resize((96, 48)), drawn.resize((48, 64))
     start = [wide, tall, "What is drawn here?"]
     follow_ups = (["Look at this, too:", tall, "A drawn picture."], ["This may help: a drawn picture."])
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
     found: dict[str, None] = {}  # in order, each once
-    try:
+    with evaluation_mode(model):
         for more in follow_ups:
             begin, whole = (
                 prepared(model, processor, [as_prompt(processor, parts)]) for parts in (start, start + more)
@@ -286,9 +290,6 @@ def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor)
                     return ReuseCheck(deviation, ())
                 return ReuseCheck(deviation, (f"tokens see what comes after them (logits differ by {deviation:.2g})",))
             found[obstacle] = None
-    finally:
-        for module in in_training:
-            module.training = True
     return ReuseCheck(0.0, tuple(found))
 
 
