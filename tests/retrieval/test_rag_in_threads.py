@@ -14,7 +14,12 @@ from sugar_hf.retrieval import QUESTION_FIRST, SugarEmbedder, SugarRag
 from sugar_hf.retrieval.reuse import CachedPrefix, PromptCache
 
 DOCUMENTS = ["a cat", [picture(5), "a boat"], "the sun", [picture(6)], "two balls"]
-QUESTIONS = ["What?", [picture(1, 40, 30), "What is it?"], [picture(2, 64, 20), picture(3), "And?"], "a literal <image>"]
+QUESTIONS = [
+    "What?",
+    [picture(1, 40, 30), "What is it?"],
+    [picture(2, 64, 20), picture(3), "And?"],
+    "a literal <image>",
+]
 NEW = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 
 

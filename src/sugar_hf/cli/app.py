@@ -15,7 +15,8 @@ from .explain import explain
 from .export import export
 from .index import index_app
 from .lab import lab
-from .options import QueryCommand
+from .options import TextCommand
+from .output import visible
 from .report import report
 from .search import search
 
@@ -79,10 +80,10 @@ def train(context: typer.Context) -> None:
 
 
 app.add_typer(index_app, name="index")
-app.command(cls=QueryCommand)(search)
-app.command(cls=QueryCommand)(ask)
-app.command(cls=QueryCommand)(explain)
-app.command()(embed)
+app.command(cls=TextCommand)(search)
+app.command(cls=TextCommand)(ask)
+app.command(cls=TextCommand)(explain)
+app.command(cls=TextCommand)(embed)
 app.command()(export)
 app.command()(evaluate)
 app.command()(report)
@@ -90,7 +91,7 @@ app.command()(lab)
 
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:
-    return f"Warning: {message}\n"
+    return f"Warning: {visible(str(message))}\n"
 
 
 def main(command: list[str] | None = None) -> NoReturn:
@@ -112,6 +113,6 @@ def main(command: list[str] | None = None) -> NoReturn:
             text += ". With --on-error skip, such documents are left out and named."
         expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
         name = "" if expected and text else f"{type(error).__name__}: "
-        typer.echo(f"Error: {name}{text}", err=True)
+        typer.echo(visible(f"Error: {name}{text}"), err=True)
         sys.exit(1)
     sys.exit(0)

@@ -7,7 +7,7 @@ import typer
 
 from .loading import load_embedder, parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
-from .output import emit, interruptible, say
+from .output import emit, interruptible, say, show
 
 if TYPE_CHECKING:
     from ..retrieval.rag import RagAnswer
@@ -74,7 +74,7 @@ def ask(
                 emit(answer.to_dict())
             else:
                 if not shows_words:
-                    typer.echo(answer.text)
+                    show(answer.text)
                 _say_sources(answer)
 
 
@@ -85,7 +85,13 @@ def _places(template: str) -> list[str]:
 def _streamer(rag: Any) -> Any:
     from transformers import TextStreamer
 
-    return TextStreamer(rag.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    class Shown(TextStreamer):
+        """Shows words as they come."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            show(text, end="\n" if stream_end else "")
+
+    return Shown(rag.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _say_sources(answer: "RagAnswer") -> None:

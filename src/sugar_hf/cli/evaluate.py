@@ -7,7 +7,7 @@ import typer
 
 from .loading import find_model, quiet_libraries
 from .options import BatchSize, Device, Dtype
-from .output import emit, interruptible, say
+from .output import emit, interruptible, say, show
 
 if TYPE_CHECKING:
     from ..evaluation.tasks import Task
@@ -139,18 +139,16 @@ def _options(items: list[str], tasks: "list[Task]") -> dict[str, str]:
 
 def _list(tasks: "dict[str, Task]") -> None:
     for task in tasks.values():
-        typer.echo(f"{task.name:18} {task.title} ({task.hub_id or 'from a folder'}, {task.split})")
+        show(f"{task.name:18} {task.title} ({task.hub_id or 'from a folder'}, {task.split})")
         for key, meaning in task.options.items():
-            typer.echo(f"{'':18}   --option {key}=: {meaning}")
+            show(f"{'':18}   --option {key}=: {meaning}")
 
 
 def _show(result: dict[str, Any], path: Path) -> None:
-    typer.echo(f"{result['title']}: {result['model']}, n = {result['n']}")
+    show(f"{result['title']}: {result['model']}, n = {result['n']}")
     for key, value in result["metrics"].items():
         mark = "  <" if key == result["primary_metric"] else ""
-        typer.echo(
-            f"  {key:32} {value:10.2f}{mark}" if isinstance(value, float) else f"  {key:32} {value!s:>10}{mark}"
-        )
+        show(f"  {key:32} {value:10.2f}{mark}" if isinstance(value, float) else f"  {key:32} {value!s:>10}{mark}")
     failed = result["failed"]
     for failure in failed[:_SHOWN]:
         say(f"  failed: {failure['id']}: {failure['error']}")

@@ -7,7 +7,7 @@ import typer
 
 from .loading import parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Where
-from .output import emit, say
+from .output import emit, say, show
 from .search import open_index
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def explain(
     if as_json:
         emit({"id": name, **found.to_dict()})
     else:
-        typer.echo(f"document {name}\n{found}")
+        show(f"document {name}\n{found}")
     for file, which in ((plot, "model"), (plot_teachers, "teacher")):
         if file is not None:
             from ..retrieval.plotting import plot_alignment

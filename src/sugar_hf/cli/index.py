@@ -25,12 +25,13 @@ from .options import (
     Positions,
     Sources,
     SplitSentences,
+    TextCommand,
     TextField,
     Truncate,
     TruncateDim,
     Where,
 )
-from .output import emit, interruptible, name_skipped, say
+from .output import emit, interruptible, name_skipped, say, show
 
 _GO_ON = (
     "the index is as it was, and what was embedded is kept. The same command goes on from there; any other change of "
@@ -42,7 +43,7 @@ index_app = typer.Typer(
 )
 
 
-@index_app.command()
+@index_app.command(cls=TextCommand)
 def build(
     index: IndexFolder,
     sources: Sources,
@@ -126,7 +127,7 @@ def build(
     _show({"documents": len(made), **made.info()}, as_json, f"{len(made)} documents in {index}")
 
 
-@index_app.command()
+@index_app.command(cls=TextCommand)
 def add(
     index: IndexFolder,
     sources: Sources,
@@ -187,7 +188,7 @@ def add(
     _show(shown, as_json, f"{report.added} documents added{changed}; {index} now has {len(opened)}")
 
 
-@index_app.command()
+@index_app.command(cls=TextCommand)
 def delete(
     index: IndexFolder,
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of documents.")] = None,
@@ -228,7 +229,7 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{name} {each}" for name, each in value.items() if each not in (None, False))
         if value not in (None, ""):
-            typer.echo(f"{key.replace('_', ' ')}: {value}")
+            show(f"{key.replace('_', ' ')}: {value}")
 
 
 @index_app.command()

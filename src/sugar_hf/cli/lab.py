@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .loading import quiet_libraries
-from .output import interruptible, say
+from .output import interruptible, say, show
 
 if TYPE_CHECKING:
     from ..lab.stages import Lab
@@ -51,7 +51,7 @@ def lab(
     stages = all_stages(place, only or [])
     if list_stages:
         for stage in stages:
-            typer.echo(stage.name)
+            show(stage.name)
         return
     failure: RuntimeError | None = None
     with interruptible("the same command goes on"):

@@ -15,6 +15,7 @@ from .options import IMAGE_MARK
 from .output import be_silent, say
 
 if TYPE_CHECKING:
+    from ..data.formats import ImageSource
     from ..retrieval.documents import Document
     from ..retrieval.embedder import SugarEmbedder
 
@@ -183,25 +184,54 @@ def read_queries(parts: list[str] | None, file: Path | None) -> tuple[list[Any],
     from ..data import BadSampleError
     from ..data.containers import decode_text
     from ..data.formats import ImageSource
-    from ..retrieval.reading import resolve_images
 
     try:
         text = decode_text(file.read_bytes())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error})") from error
+        raise ValueError(f"{file} is not UTF-8 ({error}): it has to be JSON in UTF-8") from error
     is_stream = file.suffix == ".jsonl"
-    lines = [line for line in text.splitlines() if line.strip()] if is_stream else [text]
+    # not splitlines, which also splits at characters that may stand in a string of JSON
+    lines = [line for line in text.split("\n") if line.strip()] if is_stream else [text]
+    if not lines:
+        raise ValueError(f"{file} is empty: write one query a line")
     images = ImageSource(str(file.absolute().parent), validate=False)
     queries = []
     for number, line in enumerate(lines):
         where = f"query {number}" if is_stream else "query"
         try:
-            value = json.loads(line)
-            value = value["query"] if isinstance(value, dict) and "query" in value else value
-            queries.append(resolve_images(value if isinstance(value, list) else [value], where, images))
+            queries.append(_as_query(_parsed(line, file, where), file, where, images))
         except BadSampleError as error:
             error.at(file=str(file))
             raise
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: {where} is no JSON ({error})") from error
     return queries, is_stream
+
+
+def _parsed(line: str, file: Path, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        lines = len(line.splitlines())
+        hint = " Write one query a line in a .jsonl file, and one in a .json file." if lines > 1 else ""
+        raise ValueError(f"{file}: {where} is no JSON ({error}).{hint} A chat is saved with json.dumps.") from error
+
+
+def _as_query(value: Any, file: Path, where: str, images: "ImageSource") -> Any:
+    """The sample of a query file: a text, a list of parts, a chat, or what a pipeline or another tool saved of one."""
+    from ..retrieval.reading import resolve_images
+
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "generated_text" in value[0]:
+        value = value[0]["generated_text"]  # what `sugar-chat` returns
+    for key in ("query", "messages"):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, str | dict) for part in parts):
+        raise ValueError(
+            f'{file}: {where}: expected a text, a list of texts and {{"image": "file"}}, or chat messages, '
+            f"got {value!r:.80}"
+        )
+    if any("role" in part for part in parts if isinstance(part, dict)):
+        for number, message in enumerate(parts):
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise ValueError(f'{file}: {where}: message {number} is no {{"role", "content"}}: {message!r:.80}')
+    return resolve_images(parts, where, images)

@@ -1,5 +1,6 @@
 """Options that several commands share, and the order of a query's parts."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,24 +79,42 @@ Captions = Annotated[
     bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")
 ]
 
+IMAGE_OPTION = "--image"
 IMAGE_MARK = "\0image:"  # no argument of a program can hold a NUL
 
 
-class QueryCommand(TyperCommand):
-    """A command whose texts and `--image` options stay in the order in which they were given."""
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*(=.*)?", re.DOTALL)
+
+
+class TextCommand(TyperCommand):
+    """A command whose arguments may begin with a dash, as "-5 degrees" does, and stay in order with `--image` files.
+
+    What looks like an option, one word of letters, is one, so that a mistyped one is not taken for a text; behind `--`
+    nothing is.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn `--image FILE` into an argument, which keeps its place among the texts."""
-        ordered: list[str] = []
+        """Put options first, and texts and the files of `--image` behind a `--`."""
+        options: dict[str, Any] = {}
+        for option in self.get_params(ctx):
+            options |= dict.fromkeys((*option.opts, *option.secondary_opts), option)
+        first: list[str] = []
+        texts: list[str] = []
         left = list(args)
         while left:
             item = left.pop(0)
+            name, equals, value = item.partition("=")
             if item == "--":
-                ordered += [item, *left]
+                texts += left
                 break
-            name, equals, file = item.partition("=")
-            if name == "--image" and (equals or left):
-                ordered.append(IMAGE_MARK + (file if equals else left.pop(0)))
+            if name == "--image" and IMAGE_OPTION in options and (equals or left):
+                texts.append(IMAGE_MARK + (value if equals else left.pop(0)))
+            elif name.startswith("-") and name in options:
+                first.append(item)
+                if left and not equals and not options[name].is_flag:
+                    first.append(left.pop(0))
+            elif _OPTION.fullmatch(item):
+                first.append(item)
             else:
-                ordered.append(item)
-        return super().parse_args(ctx, ordered)
+                texts.append(item)
+        return super().parse_args(ctx, [*first, "--", *texts])

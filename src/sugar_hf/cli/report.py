@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .output import say
+from .output import say, show
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
     found = read_results(results)
     text = as_markdown(found)
     if output is None:
-        typer.echo(text)
+        show(text)
     else:
         output.write_text(text, encoding="utf-8")
         say(f"wrote {output}")

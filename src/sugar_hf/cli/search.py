@@ -2,11 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from .loading import load_embedder, parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
-from .output import emit, say
+from .output import emit, say, show
 
 if TYPE_CHECKING:
     from ..retrieval.documents import Document
@@ -84,4 +82,4 @@ def _print_hits(hits: list["Hit"]) -> None:
         shown = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
         pictures = f"  [{images} image{'s' if images > 1 else ''}]" if images else ""
         place = f"  (up to slice {hit.slice + 1})" if hit.slice >= 0 else ""
-        typer.echo(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {shown}".rstrip())
+        show(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {shown}".rstrip())

@@ -1,6 +1,6 @@
 """Indexes on disk, search, retrieval-augmented generation and explanations."""
 
-from .chat import SugarChat, route_by_words
+from .chat import SugarChat, chat_to_json, route_by_words
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
@@ -41,6 +41,7 @@ __all__ = [
     "SugarRag",
     "SugarRagPipeline",
     "as_document",
+    "chat_to_json",
     "explain",
     "plot_alignment",
     "read_documents",

@@ -1,13 +1,18 @@
 """A conversation in which a turn retrieves or generates."""
 
+import base64
+import io
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..model import RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
+from ..model.images_sugar import BadImageError, read_image
 from ..model.samples_sugar import is_chat
 from .embedder import SugarEmbedder
 from .index import SugarIndex
@@ -18,7 +23,48 @@ from .results import Hit
 #: What a turn may be: documents are shown; the model answers; it answers with documents in its prompt.
 TASKS = ("retrieve", "generate", "answer")
 QUERY_FORMS = ("turn", "conversation")
-_WISH = re.compile(r"\b(find|retrieve|search|look for|show me|give me|get me|recommend)\b", re.IGNORECASE)
+#: What a wish may begin with: "please", "can you", "I want you to", "hi", "now".
+_LEAD = (
+    r"(?:(?:please|kindly|now|then|and|so|but|or|ok|okay|hi|hello|hey|hey there|thanks|thank you|great|also|next|first"
+    r"|instead|yes|no|just|go|again|maybe|well|quickly|let's|let us|help me|help me to|try to"
+    r"|(?:can|could|will|would) you|(?:can|could|will|would) you please"
+    r"|i(?: want|'d like| would like| need)(?: you)? to|we(?: want|'d like| would like| need)(?: you)? to"
+    r"|i am trying to|i'm trying to|i wish to),? )"
+)
+#: What else may be wished for before: "describe it and then".
+_FIRST = (
+    r"(?:(?:describe|tell|look|read|take|explain|write|compare|say|name|see|open|check|count|use)\b"
+    r"[^.!?;\n]{0,100}?\b(?:and|then) (?:then )?)?"
+)
+#: What is no wish for documents although a verb of one comes before it.
+_NOT = (
+    r"(?:out\b|how\b|why\b|whether\b|if\b|your\b"
+    r"|(?:it|this|that|these|those|him|her|them|me) (?:very |so |too |quite |rather )?(?:hard|difficult|easy|funny"
+    r"|odd|sad|strange|weird|interesting|boring|useful|helpful|confusing|beautiful|amusing|annoying|cute|ugly|nice|great)\b"
+    r"|(?:(?:a|an|the|some|any|one|two|three|more|another|me|us|its|their|my|each|every) )?"
+    r"(?:(?:short|brief|quick|clear|good|better|simple|single|main|last|right|correct|first|full|few) )?"
+    r"(?:answers?|reasons?|hints?|names?|titles?|captions?|summary|summaries|explanations?|descriptions?|opinions?"
+    r"|words?|sentences?|paragraphs?|ideas?|minutes?|moments?|seconds?(?! \w)|breaks?|hand|numbers?|counts?|lists?"
+    r"|details|clues?|chance|translations?|definitions?|overview|advice|tips?|steps?|proof|mistakes?|errors?|bugs?|typos?"
+    r"|differences?|solutions?|sum|value|root|area|meaning|way|time|code|yes|no|rest)\b)"
+)
+_WISH = re.compile(
+    rf"(?:^|[.!?;\n])[ \t\"'“‘(]{{0,4}}{_LEAD}{{0,4}}{_FIRST}"
+    r"(?:(?:find|fetch|look up|(?:show|give|get|bring|send) (?:me|us)|recommend(?! (?:this|that|it)\b))"
+    rf" (?!{_NOT})"
+    r"|search\b|retrieve\b|look for\b"
+    r"|(?:i|we)(?:'m| am|'re| are) (?:looking|searching) for "
+    r"|(?:do|have) you (?:have|know|got) (?:any|some|a|an|other|more) (?:other |more )?"
+    r"(?:pictures?|photos?|photographs?|images?|documents?|articles?|pages?|stories|drawings?)\b"
+    r"|(?:any|more|other) (?:pictures?|photos?|photographs?|images?|documents?|articles?) (?:of|with|about|like)\b)",
+    re.IGNORECASE,
+)
+#: What the wish is about lies before the model already.
+_HERE = re.compile(
+    r"\b(?:in|on|from) (?:this|these|that|my|your|the (?:above|given|first|second|third|last))\b"
+    r"|\b(?:in|on) the (?:picture|photo|photograph|image|text|drawing|table|document|article)s?\b",
+    re.IGNORECASE,
+)
 
 Message = dict[str, Any]
 Router = Callable[[Sequence[Mapping[str, Any]]], str]
@@ -27,16 +73,68 @@ Router = Callable[[Sequence[Mapping[str, Any]]], str]
 def route_by_words(messages: Sequence[Mapping[str, Any]]) -> str:
     """Decide what the last turn wants, by its words alone: a simple default for English.
 
-    "find", "retrieve", "search", "look for", "show me", "give me", "get me" and "recommend" want documents;
-    everything else an answer without any.
+    A wish that a sentence or a part of it begins with wants documents: "find", "fetch", "look up", "retrieve",
+    "search", "look for", "recommend", "show me", "give me", "get me" ("please", "can you", "I want you to" and the
+    like may come first), "I am looking for", "do you have any pictures". Where the verb is of another kind ("I find
+    this funny", "find out why", "give me a hint") or it is about what is there ("find the cat in this picture"), and
+    everywhere else, an answer without documents is wanted.
 
     >>> route_by_words([{"role": "user", "content": "Show me a red boat."}])
     'retrieve'
     >>> route_by_words([{"role": "user", "content": "What is this?"}])
     'generate'
+    >>> route_by_words([{"role": "user", "content": "I find this funny."}])
+    'generate'
     """
     parts = Question.read(list(messages)).parts
-    return "retrieve" if any(isinstance(part, str) and _WISH.search(part) for part in parts) else "generate"
+    return "retrieve" if any(isinstance(part, str) and _wants_documents(part) for part in parts) else "generate"
+
+
+def _wants_documents(text: str) -> bool:
+    text = " ".join(text.replace("’", "'").split(" "))
+    for match in _WISH.finditer(text):
+        rest = text[match.end() : match.end() + 200]  # to the end of the sentence
+        if not _HERE.search(re.split(r"[.!?;\n]", rest, maxsplit=1)[0]):
+            return True
+    return False
+
+
+def chat_to_json(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Write a conversation as JSON, images and all.
+
+    `json.loads` gives it back as messages that [`SugarChat`], the processor and the pipelines take, and so does
+    `sugar-hf search --query-file`. Images become PNG in base64; paths stay paths.
+
+    Raises:
+        ValueError: It is no conversation, or an image cannot be read.
+    """
+    if not is_chat(messages):
+        raise ValueError(f"messages has to be a list of {{'role', 'content'}}, got {messages!r:.80}")
+    saved = []
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list | tuple) else [content]
+        saved.append({**message, "content": [_as_json(part) for part in parts]})
+    try:
+        return json.dumps(saved)
+    except TypeError as error:
+        raise ValueError(f"the chat holds something that JSON does not know ({error})") from error
+
+
+def _as_json(part: Any) -> Any:
+    if isinstance(part, str):
+        return _text(part)
+    source = part.get("image") if isinstance(part, dict) else part
+    if isinstance(source, Path):
+        return {"type": "image", "path": str(source)}
+    if not isinstance(source, Image.Image):
+        return part
+    buffer = io.BytesIO()
+    try:
+        read_image(source).save(buffer, "PNG")
+    except BadImageError as error:
+        raise ValueError(f"cannot use the image: {error}") from error
+    return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode()}
 
 
 class SugarChat:
