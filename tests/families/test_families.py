@@ -291,8 +291,8 @@ def test_from_backbone_folder_has_the_backbones_weights(sugar, tmp_path, is_from
     loaded = SugarForConditionalGeneration.from_backbone(tmp_path, retrieval_dim=8, retrieval_hidden_size=12)
     state = loaded.vlm.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.vlm.state_dict().items())
-    assert loaded.retrieval_head.up_proj.weight.shape == (12, 32)
-    assert loaded.retrieval_head.up_proj.weight.std() > 0.01
+    assert loaded.retrieval_head.pooled_to_hidden.weight.shape == (12, 32)
+    assert loaded.retrieval_head.pooled_to_hidden.weight.std() > 0.01
     loaded_processor = SugarProcessor.from_pretrained(tmp_path)
     assert type(loaded_processor.backbone_processor).__name__ == type(processor.backbone_processor).__name__
     inputs = loaded_processor([LONG])

@@ -306,7 +306,7 @@ def test_a_text_that_names_a_file_is_not_read_as_an_image(model, tmp_path):
 def test_vectors_that_are_none_are_refused(fresh_llava, tmp_path):
     model = load(save(*fresh_llava, tmp_path))
     with torch.no_grad():
-        model[0].model.retrieval_head.down_proj.bias.fill_(torch.nan)
+        model[0].model.retrieval_head.hidden_to_embedding.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="no unit vectors"):
         model.encode(["a cat"])
 

@@ -161,7 +161,7 @@ def test_documents_of_ten_thousand_slices(llava):
 def test_vectors_that_are_no_numbers_are_refused():
     model, processor = build_sugar("llava")
     with torch.no_grad():
-        model.retrieval_head.down_proj.weight[0, 0] = float("nan")
+        model.retrieval_head.hidden_to_embedding.weight[0, 0] = float("nan")
     embedder = SugarEmbedder(model, processor)
     with pytest.raises(BadSampleError, match=r"sample 'doc-0'.*no unit vector at slice 0 \(its length is nan\)"):
         embedder.embed_documents(documents(["a"]))

@@ -81,7 +81,7 @@ def test_the_language_model_alone_is_quantised(family, models, script):
     quantised = {name for name, kind in layers.items() if kind == "Linear4bit"}
     assert len(quantised) == 2 * 7
     assert all(".layers." in name and "vis" not in name for name in quantised)
-    assert {"retrieval_head.up_proj", "retrieval_head.down_proj", "vlm.lm_head"} <= layers.keys() - quantised
+    assert {"retrieval_head.pooled_to_hidden", "retrieval_head.hidden_to_embedding", "vlm.lm_head"} <= layers.keys() - quantised
     assert any("vis" in name for name in layers)
 
 
@@ -92,7 +92,7 @@ def test_the_head_is_never_quantised(models, skipped):
     layers = linear_layers(model)
     assert [kind for name, kind in layers.items() if "retrieval_head" in name] == ["Linear", "Linear"]
     assert "Linear4bit" in layers.values()
-    assert model.retrieval_head.up_proj.weight.dtype == torch.float32
+    assert model.retrieval_head.pooled_to_hidden.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -115,7 +115,7 @@ def test_statistics_of_labels_that_are_not_finite():
 
 def break_gradient(trainer, step: int, value: float = NAN) -> None:
     """Makes the gradient of one weight `value` at one step, while the losses stay finite."""
-    weight = trainer.model.retrieval_head.up_proj.weight
+    weight = trainer.model.retrieval_head.pooled_to_hidden.weight
     weight.register_hook(lambda gradient: gradient * value if trainer.state.global_step == step - 1 else gradient)
 
 

@@ -225,8 +225,8 @@ def test_head_has_its_own_learning_rate_and_keeps_weight_decay(tmp_path):
     assert len(rates) == len(names)
     assert {rate for name, (rate, _) in rates.items() if is_head(name)} == {5e-3}
     assert {rate for name, (rate, _) in rates.items() if not is_head(name)} == {1e-3}
-    assert rates["retrieval_head.up_proj.weight"] == (5e-3, 0.1)
-    assert rates["retrieval_head.up_proj.bias"] == (5e-3, 0.0)
+    assert rates["retrieval_head.pooled_to_hidden.weight"] == (5e-3, 0.1)
+    assert rates["retrieval_head.pooled_to_hidden.bias"] == (5e-3, 0.0)
     trainer.train()
 
 

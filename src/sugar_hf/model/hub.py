@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 from .adapters_sugar import has_adapters
 from .pipeline_sugar import PIPELINES
 from .processing_sugar import SugarProcessor
+from .saving_sugar import staged
 from .sentence_transformers_sugar import write_settings
 
 # Flat, and importing each other only as `from .x import Y`: that is what remote code may look like.
 CODE_FILES = (
     "adapters_sugar.py",
     "backbone_processor_sugar.py",
+    "backbone_sugar.py",
     "configuration_sugar.py",
     "download_sugar.py",
     "encoding_sugar.py",
@@ -31,12 +33,14 @@ CODE_FILES = (
     "locating_sugar.py",
     "loss_sugar.py",
     "modeling_sugar.py",
+    "modes_sugar.py",
     "output_sugar.py",
     "pipeline_sugar.py",
     "prefixes_sugar.py",
     "processing_sugar.py",
     "rendering_sugar.py",
     "samples_sugar.py",
+    "saving_sugar.py",
     "sentence_transformers_sugar.py",
     "tokenizing_sugar.py",
 )
@@ -127,15 +131,16 @@ def export_for_hub(
             f"cannot export a {type(model).__name__} with adapters. Merge them first: sugar_hf.merge_adapter(model)."
         )
     folder = Path(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_settings(folder, with_code=True)
-    _add_settings(folder / "config.json", CONFIG_ADDITIONS)
-    _add_settings(folder / "processor_config.json", PROCESSOR_ADDITIONS)
-    for file in CODE_FILES:
-        shutil.copyfile(Path(__file__).with_name(file), folder / file)
-    card = model_card(model, name or folder.name, metrics, description, card_data)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with staged(folder) as stage:  # an older export stays whole until this one is
+        model.save_pretrained(stage)
+        processor.save_pretrained(stage)
+        write_settings(stage, with_code=True)
+        _add_settings(stage / "config.json", CONFIG_ADDITIONS)
+        _add_settings(stage / "processor_config.json", PROCESSOR_ADDITIONS)
+        for file in CODE_FILES:
+            shutil.copyfile(Path(__file__).with_name(file), stage / file)
+        card = model_card(model, name or folder.name, metrics, description, card_data)
+        (stage / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 

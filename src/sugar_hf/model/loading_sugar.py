@@ -1,51 +1,285 @@
-"""What is checked when a checkpoint is loaded: nothing may be left to chance."""
+"""How checkpoints and adapters are loaded: the backbone as the model of its own class, and nothing left to chance."""
+
+from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers.utils import find_adapter_config_file
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file, find_adapter_config_file
 
+from .backbone_sugar import check_config
 from .configuration_sugar import SugarConfig
 
 HEAD_PREFIX = "retrieval_head."
+VLM_PREFIX = "vlm."
+# What the head's layers were called in checkpoints of older versions.
+OLD_HEAD_NAMES = {"up_proj": "pooled_to_hidden", "down_proj": "hidden_to_embedding"}
+
+# Options of `from_pretrained` that say where files are, and those that change fields of the configuration.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_FIELDS = ("retrieval_dim", "retrieval_hidden_size", "image_pooling")
+_FROM_THE_HEAD_OF = r"^vlm\."
 
 
-def plain_config(config: Any) -> Any:
-    """Refuse to wrap a model twice."""
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options of `from_pretrained` that say where files are."""
+    return {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+
+
+def new_head_name(key: str) -> str:
+    """The name that a weight of the head has today, for a name of any version."""
+    before, prefix, name = key.rpartition(HEAD_PREFIX)
+    layer, dot, rest = name.partition(".")
+    return f"{before}{prefix}{OLD_HEAD_NAMES.get(layer, layer)}{dot}{rest}" if prefix else key
+
+
+# --- plain backbones
+
+
+def plain_backbone(backbone: Any, **options: Any) -> PreTrainedModel:
+    """Load a vision-language model as transformers does, or take one that is loaded.
+
+    Raises:
+        ValueError: If it is no such model, a Sugar model, has adapters, or some of its weights are missing.
+    """
+    if not isinstance(backbone, str | os.PathLike):
+        if not isinstance(backbone, PreTrainedModel):
+            raise ValueError(
+                f"a {type(backbone).__name__} is no backbone: give a model of transformers, its name on the Hub or "
+                "its folder. Take adapters off first (merge_and_unload), or train them on the Sugar model."
+            )
+        _refuse_sugar(backbone.config)
+        check_config(backbone.config)
+        if "peft_config" in vars(backbone):
+            raise ValueError(
+                f"this {type(backbone).__name__} has adapters, which would not be saved with the Sugar model. Merge "
+                "them into its weights first."
+            )
+        return backbone
+    where = hub_options(options)
+    if find_adapter_config_file(backbone, **where) is not None:
+        raise ValueError(
+            f"{backbone} is an adapter. One that was trained on a Sugar model loads with "
+            "SugarForConditionalGeneration.from_pretrained; merge any other into its base model first."
+        )
+    config = options.pop("config", None)
+    if not isinstance(config, PreTrainedConfig):
+        trust = {key: options[key] for key in ("trust_remote_code", "code_revision") if key in options}
+        config = AutoConfig.from_pretrained(backbone, **where, **trust)
+    _refuse_sugar(config)
+    check_config(config)
+    options["output_loading_info"] = True
+    vlm, info = AutoModelForImageTextToText.from_pretrained(backbone, config=config, **options)
+    require_complete(info, backbone)
+    return vlm
+
+
+def _refuse_sugar(config: PreTrainedConfig) -> None:
     if isinstance(config, SugarConfig):
         raise ValueError(
             f"{config.name_or_path or 'the model'} is a Sugar model already: load it with "
             "SugarForConditionalGeneration.from_pretrained."
         )
-    return config
 
 
-def split_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Tell an adapter's folder from a checkpoint's. Returns (base path, adapter path or None, adapter options)."""
-    options = dict(kwargs.pop("adapter_kwargs", None) or {})
-    adapter = options.pop("_adapter_model_path", None)  # the Auto classes have resolved it
-    if adapter is not None and str(path) != str(adapter):
-        return path, adapter, options
-    hub_options = {key: kwargs[key] for key in ("token", "revision", "cache_dir", "local_files_only") if key in kwargs}
-    adapter_config = find_adapter_config_file(path, **hub_options)
-    if adapter_config is None:
-        return path, None, options
-    with open(adapter_config, encoding="utf-8") as file:
-        return json.load(file)["base_model_name_or_path"], str(path), options
+# --- Sugar checkpoints
 
 
-def require_complete(info: dict[str, Any], source: Any, head_may_lack: bool = False) -> None:
+@dataclass
+class Source:
+    """Where the weights of a Sugar model are: in files, or in a state dict that was given."""
+
+    path: Any
+    config: SugarConfig
+    options: dict[str, Any] = field(default_factory=dict)
+    state_dict: dict[str, Tensor] | None = None
+
+    @classmethod
+    def read(cls, path: Any, config: Any, options: dict[str, Any]) -> Source:
+        """Sort the arguments of `from_pretrained`, and read the configuration if none is given."""
+        options = dict(options)
+        state_dict = options.pop("state_dict", None)
+        fields = {key: options.pop(key) for key in _FIELDS if key in options}
+        where = hub_options(options)
+        if not isinstance(config, SugarConfig):
+            config = SugarConfig.from_pretrained(path if config is None else config, **where, **fields)
+        else:
+            config = SugarConfig.from_dict({**config.to_dict(), **fields}) if fields else config
+        config.name_or_path = str(path or "")
+        return cls(path, config, options, state_dict)
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return "the given state dict" if self.path is None else str(self.path)
+
+    def head(self) -> dict[str, Tensor]:
+        """The weights of the retrieval head under the names they have today, without the head's prefix."""
+        if self.state_dict is not None:
+            found = {key: value for key, value in self.state_dict.items() if key.startswith(HEAD_PREFIX)}
+        else:
+            found = {}
+            for file in self._weight_files():
+                with safe_open(file, framework="pt") as weights:
+                    names = [key for key in weights.keys() if key.startswith(HEAD_PREFIX)]  # noqa: SIM118  # no dict
+                    found |= {key: weights.get_tensor(key) for key in names}
+        return {new_head_name(key).removeprefix(HEAD_PREFIX): value for key, value in found.items()}
+
+    def _weight_files(self) -> list[str]:
+        """The files that hold weights of the head: one, or those that an index names."""
+        where = {**hub_options(self.options), "_raise_exceptions_for_missing_entries": False}
+        variant = f".{self.options['variant']}" if self.options.get("variant") else ""
+        whole = cached_file(self.path, f"model{variant}.safetensors", **where)
+        if whole is not None:
+            return [whole]
+        index = cached_file(self.path, f"model.safetensors.index{variant}.json", **where)
+        if index is None:
+            raise OSError(f"{self.path} has no weights: neither model{variant}.safetensors nor its index is there.")
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({file for key, file in weight_map.items() if key.startswith(HEAD_PREFIX)})
+        return [file for name in names if (file := cached_file(self.path, name, **where)) is not None]
+
+    def backbone(self) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Load the backbone as the model of its own class. Returns it and the report of what did not fit."""
+        options = dict(self.options)
+        given = options.pop("dtype", options.pop("torch_dtype", None))
+        options["dtype"] = self.config.dtype or "auto" if given is None else given
+        config = self.config.vlm_config
+        quantization = vars(self.config).get("quantization_config")
+        if quantization is not None and "quantization_config" not in vars(config):
+            config.quantization_config = quantization  # where older versions wrote it
+        if self.state_dict is not None:
+            own = {key.removeprefix(VLM_PREFIX): value for key, value in self.state_dict.items()}
+            options["state_dict"] = {key: value for key, value in own.items() if not key.startswith(HEAD_PREFIX)}
+        else:
+            options["key_mapping"] = {_FROM_THE_HEAD_OF: "", **(options.get("key_mapping") or {})}
+        for key in ("_from_auto", "_from_pipeline"):
+            options.pop(key, None)
+        vlm, info = _own_class(self.path, config, options)
+        if "_weight_conversions" in vars(vlm):  # the rule that took our prefix off is not the backbone's
+            vlm._weight_conversions = [
+                rule for rule in vlm._weight_conversions if _FROM_THE_HEAD_OF not in rule.source_patterns
+            ]
+        return vlm, info
+
+
+def _own_class(path: Any, config: PreTrainedConfig, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options = {**options, "output_loading_info": True}
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:  # code from the Hub
+        return AutoModelForImageTextToText.from_pretrained(path, config=config, **options)
+    options.pop("trust_remote_code", None)
+    options.pop("code_revision", None)
+    backbone_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if isinstance(backbone_class, tuple):
+        backbone_class = backbone_class[0]
+    # the head's weights lie in the same files: a class of the same name, for this call, that does not warn of them
+    ignored = [*(backbone_class._keys_to_ignore_on_load_unexpected or []), rf"^{HEAD_PREFIX}"]
+    own = {"_keys_to_ignore_on_load_unexpected": ignored, "__module__": backbone_class.__module__}
+    vlm, info = type(backbone_class.__name__, (backbone_class,), own).from_pretrained(path, config=config, **options)
+    vlm.__class__ = backbone_class
+    return vlm, info
+
+
+def require_complete(info: dict[str, Any], source: Any, prefix: str = "") -> None:
     """Raise if loading left any weight to chance."""
-    missing = sorted(key for key in info["missing_keys"] if not (head_may_lack and key.startswith(HEAD_PREFIX)))
+    missing = sorted(prefix * (not key.startswith(HEAD_PREFIX)) + key for key in info["missing_keys"])
     problems = {
         "missing": missing,
-        "unexpected": sorted(info["unexpected_keys"]),
-        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+        "unexpected": sorted(key for key in info["unexpected_keys"]),
+        "of another shape": sorted(str(key if isinstance(key, str) else key[0]) for key in info["mismatched_keys"]),
     }
     found = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
+    errors = info.get("error_msgs") or info.get("conversion_errors") or {}
+    found += [str(error) for error in (errors.values() if isinstance(errors, dict) else errors)]
     if not found:
         return
     hint = ""
     if missing and all(key.startswith(HEAD_PREFIX) for key in missing):
         hint = " To put an untrained retrieval head on a backbone, use SugarForConditionalGeneration.from_backbone."
     raise ValueError(f"The weights of {source} do not fit the model ({'; '.join(found)}).{hint}")
+
+
+# --- adapters
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder and the model that it belongs to."""
+
+    path: str
+    base: str
+    revision: str | None  # of the base
+    options: dict[str, Any]
+
+    @classmethod
+    def find(cls, path: Any, options: dict[str, Any]) -> Adapter | None:
+        """Tell an adapter's folder from a checkpoint's; takes `adapter_kwargs` out of the options.
+
+        Raises:
+            ValueError: If `adapter_config.json` does not name a base model.
+        """
+        adapter_options = dict(options.pop("adapter_kwargs", None) or {})
+        given = adapter_options.pop("_adapter_model_path", None)  # the Auto classes have found it
+        place = path if given is None else given
+        if place is None:
+            return None
+        where = hub_options(options) if given is None else {**hub_options(options), **adapter_options}
+        file = find_adapter_config_file(place, **where)
+        if file is None:
+            return None
+        try:
+            settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is no valid JSON ({error}). Save the adapter once more.") from None
+        base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+        if not isinstance(base, str) or not base:
+            raise ValueError(
+                f"{file} does not name the model that the adapter was trained on. Write its Hub name or folder as "
+                '"base_model_name_or_path" into this file.'
+            )
+        revision = settings.get("revision")
+        if given is not None and str(path) != str(given):
+            base, revision = str(path), options.get("revision")  # the Auto classes have gone to the base already
+        return cls(str(place), base, revision, adapter_options)
+
+    def config(self, options: dict[str, Any]) -> SugarConfig | None:
+        """The configuration of the Sugar model that was trained, if it was saved with the adapter."""
+        where = {**hub_options(options), "_raise_exceptions_for_missing_entries": False}
+        file = cached_file(self.path, "config.json", **where)
+        return None if file is None else SugarConfig.from_pretrained(str(Path(file).parent))
+
+
+def base_config(adapter: Adapter, options: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of the model that an adapter was trained on."""
+    where = {key: value for key, value in hub_options(options).items() if key not in ("revision", "subfolder")}
+    try:
+        return AutoConfig.from_pretrained(adapter.base, revision=adapter.revision, **where)
+    except OSError as error:
+        raise OSError(
+            f"The adapter in {adapter.path} belongs to the model {adapter.base}, which cannot be read: {error} If it "
+            'was moved, change "base_model_name_or_path" in adapter_config.json.'
+        ) from error
+
+
+def unlanded(saved: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
+    """Names of saved weights of an adapter that the model does not have, or has with other values."""
+    wrong = []
+    for key, value in saved.items():
+        key = new_head_name(key).removeprefix("base_model.model.")
+        mine = model.get(key)
+        if mine is None or mine.shape != value.shape or not torch.equal(value.to(mine.device, mine.dtype), mine):
+            wrong.append(key)
+    return wrong

@@ -2,23 +2,40 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.core_model_loading import WeightRenaming
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_utils import LoadStateDictConfig
 
+from .backbone_sugar import captured_states, check_config, has_body, lm_head, probe, same_logits
 from .configuration_sugar import SugarConfig
-from .loading_sugar import plain_config, require_complete, split_adapter
+from .loading_sugar import (
+    HEAD_PREFIX,
+    OLD_HEAD_NAMES,
+    VLM_PREFIX,
+    Adapter,
+    Source,
+    base_config,
+    plain_backbone,
+    require_complete,
+    unlanded,
+)
 from .loss_sugar import chunked_cross_entropy
 from .output_sugar import CACHE_NAME, SugarOutput, find_cache
+from .saving_sugar import save_backbone, staged
 from .sentence_transformers_sugar import write_settings
 
 
@@ -29,21 +46,28 @@ class RetrievalHead(nn.Module):
         super().__init__()
         width = config.get_text_config().hidden_size
         hidden = config.retrieval_hidden_size or width
-        self.up_proj = nn.Linear(width, hidden)
+        # names that no rule of transformers for converting checkpoints matches: such rules reach into every module
+        self.pooled_to_hidden = nn.Linear(width, hidden)
         self.activation = nn.GELU()
-        self.down_proj = nn.Linear(hidden, config.retrieval_dim)
+        self.hidden_to_embedding = nn.Linear(hidden, config.retrieval_dim)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map pooled states to unit vectors.
 
         Args:
-            pooled: (..., hidden) of any dtype; cast to the head's own.
+            pooled: (..., hidden) of any dtype, on any device; moved to the head's own.
 
         Returns:
-            (..., retrieval_dim) float32 unit vectors.
+            (..., retrieval_dim) float32 unit vectors on the head's device.
         """
-        projected = self.down_proj(self.activation(self.up_proj(pooled.to(self.up_proj.weight.dtype))))
-        return nn.functional.normalize(projected.float(), dim=-1)
+        weight = self.pooled_to_hidden.weight
+        hidden = self.activation(self.pooled_to_hidden(pooled.to(device=weight.device, dtype=weight.dtype)))
+        return nn.functional.normalize(self.hidden_to_embedding(hidden).float(), dim=-1)
+
+
+def _head_renamings() -> list[WeightRenaming]:
+    """Rules that load the head of an adapter of any version, and no others."""
+    return [WeightRenaming(rf"{HEAD_PREFIX}{old}", f"{HEAD_PREFIX}{new}") for old, new in OLD_HEAD_NAMES.items()]
 
 
 def pool_slices(hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean") -> tuple[Tensor, Tensor]:
@@ -91,6 +115,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     max_logits: int | None = 2**25
     # Whether the backbone's logits are its head's output and nothing more; unknown before the first loss.
     _head_is_plain: bool | None = None
+    _has_warned: bool = False
 
     config_class = SugarConfig
     config: SugarConfig
@@ -102,9 +127,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Quantisers leave these alone, whichever modules they are told to skip: the head may be untrained as yet, and
-    # random weights do not survive rounding. In bfloat16 it stays bfloat16.
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["retrieval_head"]
+    # In bfloat16 most of an optimizer's steps would be lost in rounding; quantisers leave the head alone, too.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["retrieval_head"]
 
     def __init__(self, config: SugarConfig) -> None:
         super().__init__(config)
@@ -142,53 +166,161 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "retrieval_hidden_size": retrieval_hidden_size,
             "image_pooling": image_pooling,
         }
-        if isinstance(backbone, PreTrainedModel):
-            if kwargs:
-                raise ValueError(f"{', '.join(kwargs)}: loading options have no effect on a model that is loaded.")
-            return cls._around(backbone, fields)
-        config_options = {
-            key: kwargs[key]
-            for key in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
-            if key in kwargs
-        }
-        vlm_config = plain_config(AutoConfig.from_pretrained(backbone, **config_options))
-        # dtype too: without it the weights would keep the dtype of the file, whatever the backbone's config says
-        config = SugarConfig(vlm_config=vlm_config, dtype=vlm_config.dtype, **fields)
-        model, info = super().from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
-        require_complete(info, backbone, head_may_lack=True)
+        if not isinstance(backbone, str | os.PathLike) and kwargs:
+            raise ValueError(f"{', '.join(kwargs)}: loading options have no effect on a model that is loaded.")
+        vlm = plain_backbone(backbone, **kwargs)
+        model = cls._around(vlm, SugarConfig(vlm_config=vlm.config, **fields))
+        model._head_is_plain = probe(vlm)
         return model
 
     @classmethod
-    def _around(cls, backbone: PreTrainedModel, fields: dict[str, Any]) -> "SugarForConditionalGeneration":
-        config = SugarConfig(vlm_config=plain_config(backbone.config), **fields)
+    def _around(
+        cls, vlm: PreTrainedModel, config: SugarConfig, head: RetrievalHead | None = None
+    ) -> "SugarForConditionalGeneration":
+        """Put a head, a fresh one if none is given, on a backbone, which is used and not copied."""
+        config.vlm_config = check_config(vlm.config)
+        config.dtype = vlm.dtype
+        config.name_or_path = config.name_or_path or vlm.config.name_or_path  # by which an adapter names its base
         with torch.device("meta"):  # the second copy of the backbone takes no memory
             model = cls(config)
-        model.vlm = backbone
-        head = RetrievalHead(config)
-        head.apply(model._init_weights)
-        model.retrieval_head = head.to(device=backbone.device, dtype=backbone.dtype)
-        return model.train(backbone.training)
+        model.vlm = vlm
+        if head is None:
+            head = RetrievalHead(config)
+            head.apply(model._init_weights)
+        last = lm_head(vlm)
+        device = (
+            vlm.device if last is None else next((p.device for p in last.parameters() if not p.is_meta), vlm.device)
+        )
+        model.retrieval_head = head.to(device=device, dtype=torch.float32)
+        loaded = vars(vlm)
+        for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if name in loaded:  # what trainers, adapters and saving ask the whole model for
+                setattr(model, name, loaded[name])
+        if "hf_device_map" in loaded:
+            places = {f"vlm.{name}".rstrip("."): place for name, place in loaded["hf_device_map"].items()}
+            model.hf_device_map = {**places, "retrieval_head": device}
+        return model.train(vlm.training)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load a Sugar checkpoint; see `PreTrainedModel.from_pretrained` for the options.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a Sugar checkpoint, or an adapter with what it was trained on.
+
+        The backbone is loaded as the model of its own class, by all rules that transformers has for that class.
+
+        Args:
+            pretrained_model_name_or_path: Hub name or folder of a Sugar model or of an adapter. `None` with
+                `config` and `state_dict`.
+            *model_args: None are known.
+            config: The configuration, if it is not the checkpoint's own.
+            **kwargs: See `PreTrainedModel.from_pretrained` for the options; they hold for the backbone. The head
+                stays in float32.
 
         Raises:
-            ValueError: If any weight of the backbone or the head is missing, unexpected or of another shape: the
-                library would fill it with random numbers and only log a warning.
+            ValueError: If any weight of the backbone, the head or the adapter is missing, unexpected or of another
+                shape: the library would fill it with random numbers and only log a warning.
         """
+        if model_args:
+            raise TypeError(
+                f"from_pretrained takes a name or folder and keyword arguments, not {model_args!r} as well."
+            )
         return_info = kwargs.pop("output_loading_info", False)
-        if pretrained_model_name_or_path is None:  # a state dict is given
-            model, info = super().from_pretrained(None, *model_args, output_loading_info=True, **kwargs)
-            require_complete(info, "the given state dict")
-            return (model, info) if return_info else model
-        path, adapter, adapter_options = split_adapter(pretrained_model_name_or_path, kwargs)
-        # the adapter is loaded on its own: together, the report of what the base lacks would be lost
-        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
-        require_complete(info, path)
-        if adapter is not None:
-            model.load_adapter(adapter, adapter_kwargs=adapter_options)
+        adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
+        if adapter is None:
+            model, info = cls._whole(Source.read(pretrained_model_name_or_path, config, kwargs))
+        else:
+            model, info = cls._with_adapter(adapter, config, kwargs)
         return (model, info) if return_info else model
+
+    @classmethod
+    def _whole(cls, source: Source) -> tuple["SugarForConditionalGeneration", dict[str, Any]]:
+        check_config(source.config.vlm_config)
+        head = RetrievalHead(source.config)
+        expected, weights = head.state_dict(), source.head()
+        vlm, info = source.backbone()
+        for key in ("missing_keys", "unexpected_keys"):
+            info[key] = {VLM_PREFIX + name for name in info[key] if not name.startswith(HEAD_PREFIX)}
+        info["missing_keys"] |= {HEAD_PREFIX + name for name in expected.keys() - weights.keys()}
+        info["unexpected_keys"] |= {HEAD_PREFIX + name for name in weights.keys() - expected.keys()}
+        info["mismatched_keys"] = {(VLM_PREFIX + name, *shapes) for name, *shapes in info["mismatched_keys"]} | {
+            (HEAD_PREFIX + name, value.shape, expected[name].shape)
+            for name, value in weights.items()
+            if name in expected and value.shape != expected[name].shape
+        }
+        require_complete(info, source.name)
+        head.load_state_dict(weights)
+        return cls._around(vlm, source.config, head).eval(), info
+
+    @classmethod
+    def _with_adapter(
+        cls, adapter: Adapter, config: Any, kwargs: dict[str, Any]
+    ) -> tuple["SugarForConditionalGeneration", dict[str, Any]]:
+        """Load what an adapter was trained on, a Sugar model or a plain backbone, and the adapter onto it."""
+        own = config if isinstance(config, SugarConfig) else adapter.config(kwargs)
+        base = base_config(adapter, kwargs)
+        options = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder", "_from_auto")}
+        options |= {"revision": adapter.revision} if adapter.revision else {}
+        if isinstance(base, SugarConfig):
+            model, info = cls.from_pretrained(adapter.base, output_loading_info=True, **options)
+        elif own is None:
+            raise ValueError(
+                f"The adapter in {adapter.path} was trained on the plain model {adapter.base}, and no config.json "
+                "beside it tells the width and pooling of its head. Make the model that was trained: "
+                f"SugarForConditionalGeneration.from_backbone({adapter.base!r}, image_pooling=..., ...), "
+                "save its configuration with model.config.save_pretrained(folder of the adapter), and load again."
+            )
+        else:
+            fields = {name: vars(own)[name] for name in ("retrieval_dim", "retrieval_hidden_size", "image_pooling")}
+            model, info = cls.from_backbone(adapter.base, **{**options, **fields}), {}
+        if own is not None:
+            model.config.image_pooling = own.image_pooling
+        model.load_adapter(adapter.path, adapter_kwargs=adapter.options)
+        if not isinstance(base, SugarConfig) and isinstance(model.retrieval_head, RetrievalHead):
+            raise ValueError(
+                f"The adapter in {adapter.path} holds no retrieval head, and the plain model {adapter.base} has none: "
+                'the head was random in training. Train again with modules_to_save=["retrieval_head"], which '
+                "sugar_lora_config sets."
+            )
+        return model.eval(), info
+
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
+        """Load an adapter onto the model; see `PreTrainedModel.load_adapter` for the options.
+
+        Raises:
+            ValueError: If any of its weights has no place in the model: the library would only log it.
+        """
+        from peft import get_peft_model_state_dict  # peft is not imported where there are no adapters
+        from peft.utils import load_peft_weights
+
+        name = adapter_name or "default"
+        saved = kwargs.get("adapter_state_dict")
+        if saved is None:
+            where = {key: value for key, value in (kwargs.get("adapter_kwargs") or {}).items() if value is not None}
+            saved = load_peft_weights(str(peft_model_id), device="cpu", **where)
+        wrong: list[str] = []
+        # Adapters have the names of the model in memory. Rules for the files of old backbones would change these, but
+        # may be what a backbone needs whose modules have new names: they are tried last.
+        for rules in (_head_renamings(), None):
+            options = kwargs if rules is None else {**kwargs, "load_config": LoadStateDictConfig(weight_mapping=rules)}
+            try:
+                info = super().load_adapter(peft_model_id, name, **options)
+                wrong = unlanded(saved, get_peft_model_state_dict(self, adapter_name=name))
+            except (KeyError, RuntimeError, ValueError) as error:
+                wrong = [f"({error})"]
+            if not wrong:
+                return info
+            if name in vars(self).get("peft_config", {}):
+                self.delete_adapter(name)
+        raise ValueError(
+            f"The adapter {peft_model_id or name} does not fit the {type(self.vlm).__name__} it is loaded onto: "
+            f"{len(wrong)} of its {len(saved)} weights have no place there: {', '.join(wrong[:5])}. Load it onto the "
+            "model that it was trained on."
+        )
 
     def forward(
         self,
@@ -215,7 +347,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             A [`SugarOutput`].
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values, **kwargs}
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values, **kwargs}
+        # only what was given: to a backbone that calls its pictures otherwise, pixel_values=None says there are none
+        inputs = {name: value for name, value in given.items() if value is not None}
         inputs["return_dict"] = True
         if not skip_logits:
             output, hidden = self._run_backbone({**inputs, "labels": labels})
@@ -239,41 +373,46 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _run_backbone(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The whole backbone's output, and the hidden states (B, L, H) before its LM head."""
-        captured: list[Tensor] = []
-        hook = self.vlm.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
-        try:
+        with captured_states(self.vlm) as states:
             output = self.vlm(**inputs)
-        finally:
-            hook.remove()
-        return output, captured[-1]
+        return output, states[-1]
 
     def _without_logits(self, inputs: dict[str, Any], labels: Tensor | None) -> tuple[Any, Tensor, Tensor | None]:
         """The backbone's output, hidden states (B, L, H) and loss, without the logits of the whole batch."""
         count = inputs.pop("num_items_in_batch", None)
-        if labels is None or self._head_is_plain:
+        if labels is not None and self._head_is_plain is None:
+            self._head_is_plain = probe(self.vlm)
+        if labels is not None and not self._head_is_plain:
+            output, hidden = self._run_backbone({**inputs, "labels": labels, "num_items_in_batch": count})
+            self._judge_head(hidden, output.get("logits"))
+            return output, hidden, output.loss
+        if has_body(self.vlm):
             output = self.vlm.base_model(**inputs)
             hidden = output.last_hidden_state
-        elif self._head_is_plain is None:
-            # The first loss: some backbones scale or cap what their head gives, which one position shows.
-            output, hidden = self._run_backbone({**inputs, "logits_to_keep": 1})
-            with torch.no_grad():
-                plain = self.get_output_embeddings()(hidden[:, -1:])
-            if bool(plain.isfinite().all()):  # else it tells nothing yet
-                self._head_is_plain = torch.equal(plain, output.logits)
-            if self._head_is_plain is False:
-                warnings.warn(
-                    f"{type(self.vlm).__name__} changes its logits after its LM head: the loss is computed by itself "
-                    "from the logits of the whole batch, which takes their memory.",
-                    stacklevel=4,
-                )
+        else:
+            # what else is asked for comes at the end; sharded modules wait for it, too
+            whole = {"use_cache", "output_hidden_states", "output_attentions"} & {k for k, v in inputs.items() if v}
+            output: Any = {}
+            with captured_states(self.vlm, stop=not (whole or torch.distributed.is_initialized())) as states:
+                output = self.vlm(**inputs)
+            hidden = states[-1]
         if labels is None:
             return output, hidden, None
-        if self._head_is_plain is False:
-            output, hidden = self._run_backbone({**inputs, "labels": labels, "num_items_in_batch": count})
-            return output, hidden, output.loss
         head, vocab_size = self.get_output_embeddings(), self.config.get_text_config().vocab_size
         loss = chunked_cross_entropy(hidden, labels, head, vocab_size, count, self.max_logits)
         return output, hidden, loss
+
+    def _judge_head(self, hidden: Tensor, logits: Tensor | None) -> None:
+        """Learn from a whole forward pass whether the logits are the LM head's output, and say so if they are not."""
+        if self._head_is_plain is None:
+            self._head_is_plain = same_logits(self.get_output_embeddings(), hidden, logits)
+        if self._head_is_plain is False and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self.vlm).__name__} changes its logits after its LM head: the loss is computed by itself "
+                "from the logits of the whole batch, which takes their memory.",
+                stacklevel=5,
+            )
 
     def get_retrieval_embeddings(
         self,
@@ -305,23 +444,63 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return output.retrieval_embeds, output.retrieval_mask
 
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
+        if hidden.shape[:2] != slice_map.shape:
+            raise ValueError(
+                f"{type(self.vlm).__name__} gives hidden states of {tuple(hidden.shape[:2])} tokens for a slice_map "
+                f"of {tuple(slice_map.shape)}. Pass input_ids and slice_map as SugarProcessor made them; a backbone "
+                "whose states are not one for each token cannot be embedded."
+            )
         pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)
         embeds = pooled.new_zeros(*mask.shape, self.config.retrieval_dim)
-        embeds[mask] = self.retrieval_head(pooled[mask])  # the head would make a unit vector of an absent slice too
+        embeds[mask] = self.retrieval_head(pooled[mask]).to(
+            embeds.device
+        )  # the head would make a unit vector of an absent slice too
         return embeds, mask
 
     def generate(self, *args: Any, slice_map: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate with the backbone, which knows best how. A `slice_map` is accepted and not needed."""
         return self.vlm.generate(*args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model, and the settings of sentence-transformers; see `PreTrainedModel.save_pretrained`."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Save the model, and the settings of sentence-transformers; see `PreTrainedModel.save_pretrained`.
+
+        The files appear in the folder when all of them are written, so that a folder never holds half a model, or the
+        configuration of one beside the weights of another. A model with adapters saves these and its configuration.
+        """
         if self._auto_class is None:  # a checkpoint from the Hub may name its code, which is not saved with this class
             for key in {"auto_map", "custom_pipelines"} & vars(self.config).keys():
                 delattr(self.config, key)
-        super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            write_settings(save_directory)
+        if kwargs.get("distributed_checkpoint"):  # every process writes its part
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            return
+        if not kwargs.pop("is_main_process", True):
+            return
+        upload = kwargs.pop("push_to_hub", False)
+        with staged(save_directory) as folder:
+            if self._hf_peft_config_loaded:
+                super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+            else:
+                states = self.state_dict() if state_dict is None else state_dict
+                head = {key: value for key, value in states.items() if key.startswith(HEAD_PREFIX)}
+                own = {key.removeprefix(VLM_PREFIX): value for key, value in states.items() if key not in head}
+                given = {} if state_dict is None else {"state_dict": own}
+                save_backbone(self.vlm, folder, VLM_PREFIX, head, {**kwargs, **given})
+            if self._auto_class is not None:
+                custom_object_save(self, folder, config=self.config)
+            self.config.dtype = self.dtype
+            self.config.architectures = [type(self).__name__]
+            self.config.save_pretrained(folder)
+            write_settings(folder)
+            if upload:
+                api = HfApi(token=kwargs.get("token"))
+                options = {key: kwargs[key] for key in ("private", "token") if key in kwargs}
+                repo_id = api.create_repo(
+                    kwargs.get("repo_id", Path(save_directory).name), exist_ok=True, **options
+                ).repo_id
+                options = {key: kwargs[key] for key in ("commit_message", "revision", "create_pr") if key in kwargs}
+                api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
 
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
         """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.
@@ -365,7 +544,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the backbone's LM head."""
-        return self.vlm.get_output_embeddings()
+        return lm_head(self.vlm)
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the backbone's LM head."""

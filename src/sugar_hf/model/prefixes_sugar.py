@@ -1,27 +1,21 @@
 """Whether the embedding at a slice end inside a longer sample is that of the sample which ends there."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchFeature
 
 from .modeling_sugar import SugarForConditionalGeneration
+from .modes_sugar import evaluation_mode
 from .processing_sugar import SugarProcessor
 
 # Distances of unit vectors that rounding alone may make, after dozens of layers.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
-
-# How many have switched a module to evaluation, and whether it was training before.
-_EVALUATED: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
-_CHANGING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -85,30 +79,6 @@ def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: Sug
             elif deviation > tolerance:
                 found["tokens see what comes after them"] = None
     return PrefixCheck(largest, tuple(found))
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off for a while; each module then is as it was.
-
-    Where several threads, or calls inside each other, want it of the same modules, the last to leave puts them back.
-    """
-    modules = list(model.modules())
-    with _CHANGING:
-        for module in modules:
-            count, was_training = _EVALUATED.get(module, (0, False))
-            _EVALUATED[module] = (count + 1, was_training or module.training)
-        model.eval()
-    try:
-        yield
-    finally:
-        with _CHANGING:
-            for module in modules:
-                count, was_training = _EVALUATED.pop(module)
-                if count > 1:
-                    _EVALUATED[module] = (count - 1, was_training)
-                elif was_training:  # not model.train(): a frozen part may have been in evaluation mode
-                    module.training = True
 
 
 def _embed(model: SugarForConditionalGeneration, features: BatchFeature) -> Tensor:
