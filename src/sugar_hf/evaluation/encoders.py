@@ -11,13 +11,12 @@ from tqdm.auto import tqdm
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
-    AutoConfig,
     Blip2Config,
 )
 
 from ..data import BadSampleError
 from ..model import SugarConfig, SugarProcessor
-from ..model.loading_sugar import split_adapter
+from ..model.loading_sugar import read_config
 from ..retrieval.documents import Document
 from ..retrieval.embedder import SugarEmbedder
 from .baselines import Blip2Encoder, DualEncoder
@@ -178,8 +177,7 @@ def open_encoder(
     Raises:
         ValueError: The checkpoint is none of these, lacks weights, or has no such mode.
     """
-    base, _, _ = split_adapter(name_or_path, {})
-    config = AutoConfig.from_pretrained(base)
+    config = read_config(name_or_path)
     if isinstance(config, SugarConfig):
         if mode is not None:
             raise ValueError(f"mode={mode!r}: {name_or_path} is a Sugar model, which has no modes. Leave it out.")

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
-from ..model.loading_sugar import split_adapter
+from ..model.loading_sugar import read_config
 from .encoders import Encoder, open_encoder
 from .sources import Source
 from .tasks import Task
@@ -25,8 +25,7 @@ FIELDS = ("n", "seed", "failed", "skipped", "settings", "submission", "server", 
 
 def is_sugar(name: str) -> bool:
     """Whether a checkpoint is a Sugar model, or adapters on one."""
-    base, _, _ = split_adapter(name, {})
-    return bool(AutoConfig.from_pretrained(base).model_type == "sugar")
+    return bool(read_config(name).model_type == "sugar")
 
 
 def open_model(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import is_peft_available
 
-from .modeling_sugar import SugarForConditionalGeneration
+from .modeling_sugar import QUANTISED, SugarForConditionalGeneration
 
 # These ways of starting an adapter change the weights below it, and what they were is gone.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
@@ -125,12 +125,12 @@ def merge_adapter(model: Any) -> SugarForConditionalGeneration:
         merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         base.set_submodule(name, merged)
     if is_quantised:  # preparing a quantised model for training made float32 of what is not quantised
-        for parameter in base.parameters():  # not base.to, which would round the rotary frequencies too
+        for parameter in base.vlm.parameters():  # not vlm.to, which would round the rotary frequencies too
             parameter.data = parameter.data.to(base.config.dtype)
-    if is_quantised or base._hf_peft_config_loaded:
-        # how the names of the weights were changed when the adapter, or the quantised weights, were loaded: by these
-        # rules `save_pretrained` would write names that nothing can load
-        vars(base).pop("_weight_conversions", None)
+        # how the quantised weights got their names: by these rules `save_pretrained` would write names of such
+        vars(base.vlm).pop("_weight_conversions", None)
+        for name in QUANTISED:
+            vars(base).pop(name, None)
     del base.peft_config
     base._hf_peft_config_loaded = False  # else `save_pretrained` would look for an adapter to save
     return base.requires_grad_(True)
@@ -149,7 +149,7 @@ def _merge_quantised(base: SugarForConditionalGeneration, tuned: dict[str, Any],
         updates[name] = sum(layer.get_delta_weight(adapter).float() for adapter in active)
         base.set_submodule(name, layer.get_base_layer())
     base.state_dict()  # bitsandbytes lays weights out anew for inference on a CPU, and back when it is asked for them
-    base.dequantize(dtype=base.config.dtype)
+    base.vlm.dequantize(dtype=base.config.dtype)
     for name, update in updates.items():
         weight = base.get_submodule(name).weight
         weight.copy_(weight.float() + update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass, field
@@ -81,18 +82,43 @@ def plain_backbone(backbone: Any, **options: Any) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(backbone, **where, **trust)
     _refuse_sugar(config)
     check_config(config)
-    options["output_loading_info"] = True
+    options = {**options, **_own_names(options), "output_loading_info": True}
     vlm, info = AutoModelForImageTextToText.from_pretrained(backbone, config=config, **options)
     require_complete(info, backbone)
     return vlm
 
 
+def is_sugar(config: Any) -> bool:
+    """Whether this is a Sugar model's configuration; code from the Hub may define its class a second time."""
+    return isinstance(config, PreTrainedConfig) and config.model_type == SugarConfig.model_type
+
+
 def _refuse_sugar(config: PreTrainedConfig) -> None:
-    if isinstance(config, SugarConfig):
+    if is_sugar(config):
         raise ValueError(
             f"{config.name_or_path or 'the model'} is a Sugar model already: load it with "
             "SugarForConditionalGeneration.from_pretrained."
         )
+
+
+def _own_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that name modules of the Sugar model, with the names that these have in the backbone alone."""
+    changed: dict[str, Any] = {}
+    if isinstance(options.get("device_map"), dict):
+        places = options["device_map"].items()
+        changed["device_map"] = {
+            "" if name == VLM_PREFIX.rstrip(".") else name.removeprefix(VLM_PREFIX): place
+            for name, place in places
+            if not name.startswith(HEAD_PREFIX.rstrip("."))
+        }
+    quantization = options.get("quantization_config")
+    if quantization is not None:
+        changed["quantization_config"] = quantization = copy.deepcopy(quantization)
+        fields = quantization if isinstance(quantization, dict) else vars(quantization)
+        for name in ("llm_int8_skip_modules", "modules_to_not_convert", "ignore"):
+            if isinstance(fields.get(name), list):
+                fields[name] = [module.removeprefix(VLM_PREFIX) for module in fields[name]]
+    return changed
 
 
 # --- Sugar checkpoints
@@ -114,7 +140,7 @@ class Source:
         state_dict = options.pop("state_dict", None)
         fields = {key: options.pop(key) for key in _FIELDS if key in options}
         where = hub_options(options)
-        if not isinstance(config, SugarConfig):
+        if not is_sugar(config):
             config = SugarConfig.from_pretrained(path if config is None else config, **where, **fields)
         else:
             config = SugarConfig.from_dict({**config.to_dict(), **fields}) if fields else config
@@ -154,13 +180,14 @@ class Source:
 
     def backbone(self) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the backbone as the model of its own class. Returns it and the report of what did not fit."""
-        options = dict(self.options)
+        options = {**self.options, **_own_names(self.options)}
         given = options.pop("dtype", options.pop("torch_dtype", None))
         options["dtype"] = self.config.dtype or "auto" if given is None else given
         config = self.config.vlm_config
         quantization = vars(self.config).get("quantization_config")
         if quantization is not None and "quantization_config" not in vars(config):
-            config.quantization_config = quantization  # where older versions wrote it
+            # where older versions wrote it
+            config.quantization_config = _own_names({"quantization_config": quantization})["quantization_config"]
         if self.state_dict is not None:
             own = {key.removeprefix(VLM_PREFIX): value for key, value in self.state_dict.items()}
             options["state_dict"] = {key: value for key, value in own.items() if not key.startswith(HEAD_PREFIX)}
@@ -188,7 +215,8 @@ def _own_class(path: Any, config: PreTrainedConfig, options: dict[str, Any]) -> 
     # the head's weights lie in the same files: a class of the same name, for this call, that does not warn of them
     ignored = [*(backbone_class._keys_to_ignore_on_load_unexpected or []), rf"^{HEAD_PREFIX}"]
     own = {"_keys_to_ignore_on_load_unexpected": ignored, "__module__": backbone_class.__module__}
-    vlm, info = type(backbone_class.__name__, (backbone_class,), own).from_pretrained(path, config=config, **options)
+    for_this_call: Any = type(backbone_class.__name__, (backbone_class,), own)
+    vlm, info = for_this_call.from_pretrained(path, config=config, **options)
     vlm.__class__ = backbone_class
     return vlm, info
 
@@ -272,6 +300,14 @@ def base_config(adapter: Adapter, options: dict[str, Any]) -> PreTrainedConfig:
             f"The adapter in {adapter.path} belongs to the model {adapter.base}, which cannot be read: {error} If it "
             'was moved, change "base_model_name_or_path" in adapter_config.json.'
         ) from error
+
+
+def read_config(name: str | os.PathLike, **options: Any) -> PreTrainedConfig:
+    """The configuration of a checkpoint, or of the model that an adapter makes of what it was trained on."""
+    adapter = Adapter.find(name, options)
+    if adapter is None:
+        return AutoConfig.from_pretrained(name, **hub_options(options))
+    return adapter.config(options) or base_config(adapter, options)
 
 
 def unlanded(saved: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:

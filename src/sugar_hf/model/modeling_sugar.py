@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -29,14 +28,19 @@ from .loading_sugar import (
     Adapter,
     Source,
     base_config,
+    is_sugar,
     plain_backbone,
     require_complete,
     unlanded,
 )
 from .loss_sugar import chunked_cross_entropy
 from .output_sugar import CACHE_NAME, SugarOutput, find_cache
-from .saving_sugar import save_backbone, staged
+from .saving_sugar import save_backbone, staged, upload_files
 from .sentence_transformers_sugar import write_settings
+
+
+# What a quantised backbone has, and trainers, adapters and saving ask the whole model for.
+QUANTISED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
 
 class RetrievalHead(nn.Module):
@@ -193,8 +197,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         model.retrieval_head = head.to(device=device, dtype=torch.float32)
         loaded = vars(vlm)
-        for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-            if name in loaded:  # what trainers, adapters and saving ask the whole model for
+        for name in QUANTISED:
+            if name in loaded:
                 setattr(model, name, loaded[name])
         if "hf_device_map" in loaded:
             places = {f"vlm.{name}".rstrip("."): place for name, place in loaded["hf_device_map"].items()}
@@ -261,11 +265,11 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cls, adapter: Adapter, config: Any, kwargs: dict[str, Any]
     ) -> tuple["SugarForConditionalGeneration", dict[str, Any]]:
         """Load what an adapter was trained on, a Sugar model or a plain backbone, and the adapter onto it."""
-        own = config if isinstance(config, SugarConfig) else adapter.config(kwargs)
+        own = config if is_sugar(config) else adapter.config(kwargs)
         base = base_config(adapter, kwargs)
         options = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder", "_from_auto")}
         options |= {"revision": adapter.revision} if adapter.revision else {}
-        if isinstance(base, SugarConfig):
+        if is_sugar(base):
             model, info = cls.from_pretrained(adapter.base, output_loading_info=True, **options)
         elif own is None:
             raise ValueError(
@@ -280,7 +284,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if own is not None:
             model.config.image_pooling = own.image_pooling
         model.load_adapter(adapter.path, adapter_kwargs=adapter.options)
-        if not isinstance(base, SugarConfig) and isinstance(model.retrieval_head, RetrievalHead):
+        if not is_sugar(base) and isinstance(model.retrieval_head, RetrievalHead):
             raise ValueError(
                 f"The adapter in {adapter.path} holds no retrieval head, and the plain model {adapter.base} has none: "
                 'the head was random in training. Train again with modules_to_save=["retrieval_head"], which '
@@ -379,20 +383,21 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _without_logits(self, inputs: dict[str, Any], labels: Tensor | None) -> tuple[Any, Tensor, Tensor | None]:
         """The backbone's output, hidden states (B, L, H) and loss, without the logits of the whole batch."""
-        count = inputs.pop("num_items_in_batch", None)
         if labels is not None and self._head_is_plain is None:
             self._head_is_plain = probe(self.vlm)
+        output: Any
         if labels is not None and not self._head_is_plain:
-            output, hidden = self._run_backbone({**inputs, "labels": labels, "num_items_in_batch": count})
+            output, hidden = self._run_backbone({**inputs, "labels": labels})
             self._judge_head(hidden, output.get("logits"))
             return output, hidden, output.loss
+        count = inputs.pop("num_items_in_batch", None)
         if has_body(self.vlm):
             output = self.vlm.base_model(**inputs)
             hidden = output.last_hidden_state
         else:
             # what else is asked for comes at the end; sharded modules wait for it, too
             whole = {"use_cache", "output_hidden_states", "output_attentions"} & {k for k, v in inputs.items() if v}
-            output: Any = {}
+            output = {}
             with captured_states(self.vlm, stop=not (whole or torch.distributed.is_initialized())) as states:
                 output = self.vlm(**inputs)
             hidden = states[-1]
@@ -494,13 +499,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.config.save_pretrained(folder)
             write_settings(folder)
             if upload:
-                api = HfApi(token=kwargs.get("token"))
-                options = {key: kwargs[key] for key in ("private", "token") if key in kwargs}
-                repo_id = api.create_repo(
-                    kwargs.get("repo_id", Path(save_directory).name), exist_ok=True, **options
-                ).repo_id
-                options = {key: kwargs[key] for key in ("commit_message", "revision", "create_pr") if key in kwargs}
-                api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+                upload_files(folder, kwargs.get("repo_id", Path(save_directory).name), kwargs)
 
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
         """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.
@@ -542,7 +541,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the backbone's token embeddings."""
         self.vlm.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Return the backbone's LM head."""
         return lm_head(self.vlm)
 

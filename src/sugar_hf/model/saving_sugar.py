@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -95,3 +96,11 @@ def save_backbone(
         size = sum(value.numel() * value.element_size() for value in head.values())
         settings["metadata"]["total_size"] = settings["metadata"].get("total_size", 0) + size
         index.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def upload_files(folder: Path, repo_id: str, options: dict[str, Any]) -> None:
+    """Upload a folder, with the options of `save_pretrained(push_to_hub=True)`."""
+    api = HfApi(token=options.get("token"))
+    repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+    known = {key: options[key] for key in ("commit_message", "revision", "create_pr") if key in options}
+    api.upload_folder(repo_id=repo_id, folder_path=folder, **known)
