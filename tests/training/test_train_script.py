@@ -88,7 +88,10 @@ def test_lora_saves_the_adapter_and_the_merged_model(script, files, tmp_path):
 def test_sugar_checkpoint_is_trained_further(script, files, tmp_path):
     script.main(command(files, tmp_path / "first", "--alpha", "0"))
     script.main([*command(files, tmp_path / "second", "--max_steps", "1"), "--model", str(tmp_path / "first")])
-    heads = [AutoModel.from_pretrained(tmp_path / name).retrieval_head.pooled_to_hidden.weight for name in ("first", "second")]
+    heads = [
+        AutoModel.from_pretrained(tmp_path / name).retrieval_head.pooled_to_hidden.weight
+        for name in ("first", "second")
+    ]
     assert not torch.equal(*heads)
     torch.testing.assert_close(*heads, atol=1e-3, rtol=0)
 

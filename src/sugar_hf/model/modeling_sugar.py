@@ -38,7 +38,6 @@ from .output_sugar import CACHE_NAME, SugarOutput, find_cache
 from .saving_sugar import save_backbone, staged, upload_files
 from .sentence_transformers_sugar import write_settings
 
-
 # What a quantised backbone has, and trainers, adapters and saving ask the whole model for.
 QUANTISED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
