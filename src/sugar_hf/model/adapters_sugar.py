@@ -7,8 +7,11 @@ saved whole, such as the retrieval head, and both make adapters trainable that w
 """
 
 import sys
-from types import TracebackType
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType, TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -20,13 +23,24 @@ from .modeling_sugar import QUANTISED, SugarForConditionalGeneration
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
+# For layers with adapters, whether this thread computes with them; for the others the layer itself says.
+_OWN: ContextVar[Mapping[nn.Module, bool]] = ContextVar("sugar_adapters", default=MappingProxyType({}))
+_ASKING: dict[type, type] = {}  # classes of layers, and what asks the variable above in their place
+
+
 class AdapterSwitch:
     """What [`adapter_on`] and [`adapter_off`] return; as a context manager it puts back what was before."""
 
-    def __init__(self, layers: list[Any], enabled: bool) -> None:
-        self._before = [(layer, not layer.disable_adapters) for layer in layers]
+    def __init__(self, layers: list[Any], enabled: bool, everywhere: bool) -> None:
+        own = _OWN.get()
+        self._own = {layer: own.get(layer) for layer in layers}
+        self._everywhere = [(layer, not layer._disable_adapters) for layer in layers] if everywhere else []
         for layer in layers:
-            _switch(layer, enabled)
+            _ask_the_thread(layer)
+        if everywhere:
+            for layer in layers:
+                _switch(layer, enabled)
+        _set_own(dict.fromkeys(layers, None if everywhere else enabled))
 
     def __enter__(self) -> None:
         return None
@@ -34,17 +48,19 @@ class AdapterSwitch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for layer, enabled in self._before:
+        for layer, enabled in self._everywhere:
             _switch(layer, enabled)
+        _set_own(self._own)
 
 
-def adapter_on(model: Any) -> AdapterSwitch:
+def adapter_on(model: Any, *, everywhere: bool = False) -> AdapterSwitch:
     """Let the model compute with its active adapters and the head that was trained with them.
 
     Neither this nor [`adapter_off`] changes which weights are trainable, or which adapters are the active ones.
 
     Args:
         model: A [`SugarForConditionalGeneration`] with adapters, or the `peft.PeftModel` around one.
+        everywhere: See [`adapter_off`].
 
     Returns:
         Nothing that needs keeping; `with adapter_on(model):` puts back what was before at the end of the block.
@@ -52,16 +68,19 @@ def adapter_on(model: Any) -> AdapterSwitch:
     Raises:
         ValueError: The model has no adapters.
     """
-    return AdapterSwitch(_layers(model), True)
+    return AdapterSwitch(_layers(model), True, everywhere)
 
 
-def adapter_off(model: Any) -> AdapterSwitch:
+def adapter_off(model: Any, *, everywhere: bool = False) -> AdapterSwitch:
     """Let the model compute as its base does, bit for bit: logits and generation of the backbone, the base's own head.
 
     On a model that was made by `from_backbone`, that head is an untrained one.
 
     Args:
         model: A [`SugarForConditionalGeneration`] with adapters, or the `peft.PeftModel` around one.
+        everywhere: By default the switch holds for the thread that calls it: others that use the model at the same
+            time go on as they were, and threads that are started later begin with the adapters on. With `True` it
+            holds for all threads, those of a backward pass among them.
 
     Returns:
         Nothing that needs keeping; `with adapter_off(model):` puts back what was before at the end of the block.
@@ -85,7 +104,7 @@ def adapter_off(model: Any) -> AdapterSwitch:
                 f"Adapter {name!r} changed the weights below it when it was made (init_lora_weights={start!r}). "
                 "Load the base model."
             )
-    return AdapterSwitch(layers, False)
+    return AdapterSwitch(layers, False, everywhere)
 
 
 @torch.no_grad()
@@ -182,6 +201,33 @@ def _layers(model: Any) -> list[Any]:
             "with peft.get_peft_model(model, sugar_lora_config(model))."
         )
     return layers
+
+
+def _set_own(changes: Mapping[nn.Module, bool | None]) -> None:
+    """Set what this thread computes with; `None` leaves it to the layer. A new mapping, as others hold the old one."""
+    own = WeakKeyDictionary(_OWN.get())
+    for layer, enabled in changes.items():
+        if enabled is None:
+            own.pop(layer, None)
+        else:
+            own[layer] = enabled
+    _OWN.set(own)
+
+
+def _ask_the_thread(layer: Any) -> None:
+    """Have the layer ask which way this thread has switched it, by a class of the same name."""
+    kind = type(layer)
+    if kind in _ASKING.values():
+        return
+    if kind not in _ASKING:
+        own = {"disable_adapters": property(_is_off), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        _ASKING[kind] = type(kind.__name__, (kind,), own)
+    layer.__class__ = _ASKING[kind]
+
+
+def _is_off(layer: Any) -> bool:
+    enabled = _OWN.get().get(layer)
+    return bool(layer._disable_adapters if enabled is None else not enabled)
 
 
 def _switch(layer: Any, enabled: bool) -> None:

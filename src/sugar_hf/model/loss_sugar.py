@@ -51,4 +51,5 @@ def chunked_cross_entropy(
 
 
 def _summed(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(head(states).float(), targets, reduction="sum")
+    logits = head(states)  # on whichever device the head lies
+    return cross_entropy(logits.float(), targets.to(logits.device), reduction="sum").to(states.device)

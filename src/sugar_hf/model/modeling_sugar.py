@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import LoadStateDictConfig
 
-from .backbone_sugar import captured_states, check_config, has_body, lm_head, probe, same_logits
+from .backbone_sugar import BackboneError, captured_states, check_config, has_body, lm_head, probe, same_logits
 from .configuration_sugar import SugarConfig
 from .loading_sugar import (
     HEAD_PREFIX,
@@ -204,6 +204,19 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model.hf_device_map = {**places, "retrieval_head": device}
         return model.train(vlm.training)
 
+    def train(self, mode: bool = True) -> "SugarForConditionalGeneration":
+        """Set training mode, as `nn.Module.train` does, but for frozen layers with running statistics.
+
+        These would move with every batch though nothing of them is trained, and an adapter does not save them.
+        """
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+                if frozen and isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                    module.training = False
+        return self
+
     @classmethod
     def from_pretrained(
         cls,
@@ -360,6 +373,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             output, hidden, loss = self._without_logits(inputs, labels)
             logits = None
+        if input_ids is not None:
+            self._check_states(hidden, input_ids, "input_ids")
         embeds = mask = None
         if slice_map is not None:
             embeds, mask = self._embed(hidden, slice_map)
@@ -395,13 +410,14 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hidden = output.last_hidden_state
         else:
             # what else is asked for comes at the end; sharded modules wait for it, too
-            whole = {"use_cache", "output_hidden_states", "output_attentions"} & {k for k, v in inputs.items() if v}
+            whole = any(inputs.get(key) for key in ("use_cache", "output_hidden_states", "output_attentions"))
             output = {}
             with captured_states(self.vlm, stop=not (whole or torch.distributed.is_initialized())) as states:
                 output = self.vlm(**inputs)
             hidden = states[-1]
         if labels is None:
             return output, hidden, None
+        self._check_states(hidden, labels, "labels")
         head, vocab_size = self.get_output_embeddings(), self.config.get_text_config().vocab_size
         loss = chunked_cross_entropy(hidden, labels, head, vocab_size, count, self.max_logits)
         return output, hidden, loss
@@ -447,13 +463,19 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output: Any = self.forward(input_ids, attention_mask, pixel_values, slice_map=slice_map, **kwargs)
         return output.retrieval_embeds, output.retrieval_mask
 
+    def _check_states(self, hidden: Tensor, beside: Tensor, name: str) -> None:
+        """Refuse states that are not one for each token: places in the ids would point at others."""
+        if hidden.shape[:2] == beside.shape:
+            return
+        given, found = tuple(beside.shape), tuple(hidden.shape[:2])
+        raise BackboneError(
+            self.vlm.config,
+            f"for {name} of shape {given} it gives hidden states of shape {found}, which are not one for each token",
+            f"If {name} does not come from the same call of SugarProcessor as input_ids, pass what belongs together.",
+        )
+
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
-        if hidden.shape[:2] != slice_map.shape:
-            raise ValueError(
-                f"{type(self.vlm).__name__} gives hidden states of {tuple(hidden.shape[:2])} tokens for a slice_map "
-                f"of {tuple(slice_map.shape)}. Pass input_ids and slice_map as SugarProcessor made them; a backbone "
-                "whose states are not one for each token cannot be embedded."
-            )
+        self._check_states(hidden, slice_map, "slice_map")
         pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)
         embeds = pooled.new_zeros(*mask.shape, self.config.retrieval_dim)
         embeds[mask] = self.retrieval_head(pooled[mask]).to(

@@ -34,6 +34,7 @@ from .ends import draw_slice_ends
 from .guard import GuardedStepMixin, nonfinite_samples
 from .head import HeadMixin
 from .hooks import check_hooks
+from .liger import liger_for_backbone
 from .metrics import WindowMeans
 from .mini_batches import MiniBatches, RandomState
 from .objective import KnownGradient, structure_term
@@ -133,6 +134,8 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             args, self.train_dataset, sugar_model(self.model).config.retrieval_dim
         )
         self._apply_image_pooling(self.model)
+        if args.use_liger_kernel:
+            liger_for_backbone(sugar_model(self.model), args.liger_kernel_config)
         self.model.add_model_tags(["sugar"])
 
     # ---- Setting up ----
