@@ -152,7 +152,7 @@ def probe(vlm: PreTrainedModel) -> bool | None:
             if has_body(vlm):
                 return None
             raise BackboneError(
-                vlm.config, f"it cannot read two words of text without a picture ({type(error).__name__}: {error})"
+                vlm.config, f"its forward pass fails on two words of text alone ({type(error).__name__}: {error})"
             ) from error
     found = tuple(states[-1].shape) if states and isinstance(states[-1], Tensor) else None
     width = vlm.config.get_text_config().hidden_size

@@ -212,9 +212,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().train(mode)
         if mode:
             for module in self.modules():
-                frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-                if frozen and isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-                    module.training = False
+                if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                    weights = list(module.parameters())
+                    module.training = not weights or any(weight.requires_grad for weight in weights)
         return self
 
     @classmethod
