@@ -24,7 +24,6 @@ READY := .venv/.ready
 NEWEST := .venv-newest/.ready-$(shell date +%F)
 LOWEST := .venv-lowest/.ready
 TORCHVISION := .venv-torchvision/.ready
-INSTALL := .venv-install/.ready
 
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
@@ -50,8 +49,12 @@ test-lowest: $(LOWEST)
 test-torchvision: $(TORCHVISION)
 	@OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n $(WORKERS) tests/families tests/model $(ARGS)
 
-test-install: $(INSTALL)
-	@OMP_NUM_THREADS=1 .venv-install/bin/python examples/installed.py
+# As a user has it, so without constraints, and new each time.
+test-install:
+	@$(PYTHON) -m venv --clear .venv-install
+	@.venv-install/bin/python -m pip install -qq --disable-pip-version-check . sentence-transformers
+	@cd .venv-install && bin/python -I ../.ci/installed.py
+	@rm -rf .venv-install
 
 lab: $(READY)
 	@.venv/bin/sugar-hf lab --workers $(WORKERS) $(ARGS)

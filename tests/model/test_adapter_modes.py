@@ -1,14 +1,24 @@
 """The adapter on, off and merged: what the model computes, and what else must stay as it was."""
 
+import peft
 import pytest
 import torch
 from builders import build_sugar, build_tiny_llava, picture
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import sugar_hf
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor, adapter_off, adapter_on, merge_adapter
 from sugar_hf.training import sugar_lora_config
+
+needs_the_switches_of_transformers = pytest.mark.xfail(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    raises=ValueError,
+    strict=True,
+    reason="transformers 5.24 asks for PEFT 0.22 where it switches adapters itself, which is not published",
+)
 
 SAMPLES = [["A cat on a mat.", picture(1), "It sleeps."], [picture(2), "Two dogs."]]
 CHAT = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What is it?"}]}]
@@ -104,6 +114,7 @@ def test_a_block_puts_back_what_was_before(files, way):
     assert_equal(outputs(model, processor), off)
 
 
+@needs_the_switches_of_transformers
 def test_on_mends_what_the_switch_of_transformers_forgets(files):
     folder, processor, on, off = files
     model = load(folder, "auto")
@@ -168,6 +179,7 @@ def test_off_on_and_merged_in_every_family(family, tmp_path):
         assert torch.equal(embed(AutoModel.from_pretrained(tmp_path / "merged").eval()), embed(merged))
 
 
+@needs_the_switches_of_transformers
 def test_an_adapter_on_a_model_that_was_never_loaded_merges_too(tmp_path):
     model, processor = build_sugar("llava")
     model.add_adapter(sugar_lora_config(model, r=2))
