@@ -117,6 +117,8 @@ LOST = {
     "another name": ({"conversations": BARE, "image_path": RED}, "image_path"),
     "another picture": ({"conversations": LLAVA, "image": RED, "image_path": BLUE}, "image_path"),
     "an image file under any name": ({"conversations": BARE, "figure": RED}, "figure"),
+    "pixels": ({"conversations": BARE, "pixel_values": [[1.0]]}, "pixel_values"),
+    "inside a dict": ({"conversations": BARE, "visual": {"kind": "photo", "path": RED}}, "visual"),
     "a list of them": ({"messages": PLAIN, "file_names": [RED, BLUE]}, "file_names"),
     "bytes in base64": ({"messages": PLAIN, "image_b64": "data:image/png;base64,iVBO"}, "image_b64"),
     "a turn's own": ({"messages": [{**PLAIN[0], "images": [RED]}, PLAIN[1]]}, "messages[0].images"),

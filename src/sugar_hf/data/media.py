@@ -23,7 +23,7 @@ NAMING_KEYS = frozenset({"id", "key", "source", "metadata"})
 _OTHER_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".svg", ".heic")
 _PICTURES = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"}
-    | {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
+    | {"jpg", "jpeg", "png", "webp", "gif", "bmp", "pixel", "pixels"}
 )
 _OTHERS = frozenset(
     {"video", "videos", "audio", "audios", "sound", "sounds", "speech"}
@@ -33,7 +33,7 @@ _OTHERS = frozenset(
 _NAMES = frozenset(
     ["path", "paths", "file", "files", "filename", "filepath", "name", "names", "url", "urls", "uri", "src"]
 )
-_FORMS = _NAMES | frozenset(["bytes", "base64", "b64", "data", "list", "input", "inputs", "source"])
+_FORMS = _NAMES | frozenset(["bytes", "base64", "b64", "data", "list", "input", "inputs", "source", "values"])
 _WORDS = re.compile(r"[^a-z0-9]+")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
@@ -79,7 +79,7 @@ def looks_like_media(value: Any) -> bool:
     if isinstance(value, bytes | bytearray):
         return value.startswith(_SIGNATURES) or value[8:12] == b"WEBP"
     if isinstance(value, Mapping):
-        return value.keys() >= {"bytes"} and value.keys() <= {"bytes", "path"} and not is_empty(value)
+        return any(map(looks_like_media, value.values())) or bool(value.keys() == {"bytes", "path"} and value["bytes"])
     return isinstance(value, Image.Image) or (isinstance(value, list | tuple) and any(map(looks_like_media, value)))
 
 
