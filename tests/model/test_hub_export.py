@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from sugar_hf.model import SugarForConditionalGeneration, export_for_hub
-from sugar_hf.model.hub import CODE_FILES
+from sugar_hf.model.hub import CODE_FILES, model_card
 
 FILES = {
     *CODE_FILES,
@@ -224,3 +224,22 @@ def test_adapters_must_be_merged_first(fresh_llava, tmp_path):
         export_for_hub(adapted, processor, tmp_path)
     with pytest.raises(ValueError, match="merge_adapter"):  # an adapter of transformers' own integration
         export_for_hub(model, processor, tmp_path)
+
+
+def test_what_people_write_into_a_card_is_shown_and_not_obeyed(llava):
+    evil = "a | b\n\n<script>c</script>"
+    card = model_card(
+        llava[0],
+        'me/x`"y\n# heading',
+        metrics={evil: evil, "R@1": 0.5},
+        description="One *paragraph*.\n\n<img src=x onerror=y>",
+        card_data={"base_model": "a`\n\n<b>"},
+    )
+    text = card.split("---\n", 2)[2]
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "<b>" not in text.replace("`a <b>`", "")  # between backticks nothing is obeyed
+    assert "One *paragraph*." in text
+    assert r"| a \| b &lt;script>c&lt;/script> | a \| b &lt;script>c&lt;/script> |" in text.splitlines()
+    assert 'model="me/xy # heading"' in text
+    assert not any(line.startswith("# heading") for line in text.splitlines())

@@ -162,6 +162,16 @@ def _(place):
     place.add(Image.new("F", (4, 4)), on_error=place.on_error)
 
 
+@refused("Images", "Greys of 32 bits (Pillow's mode `I`)", BadSampleError, "whose range is unknown")
+def _(place):
+    place.add(Image.linear_gradient("L").convert("I"), on_error=place.on_error)
+
+
+@refused("Images", "A line of 1 x 10,000 pixels", BadSampleError, "may be 200 times the shorter at most")
+def _(place):
+    place.add(Image.new("L", (1, 10_000)), on_error=place.on_error)
+
+
 @refused("Images", "More pixels than `PIL.Image.MAX_IMAGE_PIXELS`", BadSampleError, "may be a decompression bomb")
 def _(place):
     place.monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 60 - 1)

@@ -116,7 +116,7 @@ def export_for_hub(
         processor: Its processor.
         folder: Where to; made if it is not there.
         metrics: Results for the card: a table of names and values, or Markdown.
-        description: A paragraph for the card.
+        description: A paragraph for the card, in Markdown without HTML.
         name: The model's name on the Hub (`user/model`), used in the card; the folder's name when `None`.
         card_data: Further metadata of the card (`license`, `datasets`, `base_model`, ...).
 
@@ -214,21 +214,46 @@ def model_card(
     }
     if isinstance(metrics, Mapping):
         rows = [
-            f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
+            f"| {in_cell(key)} | {value:.4g} |"
+            if isinstance(value, float)
+            else f"| {in_cell(key)} | {in_cell(value)} |"
             for key, value in metrics.items()
         ]
         metrics = "\n".join(["| Metric | Value |", "|---|---|", *rows])
+    base = f"type `{model.config.vlm_config.model_type}`"
+    if "base_model" in data:
+        base = f"`{in_code(data['base_model'])}`"
     text = CARD.format(
         metadata=ModelCardData(**data).to_yaml().strip(),
-        name=name.split("/")[-1],
-        model=name,
-        description=description,
-        base=f"`{data['base_model']}`" if "base_model" in data else f"type `{model.config.vlm_config.model_type}`",
+        name=in_line(name.split("/")[-1]),
+        model=in_code(name),
+        description=without_html(description),
+        base=base,
         dim=model.config.retrieval_dim,
         pooling=model.config.image_pooling,
         results=f"\n## Results\n\n{metrics}\n" if metrics else "",
     )
     return text.replace("\n\n\n", "\n\n")
+
+
+def without_html(text: str) -> str:
+    """Markdown whose HTML is shown instead of obeyed; the Hub cleans cards, other viewers may not."""
+    return text.replace("<", "&lt;")
+
+
+def in_line(text: object) -> str:
+    """A text in a line of Markdown."""
+    return without_html(" ".join(str(text).split()))
+
+
+def in_cell(text: object) -> str:
+    """A text in a cell of a table."""
+    return in_line(text).replace("|", "\\|")
+
+
+def in_code(text: object) -> str:
+    """A name in code, between backticks or in quotes, which it must not end."""
+    return " ".join(str(text).split()).translate({ord(c): None for c in '`"\\'})
 
 
 def _add_settings(file: Path, additions: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
+from ..model.hub import in_code, in_line, without_html
 from .errors import DamagedIndexError
 from .files import held_folder, inside
 from .manifest import Manifest, read_current, write_current
@@ -193,12 +194,12 @@ def _card(manifest: Manifest, repo_id: str, description: str, card_data: dict[st
         ],
         **card_data,
     }
-    model = (head.settings or {}).get("model") or ""
+    model = in_code((head.settings or {}).get("model") or "")
     text = _CARD.format(
         metadata=DatasetCardData(**data).to_yaml().strip(),
-        name=repo_id.split("/")[-1],
-        repo=repo_id,
-        description=description,
+        name=in_line(repo_id.split("/")[-1]),
+        repo=in_code(repo_id),
+        description=without_html(description),
         documents=manifest.documents,
         rows=manifest.rows,
         dim=head.dim,
