@@ -1,7 +1,6 @@
 """Whether the embedding at a slice end inside a longer sample is that of the sample which ends there."""
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
