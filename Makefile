@@ -1,6 +1,7 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
 # make test   the tests, offline, in two processes; ARGS="tests/data -x" picks some
 # make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
+# make test-families    every type of backbone that transformers has, compared with docs/backbones.md, some minutes
 # make test-newest       the tests with the newest versions that pyproject.toml allows today
 # make test-lowest       the tests with the lowest that it allows
 # make test-torchvision  the families and the processors where torchvision is installed
@@ -29,7 +30,7 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-newest test-lowest test-torchvision test-install lab lab-quick check clean
+.PHONY: demo test test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick check clean
 
 demo: $(READY)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
@@ -38,7 +39,10 @@ test: $(READY)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(READY)
-	@.venv/bin/python -m pytest -m slow $(ARGS)
+	@.venv/bin/python -m pytest -m "slow and not families" $(ARGS)
+
+test-families: $(READY)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m families -n $(WORKERS) -v $(ARGS)
 
 test-newest: $(NEWEST)
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) $(ARGS)

@@ -10,7 +10,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-backbones",
         action="store_true",
-        help="write the table of docs/backbones.md from what tests/families gives, instead of comparing",
+        help="write the rows of docs/backbones.md from what tests/families gives, instead of comparing",
     )
     parser.addoption(
         "--update-bad-input",
@@ -20,15 +20,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "column(name): the column of docs/backbones.md that a test decides on")
+    config.addinivalue_line("markers", "families: every type of backbone, run by make test-families")
 
 
 class ByFile(LoadScopeScheduling):
-    """With several processes, a file's tests share one, as they share fixtures; a table is made of all of families."""
+    """With several processes, a file's tests share one, as they share fixtures; types of backbones share nothing."""
 
     def _split_scope(self, nodeid):
         file = nodeid.split("::")[0]
-        return "families" if "families/" in file else file
+        return nodeid if file.endswith("test_every_type.py") else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -36,7 +36,13 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+# Families that differ in kind: one square image, tiles, as many tokens as the size asks for, attention both ways
+# within images or within prompts, tiles that depend on the rest of a sample. `make test-families` runs the others.
+EVERY_DAY = {"gemma3", "idefics3", "llava", "llava_onevision", "paligemma", "qwen3_vl"}
+RARELY = [pytest.mark.slow, pytest.mark.families]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in EVERY_DAY else RARELY) for name in sorted(BUILDERS)])
 def family(request):
     return request.param
 

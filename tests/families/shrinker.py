@@ -274,7 +274,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 8}},
     "vipllava": {"vision_feature_layer": [-2, -1]},
     "chameleon": {
-        "vocabulary_map": {"<image>": 8, **{f"IMGIMG{_letters(code)}Z": 100 + code for code in range(64)}},
+        "vocabulary_map": {"<image>": 8, **{f"IMGIMG{_letters(code)}Z": 300 + code for code in range(64)}},
         "vq_config": {"embed_dim": 8, "resolution": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1},
     },
     "cohere_compass": {
@@ -295,7 +295,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "vocabulary_map": {
             "<image>": 8,
             "<|extra_200|>": 9,
-            **{f"<|visual token {code:06d}|>": 100 + code for code in range(64)},
+            **{f"<|visual token {code:06d}|>": 300 + code for code in range(64)},
         },
         "vq_config": {
             "embed_dim": 4,

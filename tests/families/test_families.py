@@ -1,4 +1,4 @@
-"""What has to hold for every family of backbones. `column` says where docs/backbones.md shows the outcome."""
+"""What has to hold for every family of backbones that has a builder, with its real processor."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from builders import BUILDERS, build_sugar, build_tiny_paligemma2, cached_sugar, picture
+from builders import build_sugar, build_tiny_paligemma2, cached_sugar, picture
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -58,7 +58,6 @@ def embed(model, processor, samples, **options):
 # --- logits, loss, generation
 
 
-@pytest.mark.column("outputs")
 @torch.no_grad()
 def test_logits_loss_and_generation_are_the_backbones(sugar):
     model, processor = sugar
@@ -73,7 +72,6 @@ def test_logits_loss_and_generation_are_the_backbones(sugar):
     assert torch.equal(generated, model.vlm.generate(**prompt, max_new_tokens=5, do_sample=False))
 
 
-@pytest.mark.column("outputs")
 @torch.no_grad()
 def test_inputs_are_those_of_the_backbones_processor(sugar):
     _, processor = sugar
@@ -123,7 +121,6 @@ def test_loss_is_the_mean_over_labels(sugar):
     assert torch.allclose(shared, entropies.sum() / 100, atol=1e-6)
 
 
-@pytest.mark.column("outputs")
 @torch.no_grad()
 def test_no_label_is_seen_before_it_is_written(sugar):
     model, processor = sugar
@@ -140,7 +137,6 @@ def test_no_label_is_seen_before_it_is_written(sugar):
 # --- slice map
 
 
-@pytest.mark.column("slices")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_slices_by_hand(sugar, family, side):
     """Adjacent images, tiles, rows without images, padding."""
@@ -165,7 +161,6 @@ def test_slices_by_hand(sugar, family, side):
             assert processor.decode(ids[: len(real)][real]).endswith(parts[number - 1])
 
 
-@pytest.mark.column("slices")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_batch_and_neighbours_do_not_matter(sugar, side):
     model, processor = sugar
@@ -180,7 +175,6 @@ def test_padding_batch_and_neighbours_do_not_matter(sugar, side):
     assert torch.allclose(together, other_side, atol=1e-5)
 
 
-@pytest.mark.column("slices")
 def test_an_image_reaches_its_own_slice(sugar):
     """Guards the invariance tests: they would pass if all embeddings were the same."""
     model, processor = sugar
@@ -210,8 +204,7 @@ def test_embeddings_need_no_logits(sugar, monkeypatch):
 # --- prefixes
 
 
-@pytest.mark.column("prefixes")
-def test_prefixes_are_exact_or_said_not_to_be(sugar, family, record_property):
+def test_prefixes_are_exact_or_said_not_to_be(sugar, family):
     model, processor = sugar
     deviations = []
     for sample in (LONG, LONGER):
@@ -225,10 +218,8 @@ def test_prefixes_are_exact_or_said_not_to_be(sugar, family, record_property):
     assert (check.deviation < 1e-5) == check.is_exact
     for reason in INEXACT.get(family, ()):
         assert reason in str(check)
-    record_property("cell", "yes" if check.is_exact else f"no: {'; '.join(check.reasons)}")
 
 
-@pytest.mark.column("prefixes")
 def test_positions_of_inexact_families_are_warned_about_once(sugar, family):
     model, processor = sugar
     retrieve = pipeline("sugar-retrieval", model=model, processor=processor, device="cpu")
@@ -244,7 +235,6 @@ def test_positions_of_inexact_families_are_warned_about_once(sugar, family):
 # --- folders
 
 
-@pytest.mark.column("folder")
 @torch.no_grad()
 def test_round_trip_is_bit_equal(sugar, tmp_path):
     model, processor = sugar
@@ -279,7 +269,6 @@ def as_on_the_hub(folder):
         (folder / "processor_config.json").write_text(json.dumps(settings))
 
 
-@pytest.mark.column("folder")
 @pytest.mark.parametrize("is_from_the_hub", [False, True])
 @torch.no_grad()
 def test_from_backbone_folder_has_the_backbones_weights(sugar, tmp_path, is_from_the_hub):
@@ -321,23 +310,26 @@ for family in families:
 """
 
 
+EXPORT_TEST = "test_export_works_without_the_package"
+
+
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """A folder for each family, with the embeddings that a stranger to the package gets from it."""
+def exported(request, tmp_path_factory):
+    """A folder for each family that is tested, with the embeddings that a stranger to the package gets from it."""
+    tested = [item.callspec.params["family"] for item in request.session.items if item.name.startswith(EXPORT_TEST)]
     root = tmp_path_factory.mktemp("hub")
     SQUARE.save(root / "image.png")
-    for name in BUILDERS:
+    for name in tested:
         export_for_hub(*cached_sugar(name), root / name)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", STRANGER, str(root), *BUILDERS]
+    command = [sys.executable, "-c", STRANGER, str(root), *tested]
     done = subprocess.run(
         command, env=environment, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     return root, done.stderr
 
 
-@pytest.mark.column("hub")
 @torch.no_grad()
 def test_export_works_without_the_package(sugar, family, exported):
     model, processor = sugar
@@ -350,7 +342,6 @@ def test_export_works_without_the_package(sugar, family, exported):
 # --- gradients
 
 
-@pytest.mark.column("checkpointing")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_gradient_checkpointing_gives_the_same_gradients(family):
     gradients = []

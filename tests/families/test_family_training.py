@@ -55,7 +55,6 @@ def outputs(model, trainer, processor):
     return found.logits, found.retrieval_embeds
 
 
-@pytest.mark.column("training")
 def test_three_steps_with_both_losses(family, root):
     trainer, _, before = train(family, root)
     for name in ("loss", "loss_lm", "loss_structure"):
@@ -69,7 +68,6 @@ def test_three_steps_with_both_losses(family, root):
     assert not [name for name in lora if "vis" in name]
 
 
-@pytest.mark.column("adapters")
 def test_adapters_load_and_merge(family, root, tmp_path):
     trainer, processor, _ = train(family, root)
     after = outputs(trainer.model, trainer, processor)

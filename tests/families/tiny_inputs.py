@@ -27,11 +27,13 @@ class TinyInputs:
         other_picture: The same with another picture in the first sample.
         slice_map: (B, L) int64: 1 at the first text's last token, 2 at a picture's tokens, 3 at the last token. All
             of the picture's places are empty where a type has none.
+        picture_inputs: Names of the inputs that come with a picture.
     """
 
     inputs: dict[str, Any]
     other_picture: dict[str, Any]
     slice_map: Tensor
+    picture_inputs: tuple[str, ...]
 
     @property
     def labels(self) -> Tensor:
@@ -40,8 +42,12 @@ class TinyInputs:
         labels[:, -len(AFTER) :] = self.inputs["input_ids"][:, -len(AFTER) :]
         return labels
 
+    def without_picture(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs without those that come with a picture."""
+        return {name: value for name, value in inputs.items() if name not in self.picture_inputs}
+
     def upto(self, end: int) -> dict[str, Any]:
-        """The inputs without what comes after a place; without pictures where they come later."""
+        """The inputs without what comes after a place."""
         length = self.inputs["input_ids"].shape[1]
         found = {}
         for name, value in self.inputs.items():
@@ -138,6 +144,10 @@ def _molmo2(config: PreTrainedConfig, draw: Draw) -> dict[str, Any]:
     }
 
 
+def _inkling2(config: PreTrainedConfig, draw: Draw) -> dict[str, Any]:
+    return {"pixel_values": draw(4, 2 * PATCH, 2 * PATCH, 3), "image_grid_thw": torch.tensor([[1, 2, 2]] * SAMPLES)}
+
+
 BY_HAND: dict[str, Callable[[PreTrainedConfig, Draw], dict[str, Any]]] = {
     **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm", "perception_lm"), _several),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"), _tiled),
@@ -161,10 +171,7 @@ BY_HAND: dict[str, Callable[[PreTrainedConfig, Draw], dict[str, Any]]] = {
         ),
     },
     "fuyu": lambda config, draw: {"image_patches": draw(1, 4, 3 * config.patch_size**2)},
-    "inkling2": lambda config, draw: {
-        "pixel_values": draw(4, 2 * PATCH, 2 * PATCH, 3),
-        "image_grid_thw": torch.tensor([[1, 2, 2]] * SAMPLES),
-    },
+    **dict.fromkeys(("inkling2", "inkling2_loop"), _inkling2),
     "inkling_mm_model": lambda config, draw: {
         "pixel_values": draw(
             4,
@@ -212,6 +219,8 @@ def image_token(config: PreTrainedConfig) -> int | None:
     """The id that stands for a picture's place, None where there is none."""
     if config.model_type in ("idefics", "kosmos-2", "kosmos-2.5"):  # their processors know it
         return 8
+    if config.model_type == "instructblipvideo":  # every picture is a film
+        return config.video_token_index
     value = _first(config, "image_token_id", "image_token_index", "image_patch_id")
     if value is None and _first(config, "vocabulary_map"):
         return config.vocabulary_map["<image>"]
@@ -278,4 +287,5 @@ def tiny_inputs(model: PreTrainedModel) -> TinyInputs:
         found["image_attention_mask"] = (is_image.cumsum(1) > 0).long()[:, :, None]
     slices = is_image.long() * 2
     slices[:, len(BEFORE) - 1], slices[:, -1] = 1, 3
-    return TinyInputs({**found, **picture}, {**found, **other}, slices)
+    beside = {"cross_attention_mask", "image_attention_mask", "image_embeds_position_mask"} & found.keys()
+    return TinyInputs({**found, **picture}, {**found, **other}, slices, (*picture, *beside))

@@ -161,7 +161,7 @@ def _wanted_tokens(found: type[ProcessorMixin]) -> tuple[dict[str, str], list[st
     if "AddedToken(" in source:  # it adds the token itself, as one that has no name
         roles -= {"image_token", "video_token"}
     roles -= {"bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token"}
-    literals = re.findall(r"[\"'](<[^\"'\s{}\\()*]{2,40}>)[\"']", source)
+    literals = re.findall(r"[\"'](<[^\"'\s{}\\()*]{2,40}>|\|[A-Z]+\|)[\"']", source)
     defaults = dict(re.findall(r"self\.(\w+_token) = \(?\s*tokenizer\.\1 if hasattr\(.*?\) else \"([^\"]+)\"", source))
     defaults |= {
         role: token

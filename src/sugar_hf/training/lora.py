@@ -199,6 +199,10 @@ def _decoder_layers(model: SugarForConditionalGeneration) -> list[tuple[str, nn.
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    # a vision tower that lies in the decoder may be as deep: the language model's layers stand beside its embeddings
+    embeddings = model.get_input_embeddings()
+    beside = next((name.rpartition(".")[0] for name, module in model.named_modules() if module is embeddings), None)
+    outer.sort(key=lambda entry: entry[0].rpartition(".")[0] != beside)
     return [(f"{name}.{i}", layer) for name, module in outer[:1] for i, layer in enumerate(module)]
 
 
