@@ -42,7 +42,7 @@ test-slow: $(READY)
 	@.venv/bin/python -m pytest -m "slow and not families" $(ARGS)
 
 test-families: $(READY)
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m families -n $(WORKERS) -v $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m families -n $(WORKERS) -vv $(ARGS)
 
 test-newest: $(NEWEST)
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) $(ARGS)
