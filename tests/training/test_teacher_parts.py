@@ -98,6 +98,40 @@ def test_part_that_was_not_finished_is_not_used(teacher, tmp_path, monkeypatch):
     assert len(seen) == 15
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: b"not Arrow at all",
+        lambda data: data[:-28],  # as older versions wrote it, without a digest
+        lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    ],
+    ids=["half", "a byte less", "empty", "other", "no digest", "a bit"],
+)
+@pytest.mark.parametrize("place", ["beside the data set", "cache_dir"])
+def test_damaged_part_is_computed_anew(teacher, tmp_path, monkeypatch, caplog, damage, place):
+    dataset, options = Dataset.from_list(rows()), {"part_rows": 4, "cache_dir": tmp_path}
+    if place != "cache_dir":
+        dataset.save_to_disk(tmp_path)
+        dataset, options = load_from_disk(tmp_path), {"part_rows": 4}
+    whole = teacher.cache(dataset, texts, **options).to_list()
+    first, second = sorted(tmp_path.glob("cache-*.arrow"))
+    good = first.read_bytes()
+    first.unlink()  # not written over: the data set of the first call still reads it
+    first.write_bytes(damage(good))
+    seen = slices_embedded(teacher, monkeypatch)
+    assert teacher.cache(dataset, texts, **options).to_list() == whole
+    assert 0 < len(seen) < 15
+    assert "is damaged" in caplog.text
+    assert first.read_bytes() == good
+    seen.clear()
+    teacher.cache(dataset, texts, **options)
+    assert not seen
+    assert second.is_file()
+
+
 def test_parts_are_known_by_their_rows(teacher, checkpoints, tmp_path, monkeypatch):
     options = {"cache_dir": tmp_path / "cache", "part_rows": 4}
     teacher.cache(Dataset.from_list(rows(8)), texts, **options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +17,13 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
+logger = logging.getLogger(__name__)
+
 # Counts of a batch of rows, in the first of them: stored with the vectors, as parts are found on disk.
 COUNTS = ("texts", "truncated_clip", "truncated_text")
+# Behind an Arrow stream nothing is read: there a part has these letters and the digest of all before them.
+MARK = b"sugar-part-1"
+DIGEST_SIZE = 16
 VECTORS = List(List(Value("float16")))
 STORED_FEATURES = Features(
     {
@@ -44,7 +52,8 @@ def columns_in_parts(
 ) -> Dataset:
     """Computes columns for all rows, part by part; parts that lie in a folder from an earlier call are not computed.
 
-    A part is written to a temporary file, which gets its name when all of it is on the disk: there is no half of one.
+    A part is written to a temporary file, which gets its name when all of it is on the disk, and ends with a digest:
+    one that is cut or damaged is thrown away and computed anew.
 
     Args:
         dataset: The data set.
@@ -69,20 +78,20 @@ def columns_in_parts(
         source = _contents(dataset, rows) if by_content else f"{dataset._fingerprint} {rows}"
         return folder / f"cache-{hashlib.blake2b(f'{key} {source}'.encode(), digest_size=16).hexdigest()}.arrow"
 
-    def stored(path: Path | None) -> Dataset | None:
-        return Dataset.from_file(str(path)) if path is not None and reuse and path.is_file() else None
+    def stored(rows: range) -> Dataset | None:
+        path = place(rows)
+        return None if path is None or not reuse else _stored(path, len(rows))
 
     parts: list[Dataset] = []
-    while len(parts) < len(spans) and (part := stored(place(spans[len(parts)]))) is not None:
+    while len(parts) < len(spans) and (part := stored(spans[len(parts)])) is not None:
         parts.append(part)
     found = sum(map(len, parts))
     said = f"{title} ({found} of {len(dataset)} rows found)" if found else title
     # What was found does not count for the rows per second.
     with tqdm(total=len(dataset), initial=found, desc=said, unit="row", disable=title is None) as bar:
         for rows in spans[len(parts) :]:
-            path = place(rows)
-            if (part := stored(path)) is None:
-                part = _store(_written(dataset, rows, compute, batch_size, bar), path)
+            if (part := stored(rows)) is None:
+                part = _store(_written(dataset, rows, compute, batch_size, bar), place(rows))
             else:
                 bar.update(len(rows))
             parts.append(part)
@@ -103,6 +112,31 @@ def _written(dataset: Dataset, rows: range, compute: Compute, batch_size: int, b
     return buffer.getvalue()
 
 
+def _stored(path: Path, rows: int) -> Dataset | None:
+    """The part in a file; None if there is none, or it is not as it was written, and then it is removed."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end = max(0, len(data) - len(MARK) - DIGEST_SIZE)
+            with memoryview(data) as view, view[:end] as content:
+                whole = view[end:] == MARK + _digest(content)
+        if whole:
+            part = Dataset.from_file(str(path))
+            if len(part) == rows and part.features == STORED_FEATURES:
+                return part
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        logger.debug(f"{path}: {error}")
+    logger.warning(f"{path}, where teacher vectors were kept, is damaged: they are computed anew.")
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return None
+
+
+def _digest(data: Any) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
 def _store(part: pa.Buffer, path: Path | None) -> Dataset:
     if path is None:
         return Dataset.from_buffer(part)
@@ -111,6 +145,7 @@ def _store(part: pa.Buffer, path: Path | None) -> Dataset:
     try:
         with temporary.open("wb") as file:
             file.write(part)
+            file.write(MARK + _digest(part))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

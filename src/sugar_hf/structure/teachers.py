@@ -34,18 +34,20 @@ from transformers import (
 from ..model.images_sugar import BadImageError, read_image
 from .features import TEACHER_COLUMNS
 from .parts import COUNTS, columns_in_parts
+from .pooling import TextPooling, most_tokens, read_pooling
 
 logger = logging.getLogger(__name__)
 
 Slice = str | Image.Image
 
+UNLIMITED = 10**9  # a tokenizer without a limit has one beyond this
 # They name where a model or its files came from, or how it was run: not what it computes.
 IGNORED_SETTINGS = {"_name_or_path", "architectures", "dtype", "transformers_version", "_attn_implementation"}
 IGNORED_PREPROCESSING = {"image_processor_type", "processor_class", "_processor_class"}
 
 
 class TripleTeacher:
-    """CLIP for image-text pairs, DINOv2 for image pairs, a BERT-type sentence encoder (CLS) for text pairs.
+    """CLIP for image-text pairs, DINOv2 for image pairs, a sentence encoder for text pairs.
 
     Args:
         clip: CLIP model, with its image processor and tokenizer.
@@ -53,10 +55,11 @@ class TripleTeacher:
         clip_tokenizer: for ``clip``.
         dino: image encoder; its CLS vector is taken.
         dino_image_processor: for ``dino``.
-        text: text encoder; its CLS vector is taken.
+        text: text encoder; its vector is made by ``text_pooling``.
         text_tokenizer: for ``text``.
         batch_size: slices embedded at once.
         show_progress: whether to show progress bars.
+        text_pooling: from the states of the text encoder to its vector; the CLS vector when None.
     """
 
     def __init__(
@@ -70,12 +73,18 @@ class TripleTeacher:
         text_tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         show_progress: bool = True,
+        text_pooling: TextPooling | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
         for role, model, kind in (("clip", clip, CLIPModel), ("dino", dino, Dinov2Model)):
             if not isinstance(model, kind):
                 raise TypeError(f"The {role} teacher must be a {kind.__name__}; got a {type(model).__name__}.")
+        if text.config.is_encoder_decoder:
+            raise TypeError(
+                f"The text teacher must be an encoder or a decoder; a {type(text).__name__} is both, and has no state "
+                "of a text alone."
+            )
         self.clip = clip.eval().requires_grad_(False)
         self.clip_image_processor = clip_image_processor
         self.clip_tokenizer = clip_tokenizer
@@ -85,6 +94,7 @@ class TripleTeacher:
         self.text_tokenizer = text_tokenizer
         self.batch_size = batch_size
         self.show_progress = show_progress
+        self.text_pooling = text_pooling or TextPooling()
         self._truncated = {"clip": 0, "text": 0}
         self._texts_seen = 0
 
@@ -98,23 +108,31 @@ class TripleTeacher:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
         show_progress: bool = True,
+        text_pooling: str | None = None,
     ) -> TripleTeacher:
         """Load the teachers from the Hub or from local folders.
 
+        The text encoder is read as its sentence-transformers files say (pooling, length, default prompt), or by its
+        CLS vector where it has none; ``text_pooling``, one of ``"cls"``, ``"mean"``, ``"max"`` and ``"lasttoken"``,
+        wins over both.
+
         Raises:
-            ValueError: when a checkpoint lacks weights, naming them; the teacher would be partly random.
+            ValueError: when a checkpoint lacks weights, naming them; the teacher would be partly random. When the text
+                encoder is to be read in a way that is not supported.
             TypeError: when ``clip`` or ``dino`` is another kind of model.
         """
+        pooling = read_pooling(text, text_pooling)
         return cls(
             clip=_load(clip, "clip", dtype),
             clip_image_processor=AutoImageProcessor.from_pretrained(clip),
             clip_tokenizer=AutoTokenizer.from_pretrained(clip),
             dino=_load(dino, "dino", dtype),
             dino_image_processor=AutoImageProcessor.from_pretrained(dino),
-            text=_load(text, "text", dtype),
-            text_tokenizer=AutoTokenizer.from_pretrained(text),
+            text=_load(text, "text", dtype, pooling.subfolder),
+            text_tokenizer=AutoTokenizer.from_pretrained(text, subfolder=pooling.subfolder),
             batch_size=batch_size,
             show_progress=show_progress,
+            text_pooling=pooling,
         ).to(device)
 
     def to(self, device: torch.device | str) -> TripleTeacher:
@@ -122,6 +140,11 @@ class TripleTeacher:
         for model in (self.clip, self.dino, self.text):
             model.to(device)
         return self
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Widths of the columns teacher_clip, teacher_dino and teacher_text."""
+        return self.clip.config.projection_dim, self.dino.config.hidden_size, self.text.config.hidden_size
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,6 +157,8 @@ class TripleTeacher:
             "dino": [_image_settings(self.dino_image_processor)],
             "text": [_text_settings(self.text_tokenizer)],
         }
+        if pooling := self.text_pooling.settings(self.text, self.text_tokenizer):
+            preprocessing["text"].append(pooling)
         models = {"clip": self.clip, "dino": self.dino, "text": self.text}
         return ",".join(f"{role}={_digest(model, preprocessing[role])}" for role, model in models.items())
 
@@ -302,8 +327,7 @@ class TripleTeacher:
 
     @torch.inference_mode()
     def _clip_texts(self, texts: list[str]) -> Tensor:
-        longest = self.clip.config.text_config.max_position_embeddings
-        tokens = self._tokens("clip", self.clip_tokenizer, texts, longest)
+        tokens = self._tokens("clip", self.clip_tokenizer, texts, self._longest["clip"])
         return self.clip.get_text_features(
             input_ids=tokens["input_ids"].to(self.clip.device),
             attention_mask=tokens["attention_mask"].to(self.clip.device),
@@ -311,23 +335,33 @@ class TripleTeacher:
 
     @torch.inference_mode()
     def _text_texts(self, texts: list[str]) -> Tensor:
-        longest = min(self.text_tokenizer.model_max_length, self.text.config.max_position_embeddings)
-        tokens = self._tokens("text", self.text_tokenizer, texts, longest)
-        return self.text(**tokens.to(self.text.device)).last_hidden_state[:, 0]
+        texts = [self.text_pooling.text(text) for text in texts]
+        tokens = self._tokens("text", self.text_tokenizer, texts, self._longest["text"]).to(self.text.device)
+        return self.text_pooling.pool(self.text(**tokens).last_hidden_state, tokens["attention_mask"])
 
     def _tokens(self, role: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], longest: int) -> Any:
         """Padded tokens; texts over the length are truncated and counted."""
         lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
         self._truncated[role] += sum(length > longest for length in lengths)
-        return tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        limit = {"truncation": True, "max_length": longest} if longest < UNLIMITED else {}
+        return tokenizer(texts, padding=True, return_tensors="pt", **limit)
+
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        """The most tokens of a text by teacher."""
+        text = most_tokens(self.text, self.text_tokenizer)
+        own = self.text_pooling.longest
+        return {
+            "clip": self.clip.config.text_config.max_position_embeddings,
+            "text": text if own is None else min(own, text),
+        }
 
     def _reset_truncation(self) -> None:
         self._truncated = {"clip": 0, "text": 0}
         self._texts_seen = 0
 
     def _warn_truncation(self) -> None:
-        limits = {"clip": self.clip.config.text_config.max_position_embeddings}
-        limits["text"] = min(self.text_tokenizer.model_max_length, self.text.config.max_position_embeddings)
+        limits = self._longest
         cut = [
             f"{count} for the {role} teacher (at {limits[role]} tokens)"
             for role, count in self._truncated.items()
@@ -341,8 +375,8 @@ class TripleTeacher:
             )
 
 
-def _load(name: str, role: str, dtype: torch.dtype) -> Any:
-    model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+def _load(name: str, role: str, dtype: torch.dtype, subfolder: str = "") -> Any:
+    model, report = AutoModel.from_pretrained(name, dtype=dtype, subfolder=subfolder, output_loading_info=True)
     # A missing pooler is no harm: the CLS vector is read before it.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -366,7 +400,16 @@ def _picture(image: Image.Image, number: int, place: int) -> Image.Image:
 
 
 def _store(columns: list[dict[str, Any]], name: str, batch: list[tuple[int, int, Any]], vectors: Tensor) -> None:
-    """Put unit vectors into the rows of their slices."""
+    """Put unit vectors into the rows of their slices.
+
+    Raises:
+        ValueError: for a vector that is not finite, as float16 gives them where a model's states pass its range.
+    """
+    if not bool(vectors.isfinite().all()):
+        raise ValueError(
+            f"A vector of {name} is NaN or infinite: the teacher does not bear its precision. Load the teachers with "
+            "dtype=torch.float32 or torch.bfloat16."
+        )
     unit = normalize(vectors.float(), dim=-1).cpu().numpy().astype(np.float16)
     for (sample, place, _), vector in zip(batch, unit, strict=True):
         columns[sample][name][place] = vector
