@@ -34,6 +34,7 @@ SCENARIOS = {
     "paper": {"label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
     "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
+    "bad_samples": {"bad": 3, "on_bad_sample": "skip", "max_length": 200},
 }
 
 
@@ -74,12 +75,16 @@ def train(folder, name, world_size, count_reductions=False, **options):
     if options.pop("lora", False):
         torch.manual_seed(0)
         model = get_peft_model(model, sugar_lora_config(model, r=2))
+    found = rows()
+    for row in found[: options.pop("bad", 0)]:  # all that the first process has of the first batch
+        parts = row["messages"][0]["content"]
+        parts[0] = {"type": "text", "text": "A cat on a mat. " * 100} if parts[0]["type"] == "text" else parts[0]
     reductions = Reductions()
     trainer = make_trainer(
         folder,
         model=model,
-        train_dataset=make_dataset(processor, rows()),
-        eval_dataset=make_dataset(processor, rows()[:GLOBAL_BATCH]),
+        train_dataset=make_dataset(processor, found),
+        eval_dataset=make_dataset(processor, found[:GLOBAL_BATCH]),
         callbacks=[reductions] if count_reductions else None,
         **{
             "alpha": ALPHA,

@@ -96,7 +96,7 @@ def test_truncation_drops_the_slices_and_their_vectors(processor, rows):
 def test_too_long_sample_is_an_error_that_names_the_row(processor, rows):
     with pytest.raises(ValueError, match="max_length=30") as caught:
         SugarCollator(processor, max_length=30)(rows[:2])
-    assert "sample 0 is 'document-0' of tests" in caught.value.__notes__[0]
+    assert "tests (sample 'document-0'): messages: " in str(caught.value)
 
 
 def test_workers_make_the_same_batches(processor):

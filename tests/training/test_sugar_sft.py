@@ -13,7 +13,7 @@ from training_tools import logged, make_dataset, make_sugar, make_trainer
 from sugar_hf.training import StructureLossMixin, SugarSFTConfig, SugarSFTTrainer, sugar_lora_config
 
 
-def make_sft(folder, model=None, peft_config=None, **kwargs):
+def make_sft(folder, model=None, peft_config=None, train_dataset=None, **kwargs):
     own, processor = make_sugar()
     settings = {
         "per_device_train_batch_size": 4,
@@ -31,7 +31,7 @@ def make_sft(folder, model=None, peft_config=None, **kwargs):
     return SugarSFTTrainer(
         own if model is None else model,
         SugarSFTConfig(str(folder), **{**settings, **kwargs}),
-        train_dataset=make_dataset(processor),
+        train_dataset=make_dataset(processor) if train_dataset is None else train_dataset,
         processing_class=processor,
         peft_config=peft_config,
     )

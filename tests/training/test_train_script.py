@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from builders import build_tiny_llava, picture
@@ -66,6 +67,23 @@ def test_all_weights(script, files, tmp_path):
     retrieve = pipeline("sugar-retrieval", model=str(tmp_path))
     [best] = retrieve("a cat", candidates=[picture(1), picture(2)], top_k=1)
     assert best["index"] in (0, 1)
+
+
+def test_dataset_may_be_a_name_on_the_hub(script, monkeypatch):
+    """Whatever form its rows have, and under the same names in every run."""
+    turns = [{"role": "user", "content": "What is in the picture?"}, {"role": "assistant", "content": "A cat."}]
+    rows = datasets.Dataset.from_list([{"messages": turns, "images": [picture(number)]} for number in range(2)])
+    rows = rows.cast_column("images", datasets.List(datasets.Image()))
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    loaded = [script.Source("someone/pictures", split=split).load(seed=0) for split in ("train", "train", "test")]
+    assert asked == [("someone/pictures", split) for split in ("train", "train", "test")]
+    assert loaded[0].to_list() == loaded[1].to_list()
+    assert all(source.startswith("someone/pictures/test#") for source in loaded[2]["source"])
+    assert [message["role"] for message in loaded[0][0]["messages"]] == ["user", "assistant"]
+    assert len(loaded[0][0]["images"]) == 1
+    with pytest.raises(FileNotFoundError):
+        script.Source("no/such/file.json").load(seed=0)
 
 
 def test_lora_saves_the_adapter_and_the_merged_model(script, files, tmp_path):

@@ -33,10 +33,12 @@ examples/accelerate/README.md.
 import dataclasses
 import json
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from datasets import Dataset, concatenate_datasets, interleave_datasets
@@ -46,6 +48,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, HfArgumentParser, PreTr
 
 from .. import picturebook
 from ..data import load_dataset_file, to_sample
+from ..data.containers import hub_hint
 from ..model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter, push_to_hub
 from ..structure import TripleTeacher
 from ..training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
@@ -60,9 +63,10 @@ class ScriptArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Data file or folder; picturebook for the data set in the package; or a list (YAML or JSON) of "
-            "data sets to mix, each with path and, if needed, format, image_root, on_error, validate_images, "
-            "allow_outside_root, drop_broken_images, and size (rows taken at random) or weight (share of the mix)."
+            "help": "Data file or folder, or name on the Hub; picturebook for the data set in the package; or a list "
+            "(YAML or JSON) of data sets to mix, each with path and, if needed, format, split (on the Hub), "
+            "image_root, on_error, validate_images, allow_outside_root, drop_broken_images, and size (rows taken at "
+            "random) or weight (share of the mix)."
         },
     )
     model: str | None = field(
@@ -121,12 +125,17 @@ class Source:
     drop_broken_images: bool = False
     size: int | None = None
     weight: float | None = None
+    split: str = "train"
 
     def load(self, seed: int) -> Dataset:
         options = dataclasses.asdict(self)
         path, size = options.pop("path"), options.pop("size")
         del options["weight"]
-        rows = load_dataset_file(path, options.pop("format"), **options)
+        split, format = options.pop("split"), options.pop("format")
+        if not Path(path).exists() and hub_hint(Path(path)):
+            rows = load_from_hub(path, split, format, options)
+        else:
+            rows = load_dataset_file(path, format, **options)
         if size is None:
             return rows
         if size > len(rows):
@@ -134,6 +143,18 @@ class Source:
                 f"dataset {path}: size is {size}, but there are {len(rows)} rows. Leave size out for all."
             )
         return rows.shuffle(seed=seed).select(range(size))
+
+
+def load_from_hub(name: str, split: str, format: Any, options: dict[str, Any]) -> Dataset:
+    """A data set of the Hub in the sample schema; its rows may have any form that files have."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "data")
+        datasets.load_dataset(name, split=split).save_to_disk(folder)
+        rows = load_dataset_file(folder, format, **options)
+    # a name that does not change from run to run, by which the teachers' vectors are found again
+    named = [source.replace(str(folder), f"{name}/{split}") for source in rows["source"][:]]
+    columns = rows.column_names
+    return rows.remove_columns("source").add_column("source", named).select_columns(columns)
 
 
 # ---- Options ----

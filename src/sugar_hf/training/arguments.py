@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,6 @@ from transformers import TrainingArguments
 from sugar_hf.structure import StructureLossConfig
 
 DEFAULTS = StructureLossConfig()
-JSON_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "block_means"]
 
 
 @dataclass
@@ -76,6 +77,12 @@ class StructureArguments:
             What happens when a loss or the norm of the gradient is NaN or infinite: `"error"` stops with the step and
             the samples, `"skip"` leaves out the whole optimizer step, counts it and logs the count as
             `skipped_steps`. `"skip"` does not work with DeepSpeed and FSDP.
+        on_bad_sample (`str`, *optional*, defaults to `"error"`):
+            What happens to a sample that cannot be used: its image cannot be decoded, it is too long, the chat
+            template does not take its roles. `"error"` stops with its id and source; `"skip"` leaves it out of its
+            batch, in training and evaluation, says so, and logs the count as `skipped_samples`.
+        control_tokens_in_answers (`bool`, *optional*, defaults to `True`):
+            Whether control tokens in the assistant's texts are learnt as such, rather than letter by letter.
         max_length (`int`, *optional*):
             Longest sequence in tokens; None for no limit.
         truncation (`str`, *optional*, defaults to `"error"`):
@@ -168,6 +175,13 @@ class StructureArguments:
             "choices": ["error", "skip"],
         },
     )
+    on_bad_sample: str = field(
+        default="error",
+        metadata={"help": "A sample that cannot be used stops the run, or is left out.", "choices": ["error", "skip"]},
+    )
+    control_tokens_in_answers: bool = field(
+        default=True, metadata={"help": "Whether control tokens in the assistant's texts are learnt as such."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
     truncation: str = field(
         default="error",
@@ -189,7 +203,7 @@ class StructureArguments:
         Raises:
             ValueError: A field has a value that it cannot have.
         """
-        if isinstance(self.block_means, str):
+        if self.block_means is not None and not isinstance(self.block_means, dict):
             raise ValueError(f"block_means={self.block_means!r}: give a JSON object with a number for each block.")
         return StructureLossConfig(
             objective=self.objective,
@@ -212,6 +226,9 @@ class StructureArguments:
         Raises:
             ValueError: A field has a value that it cannot have; it names the field and what to give.
         """
+        if isinstance(self.block_means, str):  # as the command line has it
+            with contextlib.suppress(ValueError):
+                self.block_means = json.loads(self.block_means)
         self.structure_loss_config()
         for name, least in (
             ("alpha", 0),
@@ -232,6 +249,7 @@ class StructureArguments:
         for name, choices in (
             ("structure_loss_scope", ("global", "rank")),
             ("nonfinite_loss", ("error", "skip")),
+            ("on_bad_sample", ("error", "skip")),
             ("truncation", ("error", "slice")),
             ("image_pooling", (None, "mean", "last")),
         ):
@@ -256,8 +274,6 @@ def settle_direction(args: Any) -> None:
 @dataclass
 class SugarTrainingArguments(StructureArguments, TrainingArguments):
     __doc__ = StructureArguments.__doc__
-
-    _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
         settle_direction(self)

@@ -18,8 +18,9 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from .arguments import SugarTrainingArguments
+from .hooks import lost_hook
 from .lengths import PROBED_ROWS, LengthEstimate, LengthSampler
-from .mini_batches import MiniBatchCollator, MiniBatches, RandomState
+from .mini_batches import MiniBatchCollator, MiniBatches, RandomState, each_batch
 
 
 @dataclass
@@ -50,6 +51,7 @@ class MiniBatchMixin(Trainer):
     args: SugarTrainingArguments
     data_collator: Any
     mini_batch = MiniBatch()
+    _sampler_asked = False
 
     def first_pass(self, batches: MiniBatches) -> list[MiniBatch]:
         """What the second pass over the mini-batches has to know; here there is no first one."""
@@ -88,23 +90,36 @@ class MiniBatchMixin(Trainer):
         """Estimates the tokens of a row, fitted to rows of the training set."""
         dataset = self.train_dataset
         rows = dataset if has_length(dataset) else list(islice(dataset, PROBED_ROWS))
-        collate = self.data_collator
-        return LengthEstimate.fit(rows, lambda row: int(collate([row])["attention_mask"].sum()))
+
+        def count_tokens(row: Mapping[str, Any]) -> int | None:
+            batch = self.data_collator([row])
+            return int(batch["attention_mask"].sum()) if batch.get("sample_ids", True) else None
+
+        return LengthEstimate.fit(rows, count_tokens)
 
     def get_train_dataloader(self) -> DataLoader:
         """The base trainer's, which gives [`MiniBatches`] if the arguments ask for mini-batches."""
         size, tokens = self.args.mini_batch_size, self.args.mini_batch_tokens
+        self._sampler_asked = False
         if size is None and tokens is None:
-            return super().get_train_dataloader()
+            return self._checked_train_dataloader()
         whole = self.data_collator
         collate: Any = MiniBatchCollator(whole, self.length_estimate, size, tokens)
         self.data_collator = collate
         try:
-            return super().get_train_dataloader()
+            return self._checked_train_dataloader()
         finally:
             self.data_collator = whole
 
+    def _checked_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        by_length = self.args.train_sampling_strategy == "group_by_length" and has_length(self.train_dataset)
+        if by_length and not self._sampler_asked:
+            raise lost_hook("_get_train_sampler", "train_sampling_strategy='group_by_length'")
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        self._sampler_asked = True
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
         has_lengths = isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
@@ -119,19 +134,14 @@ class MiniBatchMixin(Trainer):
     # ---- Counts ----
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        return super()._get_num_items_in_batch(_flat(batch_samples), device)
+        return super()._get_num_items_in_batch(list(each_batch(batch_samples)), device)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """The base trainer's estimate, over all mini-batches."""
-        return sum(super(MiniBatchMixin, self).floating_point_ops(batch) for batch in _flat([inputs]))
+        return sum(super(MiniBatchMixin, self).floating_point_ops(batch) for batch in each_batch([inputs]))
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if isinstance(inputs, MiniBatches):  # at once: processes may have different numbers of mini-batches
             names = ("input_ids", "attention_mask")
             inputs = {name: torch.cat([batch[name].flatten() for batch in inputs]) for name in names}
         super()._track_num_input_tokens(inputs)
-
-
-def _flat(batches: list[Any]) -> list[Mapping[str, Any]]:
-    """All mini-batches of all batches."""
-    return [part for batch in batches for part in (batch if isinstance(batch, MiniBatches) else [batch])]

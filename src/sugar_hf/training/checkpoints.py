@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -51,6 +52,7 @@ class SafeCheckpointMixin(Trainer):
     model: Any
     _saving = False
     _push_due = False
+    _to_resume = False
 
     def train(
         self,
@@ -60,6 +62,7 @@ class SafeCheckpointMixin(Trainer):
     ) -> TrainOutput:
         """The base trainer's `train`, after the remains of a killed run have been cleared away."""
         self._clear_remains(self._get_output_dir(trial))
+        self._to_resume = bool(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     # ---- Saving ----
@@ -203,7 +206,14 @@ class SafeCheckpointMixin(Trainer):
 
     # ---- Loading ----
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The base trainer's optimizer, which comes after the weights of a checkpoint."""
+        if self._to_resume and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise lost_hook("_load_from_checkpoint", "resuming")
+        return super().create_optimizer(model)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._to_resume = False
         if not self._restore_weights(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

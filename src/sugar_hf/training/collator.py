@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +11,22 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from sugar_hf.data import BadSampleError, to_sample
+from sugar_hf.data import BadSampleError, to_row, to_sample
 from sugar_hf.model import SugarProcessor
-from sugar_hf.structure import TEACHER_COLUMNS, TripleTeacher, features_from_columns
+from sugar_hf.structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
+from sugar_hf.structure.features import VECTOR_COLUMNS
 
 from .ends import sample_key
 
 BLANK = Image.new("RGB", (32, 32))
+BLANK_TEXT = "."
+BAD_SAMPLES = "bad_samples"
 
 
 class SugarCollator:
     """Makes the batch of a Sugar trainer from rows of the sample schema (`sugar_hf.data.FEATURES`).
+
+    Rows of the other forms that `sugar_hf.data.to_row` knows are taken too, such as those of TRL's vision trainers.
 
     Labels lie on the assistant's text, or on all text of a document without turns; never on image tokens. Teacher
     vectors come from the columns that `TripleTeacher.cache` stored with the data set, or, without these, from
@@ -39,6 +45,9 @@ class SugarCollator:
         padding: As of the processor; `True` or `"longest"`, or `"max_length"`.
         control_tokens_in_answers: Whether control tokens in the assistant's texts are learnt as such, rather than
             letter by letter; see [`SugarProcessor.__call__`]. They are by default: what is learnt is your own data.
+        on_bad_sample: What happens to a sample that breaks the schema, has an image that cannot be decoded, or is
+            refused by the processor, as one that is too long: `"error"`, or `"skip"` to leave it out of the batch,
+            which then says so under `bad_samples`.
         fill_images: Whether a batch without any image gets a blank one, as a sample behind the others that has no
             label. Sharded weights need it: all processes have to run the vision tower, or none.
     """
@@ -53,6 +62,7 @@ class SugarCollator:
         split_sentences: bool = False,
         padding: bool | str = True,
         control_tokens_in_answers: bool = True,
+        on_bad_sample: str = "error",
         fill_images: bool = False,
     ):
         self.processor = processor
@@ -64,7 +74,9 @@ class SugarCollator:
         self.split_sentences = split_sentences
         self.padding = padding
         self.control_tokens_in_answers = control_tokens_in_answers
+        self.on_bad_sample = on_bad_sample
         self.fill_images = fill_images
+        self._says_unlearnt = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates rows.
@@ -76,42 +88,133 @@ class SugarCollator:
             What the processor makes (`input_ids`, `attention_mask`, `slice_map`, `labels`, image inputs), and
             `sample_ids`, the rows' ids, `sample_keys`, a number for each of them, and `structure_features`, the fields
             of a `SliceFeatures` as a dict (only tensors, and strings for the ids, which workers, pinned memory and
-            device transfer all know how to handle).
+            device transfer all know how to handle). With `on_bad_sample="skip"` also `bad_samples`, what is wrong with
+            each row that was left out. A batch of which nothing is left has a blank sample, and no `sample_ids`.
 
         Raises:
-            BadSampleError: A row breaks the schema, an image cannot be decoded, or the cached teacher vectors are not
-                those of the row's slices. It names the sample.
+            BadSampleError: A row breaks the schema, an image cannot be decoded, the processor refuses the sample, or
+                the cached teacher vectors are not those of the row's slices. It names the sample and its source.
 
         Shape:
-            - `input_ids`, `attention_mask`, `slice_map`, `labels`: `(B, L)`, or `(B + 1, L)` with a blank image
+            - `input_ids`, `attention_mask`, `slice_map`, `labels`: `(B, L)`, or `(B + 1, L)` with a blank sample
             - `sample_keys`: `(B,)`
             - `structure_features`: `(B, S, d)`, `(B, S)` and `(B,)`
         """
-        samples = [to_sample(row) for row in rows]
-        blank = [[BLANK]] if self.fill_images and not any(row["images"] for row in rows) else []
-        try:
-            inputs = self.processor(
-                samples + blank,
-                padding=self.padding,
-                max_length=self.max_length,
-                truncation=self.truncation,
-                split_sentences=self.split_sentences,
-                return_labels=True,
-                control_tokens_in_answers=self.control_tokens_in_answers,
-            )
-        except ValueError as error:
-            names = ", ".join(f"sample {i} is {row['id']!r} of {row['source']}" for i, row in enumerate(rows))
-            error.add_note(f"In this batch {names}.")
-            raise
+        given = rows
+        rows, samples, inputs, bad = self._processed(rows)
         batch: dict[str, Any] = dict(inputs)
         batch["sample_ids"] = [row["id"] for row in rows]
-        batch["sample_keys"] = torch.tensor([sample_key(row["id"]) for row in rows])  # (B,)
+        batch["sample_keys"] = torch.tensor([sample_key(row["id"]) for row in rows], dtype=torch.int64)  # (B,)
+        if self.on_bad_sample == "skip":
+            batch[BAD_SAMPLES] = [str(error) for error in bad]
+        if not rows:
+            batch["labels"].fill_(-100)
+            if (nothing := self._no_features(given)) is not None:
+                batch["structure_features"] = vars(nothing)
+            return batch
+        self._say_unlearnt(batch["labels"], rows)
         columns = self._teacher_columns(rows, samples)
         if columns is not None:
             counts = batch["slice_map"][: len(rows)].amax(dim=1).tolist()
             columns = [self._cut(*each) for each in zip(columns, counts, rows, samples, strict=True)]
             batch["structure_features"] = vars(features_from_columns(columns))
         return batch
+
+    def _processed(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Mapping[str, Any]], list[Any], Mapping[str, Any], list[BadSampleError]]:
+        """The rows that can be used, their samples, what the processor makes of these, and the errors of all others.
+
+        Raises:
+            BadSampleError: A row cannot be used, and none is to be left out.
+        """
+        kept: list[Mapping[str, Any]] = []
+        samples: list[Any] = []
+        bad: list[BadSampleError] = []
+        for row in rows:
+            try:
+                kept_row = to_row(row)
+                samples.append(to_sample(kept_row))
+                kept.append(kept_row)
+            except BadSampleError as error:
+                bad.append(error)
+        self._stop_at(bad)
+        try:
+            return kept, samples, self._run_processor(samples), bad
+        except Exception:
+            alone = [self._fault(row, sample) for row, sample in zip(kept, samples, strict=True)]
+            if not any(alone):  # only together can they not be processed: no sample is to blame
+                raise
+            bad += [error for error in alone if error is not None]
+        self._stop_at(bad)
+        kept = [row for row, error in zip(kept, alone, strict=True) if error is None]
+        samples = [sample for sample, error in zip(samples, alone, strict=True) if error is None]
+        return kept, samples, self._run_processor(samples), bad
+
+    def _run_processor(self, samples: Sequence[Any]) -> Mapping[str, Any]:
+        """What the processor makes of samples, with a blank one behind them where it is needed."""
+        blank: list[Any] = []
+        if self.fill_images and not any(map(_has_image, samples)):
+            blank = [[BLANK]]
+        elif not samples:
+            blank = [[BLANK_TEXT]]
+        return self.processor(
+            [*samples, *blank],
+            padding=self.padding,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            split_sentences=self.split_sentences,
+            return_labels=True,
+            control_tokens_in_answers=self.control_tokens_in_answers,
+        )
+
+    def _fault(self, row: Mapping[str, Any], sample: Any) -> BadSampleError | None:
+        """Why the processor cannot take a sample, or None if it can."""
+        try:
+            self._run_processor([sample])
+        except MemoryError:
+            raise
+        except BadSampleError as error:
+            return error.at(file=row["source"], sample=row["id"])
+        except Exception as error:
+            reason = f"the processor cannot take it: {type(error).__name__}: {error}".rstrip(".")
+            fault = BadSampleError(reason, field="messages")
+            fault.__cause__ = error
+            return fault.at(file=row["source"], sample=row["id"])
+        return None
+
+    def _stop_at(self, bad: Sequence[BadSampleError]) -> None:
+        if bad and self.on_bad_sample != "skip":
+            raise bad[0]
+
+    def _say_unlearnt(self, labels: torch.Tensor, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Warns of the first sample from which the language-model loss has nothing to learn."""
+        if not self._says_unlearnt:
+            return
+        learnt = (labels[: len(rows), 1:] != -100).any(dim=1).tolist()
+        if not all(learnt):
+            self._says_unlearnt = False
+            row = rows[learnt.index(False)]
+            warnings.warn(
+                f"Sample {row['id']!r} of {row['source']} has no text to learn: the language-model loss sees the "
+                "assistant's turns, or the texts of a document without turns. Further such samples are not named.",
+                stacklevel=3,
+            )
+
+    def _no_features(self, rows: Sequence[Mapping[str, Any]]) -> SliceFeatures | None:
+        """The teacher side of a batch of which no sample is left, as wide as that of others; None without teachers."""
+        widths = None
+        for row in rows:
+            if all(row.get(name) is not None for name in VECTOR_COLUMNS):
+                widths = [len(row[name][0]) for name in VECTOR_COLUMNS]
+                break
+        if widths is None and self.teacher is not None:
+            widths = list(self.teacher.widths)
+        if widths is None:
+            return None
+        clip, dino, text = (torch.zeros(0, 1, width) for width in widths)
+        is_image, lengths = torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+        return SliceFeatures(clip, dino, text, is_image, lengths)
 
     def _teacher_columns(
         self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Any]
@@ -164,3 +267,10 @@ class SugarCollator:
                     sample=row["id"],
                 )
         return {name: column[name][:count] for name in TEACHER_COLUMNS if name != "teacher_fingerprint"}
+
+
+def _has_image(sample: Sequence[Any]) -> bool:
+    """Whether a document or a chat, as `to_sample` makes it, has an image."""
+    if sample and isinstance(sample[0], Mapping):
+        return any(part["type"] == "image" for message in sample for part in message["content"])
+    return any(isinstance(part, Image.Image) for part in sample)

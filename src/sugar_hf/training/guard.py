@@ -14,7 +14,9 @@ from transformers import Trainer
 from sugar_hf.model import SugarOutput
 
 from .arguments import SugarTrainingArguments
+from .hooks import lost_hook
 from .metrics import WindowMeans
+from .mini_batches import each_batch
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,8 @@ class GuardedStepMixin(Trainer):
 
     args: SugarTrainingArguments
     model: Any
+    _first_step: int | None = None
+    _judged_steps = 0
 
     def __init__(self, *rest: Any, **kwargs: Any):
         self.guard = LossGuard()
@@ -131,7 +135,10 @@ class GuardedStepMixin(Trainer):
         """The base trainer's `train`; what an earlier call has left over is not of this one."""
         self._train_means = WindowMeans()
         self._steps_since_log = self._skipped_since_log = self._skipped_in_a_row = 0
-        return super().train(*rest, **kwargs)
+        self._first_step, self._judged_steps = None, 0
+        output = super().train(*rest, **kwargs)
+        self._check_judged()
+        return output
 
     def _check_skippable(self) -> None:
         optimizer = str(self.args.optim.value)
@@ -150,15 +157,31 @@ class GuardedStepMixin(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """The base trainer's micro-batches of one optimizer step, with which a window of the guard begins."""
+        self._check_judged()
         self.guard.start_window()
         self._train_means.mark()
-        self._loss_before = self._tr_loss.clone()
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        running = vars(self).get("_tr_loss")
+        if not isinstance(running, Tensor):
+            raise lost_hook("_tr_loss", "nonfinite_loss")
+        self._loss_before = running.clone()
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        has_labels = any("labels" in batch for batch in each_batch(batches))
+        if count is None and has_labels and self.model_accepts_loss_kwargs:
+            raise lost_hook("_get_num_items_in_batch", "the language-model loss")
+        return batches, count
+
+    def _check_judged(self) -> None:
+        """Makes sure that the guard was asked before each optimizer step that has been made."""
+        if self._first_step is None:
+            self._first_step = self.state.global_step
+        if self.state.global_step - self._first_step > self._judged_steps:
+            raise lost_hook("_get_grad_norm", "nonfinite_loss")
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The base trainer's norm; the last place before the optimizer step."""
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # A gradient scaler makes infinite norms on its way to the right scale, and leaves out these steps itself.
+        self._judged_steps += 1
         judged = None if self.accelerator.scaler is not None else _plain(grad_norm)
         self._steps_since_log += 1
         if not self.guard.finish_window(judged, self._sum_over_processes if self.args.world_size > 1 else None):
@@ -186,11 +209,12 @@ class GuardedStepMixin(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs; with `nonfinite_loss="skip"` the count of skipped steps, and `loss` as the mean over all others."""
+        """Logs `loss` as the mean over the steps that were made; with `nonfinite_loss="skip"` the count of others."""
         if "loss" in logs:
-            if self.args.nonfinite_loss == "skip":
+            if self._skipped_since_log:
                 made = self._steps_since_log - self._skipped_since_log
                 logs["loss"] = logs["loss"] * self._steps_since_log / made if made else float("nan")
+            if self.args.nonfinite_loss == "skip":
                 logs["skipped_steps"] = self.skipped_steps
             self._steps_since_log = self._skipped_since_log = 0
         super().log(logs, start_time)

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 PROBED_ROWS = 32
+# Columns that hold what is said in a row, in the sample schema and in the forms of other tools.
+TURNS = ("messages", "prompt", "completion", "conversations", "text", "caption")
 
 
 class LengthEstimate:
@@ -34,20 +36,26 @@ class LengthEstimate:
     def fit(
         cls,
         rows: Dataset | Sequence[Mapping[str, Any]],
-        count_tokens: Callable[[Mapping[str, Any]], int],
+        count_tokens: Callable[[Mapping[str, Any]], int | None],
         probes: int = PROBED_ROWS,
     ) -> LengthEstimate:
         """Fits the estimate to evenly spaced rows.
 
         Args:
             rows: Rows of the sample schema, one or more.
-            count_tokens: Gives the tokens of a row.
+            count_tokens: Gives the tokens of a row, None for one that cannot be used.
             probes: How many rows are counted at the most.
+
+        Raises:
+            ValueError: None of the probed rows can be used.
         """
         places = np.unique(np.linspace(0, len(rows) - 1, min(probes, len(rows))).astype(int))
-        probed = [rows[int(place)] for place in places]
-        sizes = np.array([_size(row) for row in probed], dtype=float)
-        tokens = np.array([count_tokens(row) for row in probed], dtype=float)
+        counted = [(row, count_tokens(row)) for row in (rows[int(place)] for place in places)]
+        probed = [(row, count) for row, count in counted if count is not None]
+        if not probed:
+            raise ValueError(f"None of {len(counted)} rows spread over the training set can be used.")
+        sizes = np.array([_size(row) for row, _ in probed], dtype=float)
+        tokens = np.array([count for _, count in probed], dtype=float)
         # a little ridge: rows that are all alike say nothing about one of the three
         gram = sizes.T @ sizes + 1e-3 * np.eye(3)
         return cls(*np.maximum(np.linalg.solve(gram, sizes.T @ tokens), 0.0).tolist())
@@ -59,7 +67,7 @@ class LengthEstimate:
     def of_dataset(self, rows: Dataset | Sequence[Mapping[str, Any]]) -> list[int]:
         """Estimates the tokens of every row, images left alone."""
         if isinstance(rows, Dataset):
-            rows = rows.select_columns(["messages"])
+            rows = rows.select_columns([name for name in TURNS if name in rows.column_names])
         return [self(row) for row in tqdm(rows, desc="Estimating lengths", unit="row", disable=len(rows) < 10_000)]
 
 
@@ -87,7 +95,18 @@ class LengthSampler(Sampler[int]):
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Messages, characters and images of a row."""
-    parts = [part for message in row["messages"] for part in message["content"]]
-    images = sum(part["type"] == "image" for part in parts)
-    return len(row["messages"]), sum(len(part["text"] or "") for part in parts if part["type"] == "text"), images
+    """Messages, characters and images of a row, of whatever form; a broken one has less, and is found elsewhere."""
+    turns: list[Any] = []
+    for name in TURNS:
+        value = row.get(name)
+        turns += value if isinstance(value, list) else [] if value is None else [{"content": value}]
+    characters = images = 0
+    for turn in turns:
+        content = (turn.get("content") or turn.get("value")) if isinstance(turn, Mapping) else turn
+        for part in content if isinstance(content, list) else [content]:
+            if isinstance(part, Mapping):
+                images += part.get("type") == "image"
+                part = part.get("text")
+            characters += len(part) if isinstance(part, str) else 0
+    listed = row.get("images")
+    return len(turns), characters, max(images, len(listed) if isinstance(listed, list) else 0)

@@ -34,6 +34,15 @@ class MiniBatches:
         return MiniBatches([_pinned(batch) for batch in self.batches])
 
 
+def each_batch(batches: Sequence[Any]) -> Iterator[Any]:
+    """All batches, those of mini-batches one by one."""
+    for batch in batches:
+        if isinstance(batch, MiniBatches):
+            yield from batch
+        else:
+            yield batch
+
+
 def _pinned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.pin_memory()
@@ -73,7 +82,7 @@ class MiniBatchCollator:
         batches = []
         for group in groups:
             batches += self._collated([rows[row] for row in group])
-        return MiniBatches(batches)
+        return MiniBatches(_without_empty(batches))
 
     def _fits(self, samples: int, longest: int) -> bool:
         return (self.size is None or samples <= self.size) and (
@@ -87,6 +96,16 @@ class MiniBatchCollator:
             return [batch]
         middle = len(rows) // 2
         return self._collated(rows[:middle]) + self._collated(rows[middle:])
+
+
+def _without_empty(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mini-batches that have a sample left, or one if none has; what was left out is told with the first."""
+    kept = [batch for batch in batches if batch.get("sample_ids", True)] or batches[:1]
+    if len(kept) < len(batches):
+        kept[0]["bad_samples"] = [text for batch in batches for text in batch["bad_samples"]]
+        for batch in kept[1:]:
+            batch["bad_samples"] = []
+    return kept
 
 
 class RandomState:

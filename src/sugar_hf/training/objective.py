@@ -25,11 +25,15 @@ class StructureTerm:
         gradient: (n, d) gradient of L_d with respect to this process's embeddings, multiplied by the number of
             processes: data-parallel training takes the mean of their gradients. None if it was not asked for.
         statistics: Label statistics of this process's ends, if they were asked for.
+        ends: Number of the ends that pairs were formed of.
+        samples: Number of their samples.
     """
 
     value: Tensor
     gradient: Tensor | None
     statistics: dict[str, float]
+    ends: int = 0
+    samples: int = 0
 
 
 def structure_term(
@@ -65,9 +69,15 @@ def structure_term(
     processes = 1 if accelerator is None else accelerator.num_processes
     if accelerator is not None and processes > 1:
         embeddings, features, ends, rows = _gather(accelerator, embeddings, features, ends)
+    if not len(ends):  # no sample is left in any process
+        nothing = torch.zeros((), device=embeddings.device)
+        return StructureTerm(nothing, torch.zeros_like(embeddings) if with_gradient else None, {})
     leaf = embeddings.requires_grad_(with_gradient)
     # with all rows, only half of the symmetric matrix is computed
-    labels = label_matrix(features, ends, config, row_ends=ends[rows] if processes > 1 else None)  # (n, N)
+    if processes > 1 and rows.start == rows.stop:
+        labels = embeddings.new_zeros(0, len(ends))
+    else:
+        labels = label_matrix(features, ends, config, row_ends=ends[rows] if processes > 1 else None)  # (n, N)
     indices = torch.arange(len(ends), device=ends.device)[rows]
     value = torch.zeros((), device=embeddings.device)
     gradient = torch.zeros_like(embeddings) if with_gradient else None  # (N, d)
@@ -85,7 +95,7 @@ def structure_term(
         found = label_statistics(labels[:, rows], leaf.detach()[rows])
         # a batch whose labels are all equal has no rank correlation
         statistics = {f"label_{name}": number for name, number in found.items() if not math.isnan(number)}
-    return StructureTerm(value, None if gradient is None else gradient[rows], statistics)
+    return StructureTerm(value, None if gradient is None else gradient[rows], statistics, len(ends), len(features))
 
 
 class KnownGradient(torch.autograd.Function):

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from sugar_hf.data import FEATURES
 from sugar_hf.model import SugarProcessor
 from sugar_hf.structure import TEACHER_COLUMNS, StructureLossConfig, TripleTeacher, block_means, check_cache
 
@@ -32,6 +33,8 @@ def default_collator(
         max_length=args.max_length,
         truncation=False if args.truncation == "error" else args.truncation,
         split_sentences=args.split_sentences,
+        on_bad_sample=args.on_bad_sample,
+        control_tokens_in_answers=args.control_tokens_in_answers,
     )
 
 
@@ -53,6 +56,19 @@ def check_teacher_columns(collator: Any, train_dataset: Any, eval_dataset: Any) 
                 )
         else:
             check_cache(dataset, teacher)
+
+
+def used_columns(data: Any, args: SugarTrainingArguments) -> Any:
+    """A data set, or a dict of such, without the columns that [`SugarCollator`] does not read.
+
+    Only of data in the sample schema is known which these are.
+    """
+    if isinstance(data, Mapping):
+        return {name: used_columns(each, args) for name, each in data.items()}
+    if not isinstance(data, Dataset) or not set(FEATURES) <= set(data.column_names):
+        return data
+    kept = {*FEATURES, *TEACHER_COLUMNS, args.length_column_name}
+    return data.select_columns([name for name in data.column_names if name in kept])
 
 
 def structure_config(args: SugarTrainingArguments, dataset: Any, retrieval_dim: int) -> StructureLossConfig:

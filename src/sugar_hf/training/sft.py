@@ -17,8 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("SugarSFTTrainer and SugarSFTConfig need TRL: pip install 'sugar-hf[trl]'") from error
 
-JSON_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "block_means"]
-TAGS = [*SFTTrainer._tag_names, "sugar"]
+TAGS = ["trl", "sft", "sugar"]
 PAPER = {
     "title": "Unified Generative and Discriminative Training for Multi-modal Large Language Models",
     "id": "2411.00304",
@@ -35,8 +34,6 @@ class SugarSFTConfig(StructureArguments, SFTConfig):
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the collator reads raw samples.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
-
-    _VALID_DICT_FIELDS = JSON_FIELDS
 
     def __post_init__(self) -> None:
         settle_direction(self)
@@ -82,6 +79,9 @@ class SugarSFTTrainer(StructureLossMixin, SFTTrainer):
         labels = inputs["labels"][:, 1:]
         counted = labels != -100
         right = (outputs.logits[:, :-1].argmax(dim=-1) == labels) & counted
-        accuracy = (right.sum() / counted.sum().clamp(min=1)).item()
-        self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(accuracy)
+        accuracy = right.sum() / counted.sum().clamp(min=1)
+        if model.training:
+            self._train_means.add({"mean_token_accuracy": accuracy})
+        else:
+            self._eval_means.add({"mean_token_accuracy": accuracy})
         return (loss, outputs) if return_outputs else loss

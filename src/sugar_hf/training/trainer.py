@@ -18,37 +18,34 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from sugar_hf.data import BadSampleError
 from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
 from sugar_hf.model.output_sugar import CACHE_NAME
-from sugar_hf.structure import (
-    TEACHER_COLUMNS,
-    SliceFeatures,
-    TripleTeacher,
-)
+from sugar_hf.structure import SliceFeatures, TripleTeacher
 
 from .arguments import StructureArguments, SugarTrainingArguments
+from .bad_samples import BadSampleMixin, placed
 from .batching import MiniBatch, MiniBatchMixin
 from .checkpoints import SafeCheckpointMixin
-from .collator import SugarCollator
+from .collator import BAD_SAMPLES, SugarCollator
 from .ends import draw_slice_ends
-from .guard import GuardedStepMixin, nonfinite_samples
+from .guard import nonfinite_samples
 from .head import HeadMixin
 from .hooks import check_hooks
 from .liger import liger_for_backbone
 from .metrics import WindowMeans
 from .mini_batches import MiniBatches, RandomState
 from .objective import KnownGradient, structure_term
-from .setup import check_devices, check_teacher_columns, default_collator, structure_config
+from .setup import check_devices, check_teacher_columns, default_collator, structure_config, used_columns
 from .trainable import check_head, check_optimizer, sugar_model
 
 logger = logging.getLogger(__name__)
 
-ROW_COLUMNS = ("id", "source", "messages", "images", *TEACHER_COLUMNS)
 # Not handed to `compute_metrics`: each is as large as the activations of the batch.
 LARGE_OUTPUTS = [CACHE_NAME, "last_hidden_state", "hidden_states", "attentions"]
 
 
-class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniBatchMixin):
+class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBatchMixin):
     """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
@@ -84,6 +81,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
     # Whether the logits of whole batches are computed in training too, where the loss has no need of them.
     keeps_logits = False
     _predicts = False
+    _says_no_pairs = True
 
     def __init__(
         self,
@@ -115,6 +113,9 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
             # by default one process collates for all, as tensors of one length
             args.accelerator_config.dispatch_batches = False
+        if args.remove_unused_columns:  # what counts is what the collator reads, not what the model takes
+            args.remove_unused_columns = False
+            train_dataset, eval_dataset = (used_columns(data, args) for data in (train_dataset, eval_dataset))
         self._eval_means = WindowMeans()
         super().__init__(
             model=model,
@@ -163,10 +164,6 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         model = super().call_model_init(trial)
         self._apply_image_pooling(model)
         return model
-
-    def _set_signature_columns_if_needed(self) -> None:
-        # With `remove_unused_columns=True` what counts is what the collator reads, not what the model takes.
-        self._signature_columns: Any = [*ROW_COLUMNS, self.args.length_column_name]
 
     # ---- Training ----
 
@@ -230,6 +227,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         inputs = dict(inputs)
         features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys", None)
         names = inputs.pop("sample_ids", None)
+        self._eval_bad += len(inputs.pop(BAD_SAMPLES, ()))
         training = model.training
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
         parts = steps * self.mini_batch.count
@@ -252,6 +250,8 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         loss = loss_lm
         if fillers:  # the weights behind a blank image take part with a gradient of zero
             loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
+            outputs.retrieval_mask = outputs.retrieval_mask.clone()
+            outputs.retrieval_mask[-fillers:] = False
         logged = {"loss_lm": loss_lm.detach() * parts}
         if self.args.alpha:
             embeddings, vectors, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
@@ -269,10 +269,17 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             losses: dict[str, Tensor] = {name: logged[name] for name in logged if name.startswith("loss_")}
             mask = inputs["attention_mask"][: len(inputs["input_ids"]) - fillers]
             self.guard.check(losses, names, nonfinite_samples(outputs, mask, features))
-            self._train_means.add(logged, weight=1 / parts)
-        else:
-            self._eval_means.add(logged, weight=len(inputs["input_ids"]))
+            if not self._nothing_left:
+                self._train_means.add(logged, weight=1 / parts)
+        elif samples := self._over_processes(len(inputs["input_ids"]) - fillers):
+            self._eval_means.add(logged, weight=samples)
         return (loss, outputs) if return_outputs else loss
+
+    def _over_processes(self, samples: int) -> int:
+        """The samples of a batch, in all processes where some may have fewer: they share one normaliser."""
+        if self.args.world_size == 1 or self.args.on_bad_sample != "skip":
+            return samples
+        return int(self._sum_over_processes(torch.tensor(samples, device=self.args.device)))
 
     def _logits_needed(self) -> bool:
         """Whether somebody reads the logits of the whole batch."""
@@ -293,6 +300,7 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             inputs = self._prepare_inputs(batch)
             teachers, keys = _required(inputs.pop("structure_features", None)), inputs.pop("sample_keys")
             inputs.pop("sample_ids", None)
+            inputs.pop(BAD_SAMPLES, None)
             states.append(RandomState(inputs["input_ids"]))
             inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -332,6 +340,15 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
             with_gradient=training,
             with_statistics=bool(every) and step % every == 0,
         )
+        if training and self._says_no_pairs and term.ends and (term.ends < 2 or term.samples < 2):
+            self._says_no_pairs = False
+            what = "one slice end, and no pair" if term.ends < 2 else "pairs of slice ends of one sample only"
+            warnings.warn(
+                f"A batch has {what}: the structure loss can tell no samples apart by it. Raise "
+                f"per_device_train_batch_size (now {self.args.per_device_train_batch_size}); accumulated steps do not "
+                "share their pairs, mini-batches do. Further such batches are not named.",
+                stacklevel=2,
+            )
         return term.value, term.gradient, term.statistics
 
     # ---- Logging and evaluation ----
@@ -351,12 +368,22 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """The base trainer's loop, with both losses and the label statistics among the metrics."""
-        self._eval_means = WindowMeans()
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        self._eval_means, self._eval_bad = WindowMeans(), 0
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+        except BadSampleError as error:
+            raise placed(error, dataloader.dataset) from error.__cause__
         means = self._mean_over_processes(self._eval_means.pop())
-        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        named: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        if self.args.on_bad_sample == "skip":
+            skipped = self._over_processes(self._eval_bad)
+            named[f"{metric_key_prefix}_skipped_samples"] = skipped
+            if skipped:  # the base trainer's mean has the blank samples in it
+                logger.warning(f"{skipped} samples are left out of the evaluation, as they cannot be used.")
+                loss = means.get("loss_lm", math.nan) + self.args.alpha * means.get("loss_structure", 0.0)
+                named[f"{metric_key_prefix}_loss"] = loss
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def prediction_step(
@@ -370,9 +397,13 @@ class StructureLossMixin(SafeCheckpointMixin, GuardedStepMixin, HeadMixin, MiniB
         ignore_keys = LARGE_OUTPUTS if ignore_keys is None else ignore_keys
         self._predicts = not prediction_loss_only
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         finally:
             self._predicts = False
+        samples = inputs.get("sample_keys")
+        if samples is None or self.args.world_size > 1:  # there all processes have to give as many rows
+            return found
+        return found[0], _first_rows(found[1], len(samples)), _first_rows(found[2], len(samples))
 
     def _mean_over_processes(self, means: dict[str, float]) -> dict[str, float]:
         if self.args.world_size == 1:
@@ -397,6 +428,13 @@ class SugarTrainer(StructureLossMixin, Trainer):
 
     def __init__(self, model: Any = None, args: SugarTrainingArguments | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
+
+
+def _first_rows(values: Any, count: int) -> Any:
+    """The first rows of every tensor: those of the samples, without a blank one behind them."""
+    if isinstance(values, Tensor):
+        return values[:count]
+    return None if values is None else tuple(_first_rows(value, count) for value in values)
 
 
 def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
