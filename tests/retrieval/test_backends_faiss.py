@@ -201,6 +201,22 @@ def test_added_bit_by_bit_is_added_at_once():
     assert len(backend) == COUNT
 
 
+@pytest.mark.parametrize("noise", [0, 1e-6, 1e-4, 1e-3])
+@pytest.mark.parametrize("groups", [1, 12])
+def test_rows_that_are_nearly_equal_are_found(noise, groups):
+    """As those of documents that begin with the same few sentences; exact search is what decides between them."""
+    draw = np.random.default_rng(3)
+    vectors = np.concatenate([VECTORS, np.tile(unit(groups, seed=4), (900 // groups, 1))])
+    vectors[COUNT:] += noise * draw.normal(size=vectors[COUNT:].shape).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[draw.permutation(len(vectors))[:100]] + 0.02 * draw.normal(size=(100, DIM)).astype(np.float32)
+    found = {}
+    for kind in ("flat", "hnsw"):
+        backend, _ = make("float32", {**GRAPH, "kind": kind, "ef_search": 64}, vectors=vectors)
+        found[kind] = backend.search(queries, 10, row_count=len(vectors))[1]
+    assert recall(found["hnsw"], found["flat"]) > 0.97
+
+
 def test_wrong_calls():
     backend, codec = make()
     for call, message in (

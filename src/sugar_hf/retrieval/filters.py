@@ -20,8 +20,9 @@ counts as missing. Every condition holds or does not, there is no third: `$not` 
 from __future__ import annotations
 
 import math
+import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from typing import Any
@@ -32,7 +33,10 @@ _ORDERS = {"$gt": (gt, ">"), "$gte": (ge, ">="), "$lt": (lt, "<"), "$lte": (le, 
 _OPERATORS = ("$eq", "$ne", *_ORDERS, "$in", "$nin", "$contains", "$exists")
 _GROUPS = ("$and", "$or", "$not")
 _DEEPEST = 32  # nested filters; more is no filter that somebody wrote
-_INT64 = 2**63 - 1
+_MOST = 1024  # conditions, each of which is tried on every document; `$in` is one, whatever it lists
+_INT64 = 2**63
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
 _ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -56,7 +60,14 @@ class Filter(ABC):
         """
         if where is None or isinstance(where, Filter):
             return where
-        return _parse(where, "where", 0) if where else None
+        if isinstance(where, Mapping) and not where:
+            return None
+        found = _parse(where, "where", 0)
+        if (count := sum(1 for _ in found.conditions())) > _MOST:
+            raise ValueError(
+                f"where: {count} conditions, {_MOST} at the most are tried. For many values of one field use $in."
+            )
+        return found
 
     @abstractmethod
     def matches(self, metadata: Mapping[str, Any]) -> bool:
@@ -69,6 +80,36 @@ class Filter(ABC):
         Args:
             field: The name of the JSON field.
         """
+
+    def conditions(self) -> Iterator[Filter]:
+        """Yield the conditions on single fields that it is made of."""
+        yield self
+
+    def needs(self) -> tuple[str, frozenset[str]] | None:
+        """The field and the kinds of value without one of which the condition never holds; `None` if it may."""
+        return None
+
+    def hopeless(self, kinds: Mapping[str, Collection[str]]) -> list[str]:
+        """Say which conditions hold for no document, as the field has values of other kinds in all that have it.
+
+        Args:
+            kinds: The kinds of value of each field, `"text"`, `"number"`, `"flag"` or `"list"`.
+        """
+        found = []
+        for condition in self.conditions():
+            needed = condition.needs()
+            if needed is None or not needed[1] or not kinds.get(needed[0]) or needed[1] & set(kinds[needed[0]]):
+                continue
+            key, wanted = needed
+            there = " and ".join(f"{kind}s" for kind in sorted(kinds[key]))
+            mend = "For lists there is $contains" if "list" in kinds[key] else "Compare with one of those"
+            if kinds[key] == {"text"} and wanted == {"number"}:
+                mend = "Store numbers as numbers, or compare with a text"
+            found.append(
+                f"{key!r} is compared with a {' or a '.join(sorted(wanted))}, but has {there} in all documents that "
+                f"have it, which are never equal, less or more. {mend}."
+            )
+        return found
 
     def mask(self, metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Whether the condition holds, for the metadata of each of n documents.
@@ -99,9 +140,11 @@ def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if kind is None:
             continue
         if kind == "other":
-            raise ValueError(f"Metadata field {key!r}: {value!r} is neither text, number, flag nor a list of those.")
-        if kind == "number" and isinstance(value, int) and abs(value) > _INT64:
-            raise ValueError(f"Metadata field {key!r}: {value} does not fit into 64 bits. Store it as a text.")
+            raise ValueError(
+                f"Metadata field {key!r}: {_shown(value)} is neither text, number, flag nor a list of those."
+            )
+        if kind == "number" and isinstance(value, int) and not -_INT64 <= value < _INT64:
+            raise ValueError(f"Metadata field {key!r}: {_shown(value)} does not fit into 64 bits. Store it as a text.")
         known = [_tagged(each) for each in value if each is not None] if kind == "list" else value
         typed.setdefault(kind, {})[key] = known
     return typed
@@ -127,6 +170,10 @@ class _All(Filter):
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         return all(part.matches(metadata) for part in self.parts)
 
+    def conditions(self) -> Iterator[Filter]:
+        for part in self.parts:
+            yield from part.conditions()
+
     def milvus(self, field: str) -> str:
         return "(" + " and ".join(part.milvus(field) for part in self.parts) + ")"
 
@@ -138,6 +185,10 @@ class _Any(Filter):
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         return any(part.matches(metadata) for part in self.parts)
 
+    def conditions(self) -> Iterator[Filter]:
+        for part in self.parts:
+            yield from part.conditions()
+
     def milvus(self, field: str) -> str:
         return "(" + " or ".join(part.milvus(field) for part in self.parts) + ")"
 
@@ -148,6 +199,9 @@ class _Not(Filter):
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         return not self.part.matches(metadata)
+
+    def conditions(self) -> Iterator[Filter]:
+        return self.part.conditions()
 
     def milvus(self, field: str) -> str:
         return f"(not {self.part.milvus(field)})"
@@ -193,11 +247,38 @@ class _Compared(Filter):
             return False
         return bool(found == self.value if self.operator == "$eq" else _ORDERS[self.operator][0](found, self.value))
 
+    def needs(self) -> tuple[str, frozenset[str]]:
+        return self.key, frozenset({str(_kind(self.value))})
+
     def milvus(self, field: str) -> str:
         place = _place(field, str(_kind(self.value)), self.key)
         sign = "==" if self.operator == "$eq" else _ORDERS[self.operator][1]
         # a comparison with a missing field is neither true nor false there, and its reverse too
         return f"(exists {place} and {place} {sign} {_literal(self.value)})"
+
+
+@dataclass(frozen=True)
+class _In(Filter):
+    """The field has one of some values, which are kept by kind."""
+
+    key: str
+    values: Mapping[str, frozenset[str | float | bool]]
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        found = metadata.get(self.key)
+        kind = _kind(found)
+        return kind in self.values and found in self.values[kind]
+
+    def needs(self) -> tuple[str, frozenset[str]]:
+        return self.key, frozenset(self.values)
+
+    def milvus(self, field: str) -> str:
+        some = []
+        for kind, values in self.values.items():
+            place = _place(field, kind, self.key)  # milvus-lite knows `in` for plain fields only
+            equal = " or ".join(f"{place} == {literal}" for literal in sorted(map(_literal, values)))
+            some.append(f"(exists {place} and ({equal}))")
+        return "(" + " or ".join(some) + ")"
 
 
 @dataclass(frozen=True)
@@ -211,6 +292,9 @@ class _Contains(Filter):
             return False
         return any(_kind(each) == _kind(self.value) and each == self.value for each in found or ())
 
+    def needs(self) -> tuple[str, frozenset[str]]:
+        return self.key, frozenset({"list"})
+
     def milvus(self, field: str) -> str:
         place = _place(field, "list", self.key)
         return f"(exists {place} and json_contains({place}, {milvus_string(_tagged(self.value))}))"
@@ -222,15 +306,15 @@ class _Contains(Filter):
 def _parse(where: Any, place: str, depth: int) -> Filter:
     """A filter from a dict that is not empty."""
     if not isinstance(where, Mapping) or not where:
-        raise ValueError(f'{place}: a filter is a dict such as {{"kind": "story"}}; got {where!r}.')
+        raise ValueError(f'{place}: a filter is a dict such as {{"kind": "story"}}; got {_shown(where)}.')
     if depth > _DEEPEST:
         raise ValueError(f"{place}: filters nest more than {_DEEPEST} deep.")
     parts: list[Filter] = []
     for key, value in where.items():
-        here = f"{place}[{key!r}]"
+        here = f"{place}[{_shown(key)}]"
         if key in ("$and", "$or"):
             if not isinstance(value, (list, tuple)) or not value:
-                raise ValueError(f"{here}: give a list of at least one filter; got {value!r}.")
+                raise ValueError(f"{here}: give a list of at least one filter; got {_shown(value)}.")
             some = tuple(_parse(each, f"{here}[{n}]", depth + 1) for n, each in enumerate(value))
             parts.append(_All(some) if key == "$and" else _Any(some))
         elif key == "$not":
@@ -248,22 +332,21 @@ def _field_conditions(key: str, value: Any, place: str) -> list[Filter]:
         value = {"$eq": value}
     if not value:
         raise ValueError(f"{place}: no condition; give a value or operators such as {{'$gte': 2000}}.")
-    return [_condition(key, operator, operand, f"{place}[{operator!r}]") for operator, operand in value.items()]
+    return [_condition(key, operator, operand, f"{place}[{_shown(operator)}]") for operator, operand in value.items()]
 
 
 def _condition(key: str, operator: Any, operand: Any, place: str) -> Filter:
     if operator == "$exists":
         if not isinstance(operand, bool):
-            raise ValueError(f"{place}: give True or False; got {operand!r}.")
+            raise ValueError(f"{place}: give True or False; got {_shown(operand)}.")
         return _Exists(key) if operand else _Not(_Exists(key))
     if operator in ("$eq", "$ne"):
         equal = _equal(key, operand, place)
         return equal if operator == "$eq" else _Not(equal)
     if operator in ("$in", "$nin"):
         if not isinstance(operand, (list, tuple, set, frozenset)):
-            raise ValueError(f"{place}: give a list of values; got {operand!r}.")
-        some = tuple(_equal(key, each, place) for each in operand)
-        found = _Any(some) if some else _Nothing(key)
+            raise ValueError(f"{place}: give a list of values; got {_shown(operand)}.")
+        found = _among(key, operand, place)
         return found if operator == "$in" else _Not(found)
     if operator == "$contains":
         return _Contains(key, _scalar(operand, place))
@@ -273,6 +356,18 @@ def _condition(key: str, operator: Any, operand: Any, place: str) -> Filter:
             raise ValueError(f"{place}: flags have no order; give a number or a text.")
         return _Compared(key, operator, bound)
     raise ValueError(f"{place}: unknown operator; give one of {', '.join(_OPERATORS)}. Metadata is never nested.")
+
+
+def _among(key: str, operand: Collection[Any], place: str) -> Filter:
+    values: dict[str, set[str | float | bool]] = {}
+    for each in operand:
+        if each is not None:
+            value = _scalar(each, place)
+            values.setdefault(str(_kind(value)), set()).add(value)
+    some: list[Filter] = [_Not(_Exists(key))] if any(each is None for each in operand) else []
+    if values:
+        some.append(_In(key, {kind: frozenset(found) for kind, found in values.items()}))
+    return _Nothing(key) if not some else some[0] if len(some) == 1 else _Any(tuple(some))
 
 
 def _equal(key: str, value: Any, place: str) -> Filter:
@@ -287,13 +382,14 @@ def _scalar(value: Any, place: str) -> str | float | bool:
     if kind == "text":
         return _checked_text(value, place)
     if kind == "number":
-        if not math.isfinite(value) or (isinstance(value, int) and abs(value) > _INT64):
-            raise ValueError(f"{place}: {value} is not a finite number that fits into 64 bits.")
+        if not -_INT64 <= value < _INT64 if isinstance(value, int) else not math.isfinite(value):
+            raise ValueError(f"{place}: {_shown(value)} is not a finite number that fits into 64 bits.")
         return value
     if kind == "flag":
         return value
     raise ValueError(
-        f"{place}: compare with a text, a number or a flag; got {value!r}. For lists there are $contains and $in."
+        f"{place}: compare with a text, a number or a flag; got {_shown(value)}. For lists there are $contains and "
+        "$in."
     )
 
 
@@ -301,11 +397,28 @@ def _checked_text(text: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{place}: {text!r} is no valid Unicode text (it has half of a surrogate pair).") from None
+        raise ValueError(
+            f"{place}: {text!r:.80} is no valid Unicode text (it has half of a surrogate pair)."
+        ) from None
     return text
 
 
 # ---- Values ----
+
+
+def kinds_of(metadata: Sequence[Mapping[str, Any]], kinds: dict[str, set[str]]) -> None:
+    """Add the kinds of value that each field of some documents has."""
+    for each in metadata:
+        for key, value in each.items():
+            if value is not None:
+                kinds.setdefault(key, set()).add(str(_kind(value)))
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it: a few words, however long or deeply nested it is."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of {value.bit_length()} bits"
+    return _SHORT.repr(value)
 
 
 def _kind(value: Any) -> str | None:

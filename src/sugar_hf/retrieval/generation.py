@@ -1,6 +1,7 @@
 """One generation of an index, open: its documents, which of them count, and where their vectors are searched."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from .documents import Document
 from .embedder import POSITIONS
 from .errors import DamagedIndexError
 from .files import MEND, check_links, inside, reading
-from .filters import Filter
+from .filters import Filter, kinds_of
 from .fingerprint import ModelFingerprint
 from .manifest import Manifest
 from .segments import Segment, open_tensors, read_tensor
@@ -40,6 +41,7 @@ class Catalogue:
         self._numbers: dict[str, int] = {}
         self._named = 0
         self._metadata: list[dict[str, Any]] = []
+        self._kinds: dict[str, set[str]] = {}
         self._lock = Lock()
 
     def number(self, name: str, segments: Sequence[Segment], count: int) -> int | None:
@@ -58,8 +60,17 @@ class Catalogue:
         with self._lock:
             if len(self._metadata) < count:
                 for first, segment in _from_document(segments, len(self._metadata)):
-                    self._metadata += segment.metadata(first)
+                    new = segment.metadata(first)
+                    kinds_of(new, self._kinds)
+                    self._metadata += new
         return self._metadata if len(self._metadata) == count else self._metadata[:count]
+
+    def warn_of(self, where: Filter) -> None:
+        """Say of conditions that no document can meet that it is for the kind of their values."""
+        with self._lock:
+            found = where.hopeless(self._kinds)
+        for text in found:
+            warnings.warn(f"where: {text}", stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -218,7 +229,9 @@ class Generation:
         return np.flatnonzero(self.live & self._mask(where))
 
     def _mask(self, where: Filter) -> np.ndarray:
-        return where.mask(self.catalogue.metadata(self.segments, self.manifest.documents))
+        metadata = self.catalogue.metadata(self.segments, self.manifest.documents)
+        self.catalogue.warn_of(where)
+        return where.mask(metadata)
 
     # ---- Search ----
 
@@ -252,6 +265,8 @@ class Generation:
         choice = self._choice(self.backend, where)
         is_grouped = self.manifest.head.positions == "all"
         limit = min(count, MOST_RESULTS) if self.backend.filters_metadata else count
+        if min(top_k, len(self.places)) > limit:
+            raise ValueError(f"top_k={top_k}: this backend gives {limit} results at the most. Ask for fewer.")
         width = min(limit, 4 * top_k if is_grouped else top_k)
         while True:
             found_scores, found = self.backend.search(queries, width, row_count=count, **choice)
@@ -261,6 +276,15 @@ class Generation:
             if is_done or width == limit:
                 break
             width = min(limit, 4 * width)
+        if not is_done and limit < count:
+            warnings.warn(
+                f"{limit} vectors are as many as this backend gives, and they are of fewer than {top_k} documents: "
+                "there may be more.",
+                stacklevel=2,
+            )
+        if where is not None and self.backend.filters_metadata and not any(len(pick) for pick in picks):
+            self.catalogue.metadata(self.segments, self.manifest.documents)
+            self.catalogue.warn_of(where)  # otherwise metadata need not be read here
         for i, pick in enumerate(picks):
             scores[i, : len(pick)] = found_scores[i, pick]
             rows[i, : len(pick)] = found[i, pick]

@@ -18,6 +18,11 @@ from .graph_file import read_graph
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
 BLOCK = 65536
+# Differences of scores. So far the last row that a search of the graph saw has to be from the last that it gives, and
+# the row of twice that rank.
+NEAR, EQUAL = 1e-3, 1e-5
+# Numbers of decoded vectors at once while signs are rescored.
+MOST_DECODED = 2**26
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class FaissBackend(VectorBackend):
     that lets a share f of the rows through, only that share of the candidates counts, so the search needs `ef / f` of
     them to find as much. Comparing all allowed rows is exact; it is done where the graph would compare as many,
     `2 m ef / f >= allowed rows`. Without a filter and with the default options that is up to 8192 rows, so that a
-    smaller index has no graph at all.
+    smaller index has no graph at all. All rows are compared, too, for a query whose best rows are nearly equal to so
+    many others that the graph leads to few of them.
 
     Args:
         codec: How vectors are stored.
@@ -245,10 +251,17 @@ class FaissBackend(VectorBackend):
         if self._graph is None or self._scanned(ef) >= count:
             return self._storage.search(queries, top_k, params=exact)
         wide = faiss.SearchParametersHNSW(efSearch=ef, sel=selector)
-        scores, rows = self._graph.search(queries, top_k, params=wide)
-        short = np.flatnonzero((rows < 0).any(1))  # the graph led nowhere
-        if len(short):
-            scores[short], rows[short] = self._storage.search(queries[short], top_k, params=exact)
+        some = min(count, max(ef, 2 * top_k))
+        found, candidates = self._graph.search(queries, some, params=wide)
+        scores, rows = found[:, :top_k].copy(), candidates[:, :top_k].copy()
+        # The graph led nowhere, or it ended among rows that are so nearly equal that it leads to few of them: those of
+        # the first sentence of many documents, say. Then only a comparison with all rows tells which are the best.
+        unsure = (rows < 0).any(1) | (found[:, top_k - 1] - found[:, -1] <= NEAR)
+        if some >= 2 * top_k:
+            unsure |= found[:, top_k - 1] - found[:, 2 * top_k - 1] <= EQUAL
+        again = np.flatnonzero(unsure)
+        if len(again):
+            scores[again], rows[again] = self._storage.search(queries[again], top_k, params=exact)
         return scores, rows
 
     def _search_signs(
@@ -259,8 +272,12 @@ class FaissBackend(VectorBackend):
         distances, rows = self._signs.search(codec.signs(queries), candidates, params=params)
         if not self.options.rescore:
             return 1 - 2 * distances.astype(np.float32) / codec.dim, rows
-        vectors = codec.decode(self._blocks.take(rows.ravel())).reshape(*rows.shape, codec.dim)  # (q, candidates, d)
-        scores = np.einsum("qd,qcd->qc", queries, vectors)
+        scores = np.empty(rows.shape, np.float32)
+        step = max(1, MOST_DECODED // (candidates * codec.dim))
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            vectors = codec.decode(self._blocks.take(some.ravel())).reshape(*some.shape, codec.dim)  # (q, c, d)
+            scores[start : start + step] = np.einsum("qd,qcd->qc", queries[start : start + step], vectors)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
