@@ -236,8 +236,9 @@ class SugarRetrievalPipeline(SugarPipeline):
         samples, is_single = split_inputs(queries)
         options = {"top_k": top_k, "return_positions": return_positions, "return_embeddings": return_embeddings}
         options = {key: value for key, value in options.items() if value is not None}
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}: ask for at least one result.")
+        wanted = {**self._postprocess_params, **options}.get("top_k", 1)
+        if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
+            raise ValueError(f"top_k={wanted!r}: give a whole number of 1 or more, ask for at least one result.")
         if candidates is None and not {**self._postprocess_params, **options}.get("return_embeddings"):
             raise ValueError("nothing to search: pass candidates=, or return_embeddings=True.")
         if {**self._postprocess_params, **options}.get("return_positions"):

@@ -267,7 +267,7 @@ class _In(Filter):
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         found = metadata.get(self.key)
         kind = _kind(found)
-        return kind in self.values and found in self.values[kind]
+        return kind is not None and found in self.values.get(kind, ())
 
     def needs(self) -> tuple[str, frozenset[str]]:
         return self.key, frozenset(self.values)
