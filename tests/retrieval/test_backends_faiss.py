@@ -214,7 +214,9 @@ def test_rows_that_are_nearly_equal_are_found(noise, groups):
     for kind in ("flat", "hnsw"):
         backend, _ = make("float32", {**GRAPH, "kind": kind, "ef_search": 64}, vectors=vectors)
         found[kind] = backend.search(queries, 10, row_count=len(vectors))[1]
-    assert recall(found["hnsw"], found["flat"]) > 0.97
+    scores = {kind: (queries[:, None] * vectors[rows]).sum(2) for kind, rows in found.items()}
+    # which of equal rows is found is chance, in exact search as well
+    assert (scores["hnsw"] >= scores["flat"].min(1, keepdims=True) - 1e-6).mean() > 0.97
 
 
 def test_wrong_calls():
