@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,8 +19,8 @@ from .graph_file import read_graph
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
 BLOCK = 65536
-# Differences of scores. So far the last row that a search of the graph saw has to be from the last that it gives, and
-# the row of twice that rank.
+# Differences of scores. So far the last row that a search of the graph saw has to be from the last that it gives (and
+# each from the one a quarter of all further down), and the row of twice that rank.
 NEAR, EQUAL = 1e-3, 1e-5
 # Numbers of decoded vectors at once while signs are rescored.
 MOST_DECODED = 2**26
@@ -168,6 +169,7 @@ class FaissBackend(VectorBackend):
     def _build_graph(self) -> None:
         """A graph of all rows."""
         codes = faiss.vector_to_array(self._storage.codes).reshape(len(self), -1)
+        _warn_of_equal(codes, self.options.ef_search)
         self._storage.reset()
         self._graph = faiss.IndexHNSW(self._storage, self.options.m)
         self._graph.hnsw.efConstruction = self.options.ef_construction
@@ -256,7 +258,10 @@ class FaissBackend(VectorBackend):
         scores, rows = found[:, :top_k].copy(), candidates[:, :top_k].copy()
         # The graph led nowhere, or it ended among rows that are so nearly equal that it leads to few of them: those of
         # the first sentence of many documents, say. Then only a comparison with all rows tells which are the best.
+        step = max(1, some // 4)
         unsure = (rows < 0).any(1) | (found[:, top_k - 1] - found[:, -1] <= NEAR)
+        found[candidates < 0] = np.finfo(np.float32).min
+        unsure |= ((found[:, :-step] - found[:, step:] <= NEAR) & (candidates[:, step:] >= 0)).any(1)
         if some >= 2 * top_k:
             unsure |= found[:, top_k - 1] - found[:, 2 * top_k - 1] <= EQUAL
         again = np.flatnonzero(unsure)
@@ -298,6 +303,18 @@ class FaissBackend(VectorBackend):
         graph.storage, graph.own_fields = self._storage, False
         graph.hnsw.efConstruction = self.options.ef_construction
         return graph
+
+
+def _warn_of_equal(codes: np.ndarray, many: int) -> None:
+    """Say that a graph finds less where many rows are equal: their links leave no room for others."""
+    rows = np.ascontiguousarray(codes).view(f"V{codes.shape[1]}").ravel()
+    most = int(np.unique(rows, return_counts=True)[1].max())
+    if most > many:
+        warnings.warn(
+            f"{most} of {len(rows)} vectors are equal, and a graph (kind='hnsw') finds fewer of the nearest then. "
+            "Leave such documents or slices out, or use kind='flat', which is exact.",
+            stacklevel=2,
+        )
 
 
 class _Blocks:
