@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -436,6 +437,16 @@ def test_inputs_are_left_as_they_are(model):
     assert [[{**m, "content": [p["type"] for p in m["content"]]} for m in chat], *given[1:]] == before
 
 
+def test_a_model_that_was_used_can_be_sent(model, expected):
+    assert near(model.encode(INPUTS[:4]), expected[:4])
+    sent = pickle.loads(pickle.dumps(model))
+    assert near(sent.encode(INPUTS[:4]), expected[:4])
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied[0].model.retrieval_head.down_proj.bias.fill_(torch.nan)
+    assert near(model.encode(INPUTS[:4]), expected[:4])
+
+
 @pytest.mark.slow
 def test_several_processes_give_our_vectors(folder, llava, tmp_path):
     program = """
@@ -449,6 +460,7 @@ if __name__ == "__main__":
     image = Image.open(image)
     chat = [{"role": "user", "content": [{"type": "image", "image": image}]}]
     inputs = [image, "a cat", {"text": "a cat", "image": image}, chat]
+    model.encode(inputs)  # which leaves hooks in the model
     np.save(out, model.encode(inputs, device=["cpu", "cpu"], chunk_size=1))
 """
     image = picture(1)

@@ -1,7 +1,9 @@
 """The module of sentence-transformers that embeds with Sugar. Importing it needs sentence-transformers."""
 
+import copy
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,23 @@ class SugarModule(InputModule):
                 "overflow where bfloat16 does not."
             )
         return {**features, "sentence_embedding": embeds}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process that is started anew gets: transformers' own hooks, which cannot be sent, are left out."""
+        memo = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}  # stay shared
+        model = copy.deepcopy(self.model, memo)
+        for part in model.modules():
+            for key, hook in list(part._forward_hooks.items()):
+                if hook.__module__.startswith("transformers."):
+                    del part._forward_hooks[key]
+            vars(part).pop("_output_capturing_hooks_installed", None)
+        return {**vars(self), "_modules": {**self._modules, "model": model}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it up; transformers keeps a register of the models that were made, and this one was not made here."""
+        super().__setstate__(state)
+        with torch.device("meta"):
+            type(self.model)(copy.deepcopy(self.model.config))
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save model, processor and settings, always as safetensors."""
