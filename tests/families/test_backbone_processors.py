@@ -1,16 +1,17 @@
 """Processors of families beyond the tested models: loading them, and finding images in what they write."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import build_tiny_gemma3, build_tiny_idefics3, build_tiny_llava, build_tiny_qwen2_vl, picture
 from shrinker import tiny_config
 from tiny_processors import processor_forms, tiny_processor
-from transformers import AutoProcessor, MiniCPMV4_6Processor, ProcessorMixin
+from transformers import AutoImageProcessor, AutoProcessor, MiniCPMV4_6Processor, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from sugar_hf.model import SugarConfig, SugarProcessor, tokenizing_sugar
+from sugar_hf.model import SugarConfig, SugarProcessor, backbone_processor_sugar, tokenizing_sugar
 from sugar_hf.model.backbone_processor_sugar import without_video
 from sugar_hf.model.locating_sugar import recorded_spans
 from sugar_hf.retrieval.reuse import shared_length
@@ -280,3 +281,26 @@ def test_a_beginning_with_images_is_reused_as_a_whole_where_no_token_is_known(ha
     same = {"input_ids": torch.tensor([[1, 2, 3, 5]]), **images}
     assert shared_length(beginning, other, None) == expected
     assert shared_length(beginning, same, None) == 3
+
+
+@pytest.mark.parametrize("model_type", ["smolvlm", "llava_next_video"])
+def test_torchvision_changes_no_pixel(model_type, tmp_path, monkeypatch):
+    """With torchvision, transformers would take another backend than the one that wrote the folder."""
+    asked = []
+
+    def from_pretrained(path, **kwargs):
+        asked.append(kwargs["backend"])
+        return AutoImageProcessor.from_pretrained(path, **kwargs)
+
+    monkeypatch.setattr(backbone_processor_sugar, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(
+        backbone_processor_sugar, "AutoImageProcessor", SimpleNamespace(from_pretrained=from_pretrained)
+    )
+    config = tiny_config(model_type)
+    backbone = tiny_processor(model_type, config)
+    backbone.save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    loaded = SugarProcessor.from_pretrained(tmp_path)
+    assert asked == ["pil"]
+    assert type(loaded.image_processor) is type(backbone.image_processor)
+    assert_same(loaded([["A cat.", ONE, "A dog."]]), SugarProcessor(backbone)([["A cat.", ONE, "A dog."]]))

@@ -3,10 +3,11 @@
 import functools
 from typing import Any
 
-from transformers import AutoConfig, AutoVideoProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_torchvision_available
 
 from .configuration_sugar import SugarConfig
 
@@ -18,7 +19,8 @@ def load_backbone_processor(path: Any, **kwargs: Any) -> ProcessorMixin:
     """Load the backbone's processor of a Sugar checkpoint, or that of a plain vision-language model.
 
     A video processor is kept where it can be had. Where it cannot (torchvision is missing, or the folder has no
-    settings for it), it is left out: Sugar reads texts and images.
+    settings for it), it is left out: Sugar reads texts and images. Pillow resizes images wherever the family has code
+    for that, even if torchvision is installed: its pixels differ a little, and so would the vectors of an index.
 
     Args:
         path: Hub name or folder.
@@ -37,7 +39,10 @@ def load_backbone_processor(path: Any, **kwargs: Any) -> ProcessorMixin:
         )
     if _VIDEO in parts and not _has_video_processor(path, **kwargs):
         processor_class = without_video(processor_class)  # type: ignore[arg-type]
-    return processor_class.from_pretrained(path, **kwargs)
+    processor = processor_class.from_pretrained(path, **kwargs)
+    if is_torchvision_available():
+        processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **kwargs)
+    return processor
 
 
 def _processor_class(path: Any, **kwargs: Any) -> type[ProcessorMixin]:
