@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 from .arguments import StructureArguments, SugarTrainingArguments
 from .collator import SugarCollator
 from .ends import draw_slice_ends
-from .lora import sugar_lora_config
+from .lora import LoraCoverage, lora_coverage, sugar_lora_config
 from .trainer import StructureLossMixin, SugarTrainer
 
 if TYPE_CHECKING:
     from .sft import SugarSFTConfig, SugarSFTTrainer
 
 __all__ = [
+    "LoraCoverage",
     "StructureArguments",
     "StructureLossMixin",
     "SugarCollator",
@@ -20,6 +21,7 @@ __all__ = [
     "SugarTrainer",
     "SugarTrainingArguments",
     "draw_slice_ends",
+    "lora_coverage",
     "sugar_lora_config",
 ]
 
