@@ -334,6 +334,16 @@ def test_a_damaged_adapter_configuration_is_named(settings, tmp_path):
         SugarForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_pickled_adapters_are_not_read(tmp_path):
+    model, _ = build_sugar("llava")
+    model.save_pretrained(tmp_path / "base")
+    base = SugarForConditionalGeneration.from_pretrained(tmp_path / "base")
+    get_peft_model(base, sugar_lora_config(base, r=2)).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(OSError, match=r"has no adapter_model\.safetensors.*Pickled"):
+        AutoModel.from_pretrained(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     ("model_type", "kinds"),
     [

@@ -3,7 +3,7 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import (
 from transformers.core_model_loading import WeightRenaming
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import cached_file
 
 from .backbone_sugar import BackboneError, captured_states, check_config, has_body, lm_head, probe, same_logits
 from .configuration_sugar import SugarConfig
@@ -38,6 +39,7 @@ from .output_sugar import CACHE_NAME, SugarOutput, find_cache
 from .saving_sugar import save_backbone, staged, upload_files
 from .sentence_transformers_sugar import write_settings
 
+ADAPTER_FILE = "adapter_model.safetensors"
 # What a quantised backbone has, and trainers, adapters and saving ask the whole model for.
 QUANTISED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
@@ -130,8 +132,6 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # In bfloat16 most of an optimizer's steps would be lost in rounding; quantisers leave the head alone, too.
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["retrieval_head"]
 
     def __init__(self, config: SugarConfig) -> None:
         super().__init__(config)
@@ -162,6 +162,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 none are allowed with a model.
 
         Raises:
+            BackboneError: If Sugar cannot stand on it: an encoder-decoder, or no hidden state for each token.
             ValueError: If the backbone is a Sugar model already, or any weight of it is missing or unexpected.
         """
         fields = {
@@ -190,10 +191,10 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if head is None:
             head = RetrievalHead(config)
             head.apply(model._init_weights)
-        last = lm_head(vlm)
-        device = (
-            vlm.device if last is None else next((p.device for p in last.parameters() if not p.is_meta), vlm.device)
-        )
+        # beside the LM head, which takes the same states
+        beside = lm_head(vlm) or vlm
+        device = next((weight.device for weight in beside.parameters() if not weight.is_meta), vlm.device)
+        # in bfloat16 most of an optimizer's steps would be lost in rounding
         model.retrieval_head = head.to(device=device, dtype=torch.float32)
         loaded = vars(vlm)
         for name in QUANTISED:
@@ -317,6 +318,14 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         saved = kwargs.get("adapter_state_dict")
         if saved is None:
             where = {key: value for key, value in (kwargs.get("adapter_kwargs") or {}).items() if value is not None}
+            if (
+                cached_file(str(peft_model_id), ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **where)
+                is None
+            ):
+                raise OSError(
+                    f"{peft_model_id} has no {ADAPTER_FILE}. Pickled weights (.bin) are not read: save the adapter "
+                    "once more with a current version of peft."
+                )
             saved = load_peft_weights(str(peft_model_id), device="cpu", **where)
         wrong: list[str] = []
         # Adapters have the names of the model in memory. Rules for the files of old backbones would change these, but
