@@ -1,24 +1,15 @@
 """The adapter on, off and merged: what the model computes, and what else must stay as it was."""
 
-import peft
 import pytest
 import torch
 from builders import build_sugar, build_tiny_llava, picture
-from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel
-from transformers.integrations.peft import MIN_PEFT_VERSION
+from versions import needs_the_switches_of_transformers
 
 import sugar_hf
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor, adapter_off, adapter_on, merge_adapter
 from sugar_hf.training import sugar_lora_config
-
-needs_the_switches_of_transformers = pytest.mark.xfail(
-    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
-    raises=ValueError,
-    strict=True,
-    reason="transformers 5.24 asks for PEFT 0.22 where it switches adapters itself, which is not published",
-)
 
 SAMPLES = [["A cat on a mat.", picture(1), "It sleeps."], [picture(2), "Two dogs."]]
 CHAT = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What is it?"}]}]

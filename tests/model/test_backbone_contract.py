@@ -1,5 +1,6 @@
 """What a backbone has to give, seen on one small model of each kind that can go wrong; families has all types."""
 
+import copy
 import json
 import warnings
 
@@ -127,6 +128,22 @@ def test_frozen_layers_with_running_statistics_do_not_move():
     assert not model.vlm.frozen_norm.training
     assert model.vlm.learnt_norm.training
     assert model.vlm.model.training
+
+
+def test_the_kind_of_attention_stays(tmp_path):
+    vlm, _ = build_tiny_llava()
+    vlm.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
+    for model in (SugarForConditionalGeneration.from_backbone(vlm), copy.deepcopy(vlm)):
+        config = model.config.vlm_config if isinstance(model, SugarForConditionalGeneration) else model.config
+        assert config.text_config._attn_implementation == "eager"
+        assert config.vision_config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    loaded = SugarForConditionalGeneration.from_backbone(tmp_path, attn_implementation="eager")
+    assert loaded.vlm.config.vision_config._attn_implementation == "eager"
+    loaded.save_pretrained(tmp_path / "sugar")
+    again = AutoModel.from_pretrained(tmp_path / "sugar", attn_implementation="eager")
+    assert again.vlm.config.text_config._attn_implementation == "eager"
+    assert again.config._attn_implementation == "eager"
 
 
 # --- weights

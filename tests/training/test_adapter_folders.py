@@ -9,6 +9,7 @@ from builders import build_tiny_llava
 from peft import LoraConfig, get_peft_model
 from test_sugar_sft import make_sft
 from training_tools import logged, make_arguments, make_dataset, make_trainer
+from versions import needs_the_switches_of_transformers
 
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.training import SugarTrainer, checkpoints, sugar_lora_config
@@ -70,6 +71,7 @@ def test_sft_writes_the_same(backbone, tmp_path):
     check_folder(tmp_path / "checkpoint-1", backbone)
 
 
+@needs_the_switches_of_transformers
 def test_transformers_own_integration_writes_the_same(backbone, tmp_path):
     model = SugarForConditionalGeneration.from_backbone(backbone, **OPTIONS)
     model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["retrieval_head"]))

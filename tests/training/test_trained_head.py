@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model, inject_adapter_in_model
 from test_sugar_sft import make_sft
 from training_tools import make_arguments, make_dataset, make_sugar, make_trainer
+from versions import needs_the_switches_of_transformers
 
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
 
@@ -48,6 +49,7 @@ def test_head_made_trainable_by_hand_is_still_not_in_the_adapter(tmp_path):
     refused(make_trainer(tmp_path, model=model), "saved without it")
 
 
+@needs_the_switches_of_transformers
 def test_adapters_of_transformers_own_integration_are_looked_at_too(tmp_path):
     model = make_sugar()[0]
     model.add_adapter(LoraConfig(**PLAIN_LORA))

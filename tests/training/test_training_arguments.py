@@ -18,7 +18,7 @@ from sugar_hf.training import SugarTrainingArguments
         ({"head_learning_rate": -1e-3}, "head_learning_rate"),
         ({"label_kernel": "gack"}, "label_kernel must be one of"),
         ({"delta": 0.0}, "delta must be a positive number"),
-        ({"block_means": "0.3"}, "block_means='0.3': give a JSON object"),
+        ({"block_means": "0.3"}, r"block_means='?0\.3'?: give a JSON object"),
         ({"block_means": {"image-image": 0.3}}, "block_means must have exactly the keys"),
         ({"mini_batch_size": 0}, "mini_batch_size=0: give 1 or more"),
         ({"mini_batch_tokens": 0}, "mini_batch_tokens=0"),

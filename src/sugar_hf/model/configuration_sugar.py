@@ -1,5 +1,6 @@
 """Configuration of a Sugar model: any vision-language backbone and a retrieval head."""
 
+import copy
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -39,6 +40,8 @@ class SugarConfig(PreTrainedConfig):
         if isinstance(self.vlm_config, dict):
             settings = dict(self.vlm_config)
             self.vlm_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        else:
+            self.vlm_config = copy.deepcopy(self.vlm_config)  # below, the kind of attention is set for all parts of it
         if self.image_pooling not in IMAGE_POOLINGS:
             raise ValueError(f"image_pooling={self.image_pooling!r}: give one of {', '.join(IMAGE_POOLINGS)}.")
         if self.retrieval_dim < 1:

@@ -1,5 +1,6 @@
 """Sugar: a vision-language backbone that generates as before, and a head that turns slices into embeddings."""
 
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -186,7 +187,9 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config.dtype = vlm.dtype
         config.name_or_path = config.name_or_path or vlm.config.name_or_path  # by which an adapter names its base
         with torch.device("meta"):  # the second copy of the backbone takes no memory
-            model = cls(config)
+            model = cls(copy.deepcopy(config))  # which sets the kind of attention of all parts of its configuration
+        model.config = config
+        config._attn_implementation_internal = vlm.config._attn_implementation  # of this one; parts may have others
         model.vlm = vlm
         if head is None:
             head = RetrievalHead(config)
@@ -312,6 +315,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: If any of its weights has no place in the model: the library would only log it.
         """
         from peft import get_peft_model_state_dict  # peft is not imported where there are no adapters
+        from peft.functional import delete_adapter
         from peft.utils import load_peft_weights
 
         name = adapter_name or "default"
@@ -340,7 +344,12 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if not wrong:
                 return info
             if name in vars(self).get("peft_config", {}):
-                self.delete_adapter(name)
+                # not self.delete_adapter, which asks for a version of peft that need not be there
+                kind = self.peft_config.pop(name).peft_type.value.lower()
+                delete_adapter(self, adapter_name=name, prefix=f"{kind}_")
+                if not self.peft_config:
+                    del self.peft_config
+                    self._hf_peft_config_loaded = False
         raise ValueError(
             f"The adapter {peft_model_id or name} does not fit the {type(self.vlm).__name__} it is loaded onto: "
             f"{len(wrong)} of its {len(saved)} weights have no place there: {', '.join(wrong[:5])}. Load it onto the "

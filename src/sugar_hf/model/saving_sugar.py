@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 CONFIG_FILE = "config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
 _SINGLE = "model*.safetensors"
 _INDEX = "model.safetensors.index*.json"
 
@@ -26,7 +27,7 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
 
     While they are exchanged the folder has no `config.json`, so that nothing loads new weights with an old
     configuration, and weights that are not among the new ones are taken away. If the block fails, or the process dies
-    before the exchange, the folder is as it was.
+    before the exchange, the folder is as it was. Prompts of sentence-transformers that lie there stay.
 
     Args:
         folder: The folder; made if it is not there.
@@ -50,7 +51,8 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
         if has_weights:
             for old in (*folder.glob(_SINGLE), *folder.glob(_INDEX)):
                 old.unlink()
-        for file in sorted(files, key=lambda name: name == Path(CONFIG_FILE)):
+        kept = [file for file in files if file.name == PROMPTS_FILE and (folder / file).exists()]
+        for file in sorted(set(files) - set(kept), key=lambda name: name == Path(CONFIG_FILE)):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / file, folder / file)
     finally:
