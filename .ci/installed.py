@@ -31,7 +31,7 @@ def train(folder: Path, image: Image.Image) -> str:
     (folder / "rows.json").write_text(json.dumps(rows))
     base = picturebook.checkpoint("mini-vlm")
     model, processor = SugarForConditionalGeneration.from_backbone(base), SugarProcessor.from_pretrained(base)
-    before = model.retrieval_head.up_proj.weight.detach().clone()
+    before = model.retrieval_head.pooled_to_hidden.weight.detach().clone()
     teacher = TripleTeacher.from_pretrained(
         picturebook.checkpoint("mini-clip"), picturebook.checkpoint("mini-dino"), picturebook.checkpoint("mini-bert")
     )
@@ -42,7 +42,7 @@ def train(folder: Path, image: Image.Image) -> str:
     )
     args = SugarTrainingArguments(str(folder / "run"), max_steps=2, per_device_train_batch_size=2, report_to="none")
     SugarTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor).train()
-    assert not torch.equal(model.retrieval_head.up_proj.weight.cpu(), before)
+    assert not torch.equal(model.retrieval_head.pooled_to_hidden.weight.cpu(), before)
     model.save_pretrained(folder / "sugar")
     processor.save_pretrained(folder / "sugar")
     return str(folder / "sugar")
