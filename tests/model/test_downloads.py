@@ -101,7 +101,7 @@ def test_the_time_counts_for_all_redirects_together(monkeypatch):
         return moved(f"/{next(number)}")
 
     with server(answer) as (port, asked):
-        with pytest.raises(BadImageError, match=r"more than|timed out"):
+        with pytest.raises(BadImageError, match="more than"):
             fetch_image(f"http://127.0.0.1:{port}/")
         assert len(asked) <= 3
 
@@ -110,7 +110,7 @@ def test_a_host_that_is_looked_up_for_ever(monkeypatch):
     monkeypatch.setattr(images_sugar, "DOWNLOAD_SECONDS", 0.1)
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: over.wait(5))
-    with pytest.raises(BadImageError, match=r"more than|timed out"):
+    with pytest.raises(BadImageError, match="more than"):
         fetch_image("http://example.org/a.png")
     over.set()
 
@@ -187,5 +187,5 @@ def test_a_proxy_is_used_and_reaches_no_private_network_for_us(monkeypatch):
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
         for scheme in ("http", "https"):
-            with pytest.raises(BadImageError, match=r"more than|timed out"):
+            with pytest.raises(BadImageError, match="more than"):
                 fetch_image(f"{scheme}://images.example/a")

@@ -74,7 +74,9 @@ class _Download:
         try:
             self._run()
         except Exception as error:  # raised again in the thread that waits
-            self.error = error
+            # each connection waits for what is left of the time: one that waited in vain has used all of it up
+            is_late = self.left <= 0 and not isinstance(error, RefusedError)
+            self.error = self.too_much() if is_late else error
         finally:
             self.stop()
 
