@@ -179,10 +179,10 @@ def test_ctrl_c_leaves_a_valid_index_that_goes_on(process, tmp_path):
     start = time.monotonic()
     while len(list(folder.glob("pending/part-*.safetensors"))) < 2:
         assert running.poll() is None
-        assert time.monotonic() - start < 60
+        assert time.monotonic() - start < 300, "it hangs"
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
     assert "interrupted: the index is as it was" in err
     assert "goes on" in err

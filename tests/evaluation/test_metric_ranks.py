@@ -1,4 +1,4 @@
-import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,10 +75,12 @@ def test_recall_is_that_of_mteb():
     assert ours["recall@5"] > 100 * reference.recall["Recall@5"] + 5
 
 
-def test_a_quarter_of_mscoco_takes_no_time():
+def test_a_quarter_of_mscoco_is_read_in_blocks():
     rng = np.random.default_rng(3)
     scores = rng.random((6250, 2500), dtype=np.float32)
-    start = time.perf_counter()
+    tracemalloc.start()
     found = target_ranks(scores, [[query // 5 * 2] for query in range(6250)])
-    assert time.perf_counter() - start < 5
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < scores.nbytes / 2
     assert 1100 < found.mean() < 1400

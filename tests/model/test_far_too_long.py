@@ -1,7 +1,5 @@
 """What is far too long is refused or shortened before all of it is tokenised and its images are processed."""
 
-import time
-
 import pytest
 import torch
 from builders import build_sugar, cached_sugar, picture
@@ -47,14 +45,12 @@ def counted(llava, monkeypatch):
 )
 def test_a_beginning_shows_that_it_is_too_long(counted, sample):
     processor, seen = counted
-    start = time.perf_counter()
     with pytest.raises(
         ValueError, match=r"the long one has over 1024 tokens in .* more than max_length=512\. Shorten"
     ):
         processor([sample], max_length=LIMIT, names=["the long one"])
     assert seen["characters"] < 200_000
     assert seen["images"] <= 200
-    assert time.perf_counter() - start < 10  # whole, the tokeniser alone takes half a minute
 
 
 def test_shortened_without_looking_at_the_rest(counted):
