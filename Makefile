@@ -1,5 +1,6 @@
 # make demo   train on the picturebook, retrieve, generate, draw; PHOTOS="a.jpg b.jpg" adds photographs of yours
 # make test   the tests, offline, in two processes; ARGS="tests/data -x" picks some
+# make test-lab   the tests of the laboratory (src/sugar_lab), which `make test` leaves out
 # make test-slow  the long ones, which `make test` leaves out: runs that are killed, some minutes
 # make test-families    every type of backbone that transformers has, compared with docs/backbones.md, some minutes
 # make test-newest       the tests with the newest versions that pyproject.toml allows today
@@ -22,6 +23,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 READY := .venv/.ready
+DEMO := .venv/.demo
 NEWEST := .venv-newest/.ready-$(shell date +%F)
 LOWEST := .venv-lowest/.ready
 TORCHVISION := .venv-torchvision/.ready
@@ -30,13 +32,16 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick check clean
+.PHONY: demo test test-lab test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick check clean
 
-demo: $(READY)
+demo: $(DEMO)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-lab: $(READY)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "lab and not slow" tests/lab -n $(WORKERS) $(ARGS)
 
 test-slow: $(READY)
 	@.venv/bin/python -m pytest -m "slow and not families" $(ARGS)
@@ -61,31 +66,40 @@ test-install:
 	@rm -rf .venv-install
 
 lab: $(READY)
-	@.venv/bin/sugar-hf lab --workers $(WORKERS) $(ARGS)
+	@.venv/bin/python -m sugar_lab --workers $(WORKERS) $(ARGS)
 
 lab-quick: $(READY)
-	@.venv/bin/sugar-hf lab --budget quick --workers $(WORKERS) $(ARGS)
+	@.venv/bin/python -m sugar_lab --budget quick --workers $(WORKERS) $(ARGS)
 
 check: $(READY)
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy src/sugar_hf
+	@.venv/bin/mypy src
 
 # $(call environment,FOLDER,OPTIONS OF PIP): what the tests need, in a folder of its own. torch comes first and alone,
 # so that nothing pulls another build of it in.
 define environment
+	$(call base,$(1),$(2))
+	@$(call pip,$(1),$(2)) -e ".[dev]"
+	@$(call pip,$(1),$(2)) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
+	@$(call pip,$(1),$(2)) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
+endef
+define base
 	@test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
 	@echo "setting up $(1) (a few minutes the first time)"
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	@$(call pip,$(1),$(2)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(call pip,$(1),$(2)) -e ".[dev]"
-	@$(call pip,$(1),$(2)) loguru pytablewriter pytz tenacity sacrebleu portalocker tabulate colorama lxml
-	@$(call pip,$(1),$(2)) --no-deps lmms_eval  # with them it would bring torchvision, OpenCV and the clients of a dozen services
 endef
 pip = $(1)/bin/python -m pip install -qq --disable-pip-version-check $(2)
 
 $(READY): pyproject.toml constraints.txt
 	$(call environment,.venv,-c constraints.txt)
+	@touch $@ $(DEMO)
+
+# What the demo needs and no more; the tests' environment has it, too.
+$(DEMO): pyproject.toml constraints.txt
+	$(call base,.venv,-c constraints.txt)
+	@$(call pip,.venv,-c constraints.txt) -e ".[demo]"
 	@touch $@
 
 $(NEWEST): pyproject.toml
@@ -110,4 +124,4 @@ $(TORCHVISION): pyproject.toml constraints.txt Makefile
 clean:
 	@rm -rf sugar demo_output .cache build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
-	@rm -f $(READY)
+	@rm -f $(READY) $(DEMO)

@@ -31,8 +31,7 @@ from sugar_hf import (
 )
 from sugar_hf.data import to_sample
 from sugar_hf.evaluation import AnswerEvaluator, RetrievalEvaluator
-from sugar_hf.picturebook.recipe.loop import save_half
-from sugar_hf.picturebook.tasks import retrieval_tasks
+from sugar_hf.picturebook.retrieval_tasks import retrieval_tasks
 
 # alpha by objective: each one's loss has a scale of its own
 ALPHA = {"mse": 10.0, "infonce": 0.3, "kl": 0.3}
@@ -54,7 +53,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("sugar"), help="where the model goes")
     parser.add_argument("--report", type=Path, default=Path("demo_output"), help="where the gallery goes")
-    parser.add_argument("--half", action="store_true", help="store the weights in float16, as the package ships them")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
 
@@ -158,7 +156,7 @@ def main() -> None:
     table = print_table(before, after)
 
     print(f"6. Saved to {args.output} and loaded again with the Auto classes")
-    save_half(model, args.output) if args.half else model.save_pretrained(args.output)
+    model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     folder = str(args.output)
     loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

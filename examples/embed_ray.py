@@ -9,7 +9,7 @@ network file system. RAY_ADDRESS names the cluster; without it one is started on
 goes on with the parts that are missing, and the result is that of one process. On one machine with several GPUs,
 torchrun needs no Ray:
 
-    torchrun --nproc_per_node 8 -m sugar_hf.cli index build big.index documents.parquet --model sugar
+    torchrun --nproc_per_node 8 -m sugar_cli index build big.index documents.parquet --model sugar
 """
 
 import argparse

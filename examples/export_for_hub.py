@@ -9,7 +9,7 @@ The folder works with `trust_remote_code=True` where sugar-hf is not installed.
 
 import sys
 
-from sugar_hf.cli import main
+from sugar_cli import main
 
 if __name__ == "__main__":
     main(["export", *sys.argv[1:]])

@@ -1,39 +1,59 @@
-"""The import rule of the house: who may know whom, read from the source of every file."""
+"""The import rule of the project: which package may know which, read from the source of every file."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "sugar_hf"
+SOURCE = Path(__file__).parents[1] / "src"
+MOST_LINES = 800
 
-#: What each package may import besides itself: packages, or one module of a package. `sugar_hf/__init__.py` may import
-#: anything. The safe image loader travels to the Hub, so it lies in `model`, and others take it from there.
+#: What each package may import besides itself, by the start of the module's name. Parts of `sugar_hf` are packages,
+#: too; `sugar_hf/__init__.py` may import all of them. `model`, which travels to the Hub, imports nothing else of ours.
 ALLOWED = {
-    "structure": {"model.images_sugar"},
-    "model": set(),
-    "data": {"model.images_sugar"},
-    "training": {"structure", "model", "data"},
-    "retrieval": {"structure", "model", "data"},
-    "evaluation": {"model", "data", "retrieval"},
-    "picturebook": {"data"},
-    "lab": {"structure", "model", "data", "training", "retrieval", "evaluation", "picturebook"},
-    "cli": {"structure", "model", "data", "training", "retrieval", "evaluation", "picturebook", "lab"},
+    "sugar_hf": ["sugar_hf"],
+    "sugar_hf._files": [],
+    "sugar_hf.structure": ["sugar_hf._files", "sugar_hf.model.images_sugar"],
+    "sugar_hf.model": [],
+    "sugar_hf.data": ["sugar_hf._files", "sugar_hf.model"],
+    "sugar_hf.training": ["sugar_hf._files", "sugar_hf.structure", "sugar_hf.model", "sugar_hf.data"],
+    "sugar_hf.retrieval": ["sugar_hf._files", "sugar_hf.structure", "sugar_hf.model", "sugar_hf.data"],
+    "sugar_hf.evaluation": ["sugar_hf._files", "sugar_hf.model", "sugar_hf.data", "sugar_hf.retrieval"],
+    "sugar_hf.picturebook": ["sugar_hf.data"],
+    "sugar_cli": ["sugar_hf"],
+    "sugar_lab": ["sugar_hf"],
 }
 
 
+def module_of(path):
+    """The dotted name of a file, given by its path below `src`."""
+    parts = Path(path).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(module):
+    """The package whose rule a module follows: a part of `sugar_hf`, or one of the other packages."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "sugar_hf" else parts[0]
+
+
+def is_within(module, package):
+    return module == package or module.startswith(package + ".")
+
+
 def imported(node, module, is_package):
-    """Yields the full names of the modules of this project that an import statement names."""
+    """Yields the modules of this project that an import statement names, with the names taken from each."""
     if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
+        found = [(alias.name, "") for alias in node.names]
     elif node.level == 0:
-        names = [f"{node.module}.{alias.name}" if node.module == "sugar_hf" else node.module for alias in node.names]
+        found = [(node.module, alias.name) for alias in node.names]
     else:
         # One dot is the package the module lies in; a package's __init__ lies in itself.
-        base = module[: len(module) - node.level + is_package]
-        parent = ".".join([*base, *([node.module] if node.module else [])])
-        names = [f"{parent}.{alias.name}" if parent == "sugar_hf" else parent for alias in node.names]
-    yield from (name for name in names if name.split(".")[0] == "sugar_hf")
+        parts = module.split(".")
+        base = parts[: len(parts) - node.level + is_package]
+        found = [(".".join([*base, *([node.module] if node.module else [])]), alias.name) for alias in node.names]
+    yield from ((base, name) for base, name in found if base.split(".")[0] in ("sugar_hf", "sugar_cli", "sugar_lab"))
 
 
 def is_flat(node):
@@ -44,72 +64,136 @@ def is_flat(node):
     return isinstance(node, ast.ImportFrom) and node.level == 1 and bool(node.module) and "." not in node.module
 
 
+def import_statements(source, path):
+    return [node for node in ast.walk(ast.parse(source, str(path))) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def faults(path, source):
-    """Lists what is wrong with the imports of a file, given by its path below `src/sugar_hf`."""
-    parts = Path(path).with_suffix("").parts
-    is_package = parts[-1] == "__init__"
-    module = ("sugar_hf", *(parts[:-1] if is_package else parts))
-    if len(parts) == 1:
-        return [] if is_package else [f"{path}: modules belong into one of {', '.join(ALLOWED)}"]
-    package, travels = parts[0], parts[0] == "model" and not is_package
+    """Lists what is wrong with the imports of a file, given by its path below `src`."""
+    module, is_package = module_of(path), Path(path).stem == "__init__"
+    package = package_of(module)
     if package not in ALLOWED:
-        return [f"{path}: unknown package {package!r}"]
+        return [f"{path}: unknown package {package!r}; modules belong into one of {', '.join(ALLOWED)}"]
+    in_model = package == "sugar_hf.model"
     found = []
-    for node in ast.walk(ast.parse(source, filename=str(path))):
-        if not isinstance(node, (ast.Import, ast.ImportFrom)):
-            continue
+    for node in import_statements(source, path):
         place = f"{path}:{node.lineno}: `{ast.unparse(node)}`"
         is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        for name in sorted(set(imported(node, module, is_package))):
-            target = name.split(".")[1] if "." in name else "the whole project"
-            if target != package and not {target, name.removeprefix("sugar_hf.")} & ALLOWED[package]:
+        for base, name in imported(node, module, is_package):
+            # `from sugar_hf import training` names a part; the top of the library is no part, and may not be asked.
+            target = f"{base}.{name}" if base == "sugar_hf" and f"{base}.{name}" in ALLOWED else base
+            if not any(is_within(target, allowed) for allowed in [package, *ALLOWED[package]]):
                 found.append(f"{place}: {package} may not know {target}")
-            if package == "model" and not is_relative:
+            if in_model and not is_relative:
                 found.append(f"{place}: model/ imports itself by relative names, as it does on the Hub")
-        if travels and is_relative and not is_flat(node):
+        if in_model and not is_package and is_relative and not is_flat(node):
             found.append(f"{place}: files that travel to the Hub write `from .x import Y`")
     return found
 
 
+def arrows(sources):
+    """For each module of a dictionary of paths and sources, the modules among them that it imports."""
+    modules = {module_of(path) for path in sources}
+    found = {}
+    for path, source in sources.items():
+        module, is_package = module_of(path), Path(path).stem == "__init__"
+        targets = set()
+        for node in import_statements(source, path):
+            for base, name in imported(node, module, is_package):
+                targets.add(f"{base}.{name}" if f"{base}.{name}" in modules else base)
+        found[module] = (targets & modules) - {module}
+    return found
+
+
+def circles(graph):
+    """Groups of modules that import each other, along whatever way, each sorted."""
+    reach = {module: set(targets) for module, targets in graph.items()}
+    for middle in graph:  # Warshall
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    return sorted({tuple(sorted(o for o in reach[m] if m in reach[o])) for m in graph if m in reach[m]})
+
+
+def all_sources():
+    return {str(path.relative_to(SOURCE)): path.read_text("utf-8") for path in sorted(SOURCE.rglob("*.py"))}
+
+
 def test_every_import_goes_the_right_way():
-    files = sorted(SOURCE.rglob("*.py"))
-    assert len(files) > 10
-    found = [fault for file in files for fault in faults(str(file.relative_to(SOURCE)), file.read_text("utf-8"))]
+    sources = all_sources()
+    assert len(sources) > 100
+    found = [fault for path, source in sources.items() for fault in faults(path, source)]
     assert not found, "\n".join(found)
 
 
+@pytest.mark.xfail(strict=True, reason="two circles are left, in model and in retrieval")
+def test_no_module_imports_itself_by_way_of_others():
+    found = circles(arrows(all_sources()))
+    assert not found, "\n".join(" <-> ".join(circle) for circle in found)
+
+
+def test_a_circle_is_found():
+    sources = {
+        "sugar_hf/model/a.py": "from .b import x",
+        "sugar_hf/model/b.py": "def late():\n    from .c import y",
+        "sugar_hf/model/c.py": "if TYPE_CHECKING:\n    from .a import z",
+        "sugar_hf/model/d.py": "from .a import z",
+    }
+    assert circles(arrows(sources)) == [("sugar_hf.model.a", "sugar_hf.model.b", "sugar_hf.model.c")]
+
+
 def test_what_travels_lies_flat():
-    assert not [path for path in (SOURCE / "model").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    model = SOURCE / "sugar_hf" / "model"
+    assert not [path for path in model.iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_a_name_of_a_module_occurs_once():
+    """But for the modules for `evaluate`, whose files have to be called like their folders."""
+    stems = Counter(
+        path.stem
+        for path in SOURCE.rglob("*.py")
+        if "modules" not in path.parts and path.stem not in ("__init__", "__main__")
+    )
+    assert not [name for name, times in stems.items() if times > 1]
+
+
+def test_no_file_is_too_long():
+    lengths = {path: source.count("\n") for path, source in all_sources().items()}
+    assert not {path: lines for path, lines in lengths.items() if lines > MOST_LINES}
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("structure/labels.py", "from sugar_hf.model import SugarConfig"),
-        ("structure/labels.py", "from ..model import SugarConfig"),
-        ("structure/labels.py", "from .. import model"),
-        ("structure/__init__.py", "from ..model import SugarConfig"),
-        ("structure/labels.py", "import sugar_hf.model.hub as hub"),
-        ("structure/labels.py", "import sugar_hf"),
-        ("structure/labels.py", "def late():\n    from sugar_hf import training"),
-        ("structure/labels.py", "if TYPE_CHECKING:\n    from sugar_hf.data import to_sample"),
-        ("model/hub.py", "from ..structure import log_gak"),
-        ("model/hub.py", "from sugar_hf.model.modeling_sugar import SugarOutput"),
-        ("model/__init__.py", "import sugar_hf.model.hub"),
-        ("model/modeling_sugar.py", "from . import configuration_sugar"),
-        ("model/modeling_sugar.py", "from .parts.head import Head"),
-        ("model/modeling_sugar.py", "from ..model.configuration_sugar import SugarConfig"),
-        ("model/hub.py", "from . import modeling_sugar"),
-        ("data/readers.py", "from ..picturebook import load"),
-        ("data/images.py", "from ..model import SugarConfig"),
-        ("data/images.py", "from ..model.samples_sugar import parse_sample"),
-        ("retrieval/index.py", "from sugar_hf.evaluation import recall"),
-        ("retrieval/index.py", "from ..training import SugarTrainer"),
-        ("training/script.py", "from ..cli import main"),
-        ("picturebook/recipe/loop.py", "from ...training import SugarTrainer"),
-        ("evaluation/metrics.py", "from sugar_hf.training import SugarTrainer"),
-        ("extra/a.py", ""),
-        ("loose.py", ""),
+        ("sugar_hf/structure/labels.py", "from sugar_hf.model import SugarConfig"),
+        ("sugar_hf/structure/labels.py", "from ..model import SugarConfig"),
+        ("sugar_hf/structure/labels.py", "from .. import model"),
+        ("sugar_hf/structure/__init__.py", "from ..model import SugarConfig"),
+        ("sugar_hf/structure/labels.py", "import sugar_hf.model.hub as hub"),
+        ("sugar_hf/structure/labels.py", "import sugar_hf"),
+        ("sugar_hf/structure/labels.py", "def late():\n    from sugar_hf import training"),
+        ("sugar_hf/structure/labels.py", "if TYPE_CHECKING:\n    from sugar_hf.data import to_sample"),
+        ("sugar_hf/model/hub.py", "from ..structure import log_gak"),
+        ("sugar_hf/model/hub.py", "from sugar_hf.model.modeling_sugar import SugarOutput"),
+        ("sugar_hf/model/__init__.py", "import sugar_hf.model.hub"),
+        ("sugar_hf/model/modeling_sugar.py", "from . import configuration_sugar"),
+        ("sugar_hf/model/modeling_sugar.py", "from .parts.head import Head"),
+        ("sugar_hf/model/modeling_sugar.py", "from ..model.configuration_sugar import SugarConfig"),
+        ("sugar_hf/model/modeling_sugar.py", "from .._files import atomic_write"),
+        ("sugar_hf/model/hub.py", "from . import modeling_sugar"),
+        ("sugar_hf/_files.py", "from .data import to_sample"),
+        ("sugar_hf/data/readers.py", "from ..picturebook import load"),
+        ("sugar_hf/data/images.py", "from ..retrieval import SugarIndex"),
+        ("sugar_hf/retrieval/index.py", "from sugar_hf.evaluation import recall"),
+        ("sugar_hf/retrieval/index.py", "from ..training import SugarTrainer"),
+        ("sugar_hf/training/script.py", "from sugar_cli import main"),
+        ("sugar_hf/picturebook/world.py", "from sugar_lab.recipe import vlm"),
+        ("sugar_hf/evaluation/ranking.py", "from sugar_hf.training import SugarTrainer"),
+        ("sugar_cli/app.py", "from sugar_lab.stages import Lab"),
+        ("sugar_lab/stages.py", "from sugar_cli import main"),
+        ("sugar_hf/extra/a.py", ""),
+        ("sugar_hf/loose.py", ""),
+        ("sugar_other/a.py", ""),
     ],
 )
 def test_a_wrong_import_is_caught(path, source):
@@ -119,21 +203,22 @@ def test_a_wrong_import_is_caught(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("__init__.py", "from .model import SugarConfig\nfrom . import training"),
-        ("structure/__init__.py", "from .labels import label_matrix"),
+        ("sugar_hf/__init__.py", "from .model import SugarConfig\nfrom . import training"),
+        ("sugar_hf/structure/__init__.py", "from .labels import label_matrix"),
         (
-            "structure/labels.py",
+            "sugar_hf/structure/labels.py",
             "import torch\nfrom transformers.utils import logging\nfrom .alignment import log_gak",
         ),
-        ("model/modeling_sugar.py", "from .configuration_sugar import SugarConfig"),
-        ("model/__init__.py", "from . import modeling_sugar"),
-        ("model/hub.py", "from .modeling_sugar import SugarOutput"),
-        ("data/images.py", "from ..model.images_sugar import read_image"),
-        ("training/collator.py", "from sugar_hf.data import to_sample\nfrom ..structure import label_matrix"),
-        ("training/collator.py", "from .. import model\nfrom sugar_hf import structure"),
-        ("picturebook/recipe/loop.py", "from ..world import load\nfrom ...data import FEATURES"),
-        ("picturebook/recipe/__init__.py", "from .loop import run\nfrom ..world import load"),
-        ("evaluation/metrics.py", "import sugar_hf.retrieval.index"),
+        ("sugar_hf/structure/cache.py", "from .._files import atomic_write"),
+        ("sugar_hf/model/modeling_sugar.py", "from .configuration_sugar import SugarConfig"),
+        ("sugar_hf/model/__init__.py", "from . import modeling_sugar"),
+        ("sugar_hf/model/hub.py", "from .modeling_sugar import SugarOutput"),
+        ("sugar_hf/data/images.py", "from ..model.images_sugar import read_image"),
+        ("sugar_hf/training/collator.py", "from sugar_hf.data import to_sample\nfrom ..structure import label_matrix"),
+        ("sugar_hf/training/collator.py", "from .. import model\nfrom sugar_hf import structure"),
+        ("sugar_hf/evaluation/ranking.py", "import sugar_hf.retrieval.index"),
+        ("sugar_cli/app.py", "from sugar_hf import SugarIndex\nimport sugar_hf\nfrom .output import say"),
+        ("sugar_lab/recipe/loop.py", "from ..exercises import draw_many\nfrom sugar_hf.picturebook import load"),
     ],
 )
 def test_a_right_import_passes(path, source):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from builders import picture
 
-from sugar_hf.cli import main
+from sugar_cli import main
 
 
 @dataclass
@@ -41,7 +41,7 @@ def process():
     def run(*command, **options):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "sugar_hf.cli", *map(str, command)],
+            [sys.executable, "-m", "sugar_cli", *map(str, command)],
             env=environment,
             capture_output=True,
             text=True,

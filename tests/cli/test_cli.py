@@ -11,11 +11,11 @@ import pytest
 import typer
 from signals import heed_ctrl_c
 
+from sugar_cli import main
+from sugar_cli.app import app
+from sugar_cli.loading import read_queries, read_sources
+from sugar_cli.options import IMAGE_MARK
 from sugar_hf import picturebook
-from sugar_hf.cli import main
-from sugar_hf.cli.app import app
-from sugar_hf.cli.loading import read_queries, read_sources
-from sugar_hf.cli.options import IMAGE_MARK
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
 
@@ -34,7 +34,7 @@ COMMANDS = [
 
 def test_help_comes_before_torch(process):
     code = (
-        "import sys; sys.argv[0] = 'sugar-hf'; from sugar_hf.cli import main\n"
+        "import sys; sys.argv[0] = 'sugar-hf'; from sugar_cli import main\n"
         "try: main(['--help'])\n"
         "finally: print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
     )
@@ -170,7 +170,7 @@ def test_sources_of_all_kinds_are_read_in_order(album):
 
 
 def test_queries_keep_their_order(album, tmp_path, monkeypatch):
-    from sugar_hf.cli import search
+    from sugar_cli import search_command as search
 
     seen = []
     monkeypatch.setattr(search, "read_queries", lambda parts, file: seen.append(parts) or sys.exit(7))
@@ -225,13 +225,13 @@ def test_export_writes_a_card(cli, tmp_path):
 
 
 def test_a_pipe_that_closes_is_no_error_of_ours(album):
-    command = f"{sys.executable} -m sugar_hf.cli embed picturebook:test/words?size=8 | head -n 1 >/dev/null"
+    command = f"{sys.executable} -m sugar_cli embed picturebook:test/words?size=8 | head -n 1 >/dev/null"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_with_130():
-    command = [sys.executable, "-m", "sugar_hf.cli", "embed", "picturebook:test/story?size=400", "--batch-size", "1"]
+    command = [sys.executable, "-m", "sugar_cli", "embed", "picturebook:test/story?size=400", "--batch-size", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
     said = b""
     while b"Embedding" not in said:
@@ -246,4 +246,4 @@ def test_ctrl_c_ends_with_130():
 
 def test_the_entry_point_is_declared():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert 'sugar-hf = "sugar_hf.cli:main"' in text
+    assert 'sugar-hf = "sugar_cli:main"' in text

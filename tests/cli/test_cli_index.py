@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_a_valid_index_that_goes_on(process, tmp_path):
     command += ["--batch-size", "1", "--part-documents", "10"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     running = subprocess.Popen(
-        [sys.executable, "-m", "sugar_hf.cli", *map(str, command)],
+        [sys.executable, "-m", "sugar_cli", *map(str, command)],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

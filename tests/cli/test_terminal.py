@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from builders import picture
 
-from sugar_hf.cli import explain as explain_command
-from sugar_hf.cli import search as search_command
-from sugar_hf.cli.ask import _streamer
-from sugar_hf.cli.output import emit, say, show, visible
+from sugar_cli import explain_command as explain_command
+from sugar_cli import search_command as search_command
+from sugar_cli.ask_command import _streamer
+from sugar_cli.output import emit, say, show, visible
 from sugar_hf.retrieval import Document, Hit, SugarIndex
 
 EVIL = "\x1b]0;owned\x07 \x9b2J \u202e\u2066bidi \u2028next \u2029page \x85 \x00\x7f \ufeff\u200b"

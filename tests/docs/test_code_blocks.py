@@ -23,15 +23,15 @@ import pytest
 import typer
 from builders import picture
 
+from sugar_cli import main
+from sugar_cli.app import app
+from sugar_cli.train_command import ScriptArguments
 from sugar_hf import picturebook
-from sugar_hf.cli import main
-from sugar_hf.cli.app import app
-from sugar_hf.cli.train import ScriptArguments
-from sugar_hf.evaluation.tasks import all_tasks
-from sugar_hf.lab.budget import BUDGETS
-from sugar_hf.lab.stages import Lab
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex
 from sugar_hf.training import SugarTrainingArguments
+from sugar_lab.budget import BUDGETS
+from sugar_lab.stages import Lab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

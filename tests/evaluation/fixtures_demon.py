@@ -2,7 +2,7 @@
 
 from benchmark_tools import scene, write_image, write_json
 
-from sugar_hf.evaluation.tasks.demon import ALL, IMAGE_CHOICE, OPEN, question_type
+from sugar_hf.evaluation.benchmarks.tasks.demon_tasks import ALL, IMAGE_CHOICE, OPEN, question_type
 
 #: Tasks with two samples.
 DOUBLE = ("MMCoQA", "COMICS_Panel", "TQA")

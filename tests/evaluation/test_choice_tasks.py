@@ -9,10 +9,10 @@ from fixtures_choices import HUB, PROBLEMS, RAW
 from openpyxl import load_workbook
 
 from sugar_hf import picturebook
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
-from sugar_hf.evaluation.tasks.groups import whole_groups
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.tasks.question_groups import whole_groups
 
 NAMES = ("scienceqa", "mmbench")
 FORMS = {"raw": RAW, "hub": HUB}

@@ -14,15 +14,16 @@ import fixtures_vqa
 import pytest
 from tiny_encoders import save_blip2, save_dual
 
+from sugar_cli import main
+from sugar_cli.train_command import parse, sources
 from sugar_hf import picturebook
-from sugar_hf.cli import main
-from sugar_hf.cli.train import parse, sources
-from sugar_hf.evaluation import judges, running
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.report import cells
-from sugar_hf.evaluation.running import Models, run_task
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks import judges
+from sugar_hf.evaluation.benchmarks import runner as running
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.report import cells
+from sugar_hf.evaluation.benchmarks.runner import Models, run_task
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")

@@ -8,10 +8,9 @@ import pytest
 from benchmark_tools import Saying, pictures, scene, words, write_json
 from fixtures_demon import demon_sample, write_demon
 
-from sugar_hf.evaluation.examples import Record
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
-from sugar_hf.evaluation.tasks.demon import (
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.tasks.demon_tasks import (
     ALL,
     CATEGORIES,
     IMAGE_CHOICE,
@@ -20,6 +19,7 @@ from sugar_hf.evaluation.tasks.demon import (
     sample_score,
     score_demon,
 )
+from sugar_hf.evaluation.examples import Record
 
 
 def load(folder, **more):

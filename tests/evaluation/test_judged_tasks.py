@@ -6,9 +6,9 @@ import pytest
 from benchmark_tools import Saying, pictures, scene, words, write_json
 from fixtures_choices import HUB, LLAVA_W, MM_VET, RAW
 
-from sugar_hf.evaluation.judges import RefusedPromptError
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.judges import RefusedPromptError
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 NAMES = ("llava-w", "mm-vet")
 FORMS = {"raw": RAW, "hub": HUB}

@@ -10,7 +10,7 @@ from builders import build_tiny_llava
 from builders.parts import build_tokenizer, finish, text_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sugar_hf.evaluation.judges import EndpointJudge, Judge, LocalJudge, RefusedPromptError, open_judge
+from sugar_hf.evaluation.benchmarks.judges import EndpointJudge, Judge, LocalJudge, RefusedPromptError, open_judge
 
 KEY = "sk-a-secret-of-this-test"
 
@@ -102,7 +102,7 @@ def test_failures_that_pass_are_tried_again(server):
 
 def test_waits_grow_up_to_what_the_server_asks(server, monkeypatch):
     waited = []
-    monkeypatch.setattr("sugar_hf.evaluation.judges.time.sleep", waited.append)
+    monkeypatch.setattr("sugar_hf.evaluation.benchmarks.judges.time.sleep", waited.append)
     server.replies = [(500, "")]
     with pytest.raises(ConnectionError, match=r"says 500 .*\(4 tries\).*the same command goes on"):
         EndpointJudge(server.url, "wise-1", tries=4, wait=20.0)("Which?")

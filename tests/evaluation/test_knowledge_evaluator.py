@@ -9,9 +9,9 @@ from benchmark_tools import Saying, pictures, scene, words
 from knowledge_tools import Comparing
 
 from sugar_hf import picturebook
+from sugar_hf.evaluation.benchmarks.runner import open_model
 from sugar_hf.evaluation.examples import Example
-from sugar_hf.evaluation.knowledge import KnowledgeEvaluator, Pool, View
-from sugar_hf.evaluation.running import open_model
+from sugar_hf.evaluation.knowledge_evaluator import KnowledgeEvaluator, Pool, View
 from sugar_hf.retrieval import Document
 
 FACTS = ["a cat purrs", "a dog barks", "a cow moos", "a dog runs"]
@@ -140,7 +140,7 @@ def test_equal_similarities_go_to_the_first_candidates():
 def test_chunks_change_nothing(monkeypatch):
     whole, parts = Saying(words), Saying(words)
     evaluator(top_k=2)(whole, encoder=Comparing())
-    monkeypatch.setattr("sugar_hf.evaluation.knowledge.CHUNK", 1)
+    monkeypatch.setattr("sugar_hf.evaluation.knowledge_evaluator.CHUNK", 1)
     evaluator(top_k=2)(parts, encoder=Comparing())
     assert asked(whole) == asked(parts)
 

@@ -10,9 +10,10 @@ from knowledge_tools import Comparing
 
 from sugar_hf import picturebook
 from sugar_hf.data import BadSampleError
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import knowledge, webqa
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import knowledge_vqa as knowledge
+from sugar_hf.evaluation.benchmarks.tasks import webqa_tasks as webqa
 
 TASKS = knowledge.TASKS | webqa.TASKS
 NAMES = ["fvqa", "webqa", "webqa-position"]

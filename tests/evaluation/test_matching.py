@@ -16,11 +16,11 @@ from sugar_hf.evaluation import (
     RankingEvaluator,
     RetrievalEvaluator,
     SugarEncoder,
-    matching,
 )
+from sugar_hf.evaluation import ranking_evaluator as matching
 from sugar_hf.evaluation.encoding import BatchEncoder
-from sugar_hf.evaluation.matching import as_encoder
-from sugar_hf.evaluation.metrics.pairs import winoground_scores
+from sugar_hf.evaluation.metrics.pair_metrics import winoground_scores
+from sugar_hf.evaluation.ranking_evaluator import as_encoder
 from sugar_hf.retrieval.documents import Document
 
 #: Vectors of texts, by the text.

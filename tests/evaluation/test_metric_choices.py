@@ -9,7 +9,7 @@ from metric_tools import WORDS, random_texts
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from sugar_hf.evaluation.metrics import (
+from sugar_hf.evaluation.benchmarks.scorers import (
     ab_choice,
     circular_accuracy,
     demon_clean,

@@ -5,7 +5,7 @@ import lmms_eval.tasks
 import numpy as np
 import pytest
 
-from sugar_hf.evaluation.metrics import (
+from sugar_hf.evaluation.benchmarks.scorers import (
     llava_bench_prompt,
     llava_bench_scores,
     mm_vet_prompt,

@@ -5,9 +5,10 @@ import evaluate
 import numpy as np
 import pytest
 
-from sugar_hf.evaluation import metrics, modules
-from sugar_hf.evaluation.modules import load_metric, metric_names
-from sugar_hf.evaluation.modules.info import percent
+from sugar_hf.evaluation import metrics
+from sugar_hf.evaluation.benchmarks import modules
+from sugar_hf.evaluation.benchmarks.modules import load_metric, metric_names
+from sugar_hf.evaluation.benchmarks.modules.info import percent
 
 FOLDER = Path(modules.__file__).parent
 NAMES = [

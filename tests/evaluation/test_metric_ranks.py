@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
 
-from sugar_hf.evaluation.metrics import MISSED, ranks, recall_at_k, target_ranks
+from sugar_hf.evaluation.metrics import MISSED, recall_at_k, target_ranks
+from sugar_hf.evaluation.metrics import ranking as ranks
 
 
 def brute_force(scores, targets, excluded=None):

@@ -6,7 +6,13 @@ from pycocoevalcap.rouge.rouge import Rouge as CocoRouge
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
-from sugar_hf.evaluation.metrics import demon_clean, rouge_l_coco, rouge_l_demon, rouge_l_google, rouge_l_summary
+from sugar_hf.evaluation.benchmarks.scorers import (
+    demon_clean,
+    rouge_l_coco,
+    rouge_l_demon,
+    rouge_l_google,
+    rouge_l_summary,
+)
 
 FEW_WORDS = ["a", "b", "c", "d", "e.", "f", ".", "é"]
 

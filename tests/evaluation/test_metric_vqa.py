@@ -9,15 +9,14 @@ from lmms_eval.tasks.textvqa.utils import textvqa_process_results
 from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 from metric_tools import WORDS, random_texts
 
-from sugar_hf.evaluation.metrics import (
+from sugar_hf.evaluation.benchmarks.scorers import (
     evalai_accuracy,
-    gqa_match,
-    gqa_match_lmms,
     process_digits_articles,
     process_punctuation,
     vqa_accuracy,
 )
-from sugar_hf.evaluation.metrics.vqa import CONTRACTIONS, _evalai
+from sugar_hf.evaluation.benchmarks.scorers.vqa_scorers import CONTRACTIONS, _evalai
+from sugar_hf.evaluation.metrics import gqa_match, gqa_match_lmms
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import builtins
 import pytest
 from metric_tools import random_texts
 
-from sugar_hf.evaluation.metrics import webqa_accuracy
+from sugar_hf.evaluation.benchmarks.scorers import webqa_accuracy
 
 FULL = 2 / (2 + 1e-5)  # the official F1 has 1e-5 in its divisor
 

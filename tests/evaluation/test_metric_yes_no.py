@@ -7,7 +7,7 @@ from lmms_eval.tasks.pope import utils as pope
 from metric_tools import WORDS, random_texts
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from sugar_hf.evaluation.metrics import (
+from sugar_hf.evaluation.benchmarks.scorers import (
     binary_scores,
     first_yes_no,
     mme_answer,
@@ -15,7 +15,7 @@ from sugar_hf.evaluation.metrics import (
     pope_answer,
     position_curve,
 )
-from sugar_hf.evaluation.metrics.yes_no import MME_COGNITION, MME_PERCEPTION
+from sugar_hf.evaluation.benchmarks.scorers.yes_no_scorers import MME_COGNITION, MME_PERCEPTION
 
 REPLY_WORDS = [*WORDS, "yes", "no", "Yes.", "no,", "NO", "Nope", "isn't", "y", "n", "not sure", "I know"]
 

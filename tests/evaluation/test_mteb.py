@@ -23,8 +23,8 @@ from sugar_hf import picturebook
 from sugar_hf.data import to_sample
 from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.evaluation.harnesses.mteb_sugar import SugarMTEB, describe, samples_of
-from sugar_hf.picturebook.pairs import DIFFERENCES, draw_contrast, draw_contrasts
 from sugar_hf.retrieval import SugarEmbedder
+from sugar_lab.exercises.contrasts import DIFFERENCES, draw_contrast, draw_contrasts
 
 DOCS = Path(__file__).parents[2] / "docs" / "harnesses.md"
 MINI = picturebook.checkpoint("mini-sugar")

@@ -8,8 +8,8 @@ from benchmark_tools import Saying, pictures, scene, words
 from fixtures_matching import MMVP_TYPES, write_mmvp, write_winoground, write_winoground_hub
 from matching_tools import Seeing, blind, knowing, scene_number
 
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 
 def load(name, folder, **more):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sugar_hf.data import BadSampleError
 from sugar_hf.evaluation import Example, GenerationEvaluator, Lazy
-from sugar_hf.evaluation.embeddings import EmbeddingStore
+from sugar_hf.evaluation.embedding_store import EmbeddingStore
 from sugar_hf.evaluation.examples import digest_of
 from sugar_hf.evaluation.predictions import PredictionFile
 from sugar_hf.retrieval import Document

@@ -10,9 +10,9 @@ from knowledge_tools import Comparing
 
 from sugar_hf import picturebook
 from sugar_hf.data import BadSampleError
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import rag
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import augmented_vqa as rag
 
 FORMS = {"raw": RAW, "hub": HUB}
 NAMES = ["rag-vizwiz", "rag-scienceqa"]

@@ -5,10 +5,10 @@ import json
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from sugar_hf.evaluation import report
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.running import write_result
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks import report
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.runner import write_result
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 
 def result(task="vqav2", model="me/sugar", metrics=None, **more):

@@ -10,9 +10,9 @@ from matching_tools import Seeing, blind, knowing
 from PIL import Image
 
 from sugar_hf import picturebook
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 
 def load(name, folder, **more):

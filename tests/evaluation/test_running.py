@@ -9,9 +9,9 @@ from fixtures_vqa import RAW
 from peft import LoraConfig, get_peft_model
 
 from sugar_hf import picturebook
-from sugar_hf.evaluation.running import Models, is_sugar, open_model, run_name, run_task
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.runner import Models, is_sugar, open_model, run_name, run_task
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 from sugar_hf.model import SugarForConditionalGeneration
 
 TASKS = all_tasks()

@@ -4,7 +4,7 @@ import pytest
 from benchmark_tools import write_image, write_rows
 from PIL import Image
 
-from sugar_hf.evaluation.sources import Source, get, image_in, read_json, read_json_lines, read_table
+from sugar_hf.evaluation.benchmarks.sources import Source, get, image_in, read_json, read_json_lines, read_table
 
 
 def rows(folder):

@@ -6,8 +6,8 @@ import pytest
 from benchmark_tools import Saying, pictures, words, write_json
 from fixtures_vqa import ANSWERS, HUB, QUESTIONS, RAW
 
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 NAMES = sorted(RAW)
 FORMS = {"raw": RAW, "hub": HUB}

@@ -4,8 +4,8 @@ import pytest
 from benchmark_tools import Saying, pictures, words
 from fixtures_choices import HUB, POPE, RAW
 
-from sugar_hf.evaluation.sources import Source
-from sugar_hf.evaluation.tasks import all_tasks
+from sugar_hf.evaluation.benchmarks.sources import Source
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 NAMES = ("pope", "mme")
 FORMS = {"raw": RAW, "hub": HUB}

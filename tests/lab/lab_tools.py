@@ -15,7 +15,7 @@ def entry(table, row, metric, *values, seeds=None, n=300, chance=None, budget="f
         "seeds": list(range(len(values))) if seeds is None else seeds,
         "values": list(values),
         "n": n,
-        "command": f"sugar-hf lab --budget {budget} --only {row}/{table}",
+        "command": f"python -m sugar_lab --budget {budget} --only {row}/{table}",
         "versions": {"torch": "2.9", "machine": "2 cores"},
         "budget": budget,
         "chance": chance,

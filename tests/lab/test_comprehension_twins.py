@@ -7,12 +7,13 @@ import pytest
 
 from sugar_hf import picturebook
 from sugar_hf.evaluation import Record
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.tasks import all_tasks
-from sugar_hf.lab.budget import FULL, QUICK
-from sugar_hf.lab.twins import all_twins, comprehension
-from sugar_hf.lab.twins.comprehension import TWINS, score_detail, score_mixed
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.tasks import all_tasks
+from sugar_lab.budget import FULL, QUICK
+from sugar_lab.twins import all_twins
+from sugar_lab.twins import comprehension_twins as comprehension
+from sugar_lab.twins.comprehension_twins import TWINS, score_detail, score_mixed
 
 FULL_MARKS = {"mme": {"perception": 1000.0, "cognition": 400.0}}
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.evaluation.tasks.demon import CATEGORIES, IMAGE_CHOICE, question_type
-from sugar_hf.lab.budget import QUICK
-from sugar_hf.lab.twins import all_twins
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_hf.evaluation.benchmarks.tasks.demon_tasks import CATEGORIES, IMAGE_CHOICE, question_type
 from sugar_hf.picturebook import checkpoint
+from sugar_lab.budget import QUICK
+from sugar_lab.twins import all_twins
 
 TWIN = all_twins()["demon"]
 

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from sugar_hf import picturebook
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.tasks import knowledge_vqa as knowledge
+from sugar_hf.evaluation.benchmarks.tasks.augmented_vqa import shots_as_text
+from sugar_hf.evaluation.benchmarks.tasks.webqa_tasks import position_prompt
 from sugar_hf.evaluation.examples import Record
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.tasks import knowledge
-from sugar_hf.evaluation.tasks.rag import shots_as_text
-from sugar_hf.evaluation.tasks.webqa import position_prompt
-from sugar_hf.lab.budget import QUICK
-from sugar_hf.lab.twins import all_twins
-from sugar_hf.lab.twins.knowledge import CANDIDATES, TWINS, VARIANTS, candidates
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
-from sugar_hf.picturebook.exercises import draw_many
-from sugar_hf.picturebook.exercises.knowledge import EXERCISES, WORDS, draw_page
-from sugar_hf.picturebook.facts import NAMES
 from sugar_hf.picturebook.glyphs import CONCEPTS
 from sugar_hf.retrieval.prompts import KNOWLEDGE_VQA
+from sugar_lab.budget import QUICK
+from sugar_lab.exercises import draw_many
+from sugar_lab.exercises.facts import NAMES
+from sugar_lab.exercises.knowledge_exercises import EXERCISES, WORDS, draw_page
+from sugar_lab.twins import all_twins
+from sugar_lab.twins.knowledge_twins import CANDIDATES, TWINS, VARIANTS, candidates
 
 SEARCHING = [name for name in TWINS if name != "webqa-position"]
 

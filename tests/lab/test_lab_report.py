@@ -9,14 +9,14 @@ import torch
 from lab_tools import entry, write
 from safetensors.torch import load_file
 
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.evaluation.running import open_model
-from sugar_hf.lab.card import figures, ship, write_card
-from sugar_hf.lab.gallery import make_gallery
-from sugar_hf.lab.layout import OWN, PAPER, POOL, in_order, matches, missing
-from sugar_hf.lab.report import main, make_document
-from sugar_hf.lab.results import read_results
-from sugar_hf.lab.twins import Twin
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_hf.evaluation.benchmarks.runner import open_model
+from sugar_lab.card import figures, ship, write_card
+from sugar_lab.lab_gallery import make_gallery
+from sugar_lab.lab_report import main, make_document
+from sugar_lab.measurements import read_results
+from sugar_lab.table_layout import OWN, PAPER, POOL, in_order, matches, missing
+from sugar_lab.twins import Twin
 
 SVG = "{http://www.w3.org/2000/svg}svg"
 
@@ -167,8 +167,8 @@ def test_the_same_results_give_the_same_files(tmp_path):
 
 def test_it_says_how_it_was_made(tmp_path, text):
     assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 figures. Made with: machine 2 cores; torch 2.9." in text
-    assert "\n```bash\nsugar-hf lab --budget full\n```\n" in text
-    assert "\nsugar-hf lab --budget full --only sugar/table1\n" in text
+    assert "\n```bash\npython -m sugar_lab --budget full\n```\n" in text
+    assert "\npython -m sugar_lab --budget full --only sugar/table1\n" in text
     assert "None of these figures means anything" not in text
     assert "None of these figures means anything" in document(
         tmp_path, [entry("table1", "a", "GQA", 1, budget="quick")]
@@ -222,7 +222,7 @@ def test_results_that_are_at_odds_are_refused(tmp_path, entries, message):
 
 def test_no_results_is_an_error_that_names_the_mend(tmp_path):
     extras(tmp_path)
-    with pytest.raises(FileNotFoundError, match="`sugar-hf lab` writes them"):
+    with pytest.raises(FileNotFoundError, match="`python -m sugar_lab` writes them"):
         read_results(tmp_path)
 
 

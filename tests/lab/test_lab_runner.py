@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from sugar_hf.lab import running, stages
-from sugar_hf.lab.aggregate import KEPT, aggregate, read_curves, write_tables
-from sugar_hf.lab.budget import QUICK, Budget
-from sugar_hf.lab.rows import ROWS, Row
-from sugar_hf.lab.running import run_stages
-from sugar_hf.lab.stages import Lab, Stage, all_stages, unfinished
-from sugar_hf.lab.training import model_folder, row_facts
-from sugar_hf.lab.twins import Twin
-from sugar_hf.lab.whole import mark_whole
+from sugar_lab import scheduler as running
+from sugar_lab import stages
+from sugar_lab.aggregate import KEPT, aggregate, read_curves, write_tables
+from sugar_lab.budget import QUICK, Budget
+from sugar_lab.model_rows import ROWS, Row
+from sugar_lab.row_training import model_folder, row_facts
+from sugar_lab.scheduler import run_stages
+from sugar_lab.stage_files import mark_whole
+from sugar_lab.stages import Lab, Stage, all_stages, unfinished
+from sugar_lab.twins import Twin
 
 TINY = Budget("tiny", questions=2, batch_size=6, rows=12, seeds=(0, 1))
 CALLS: Counter[str] = Counter()
@@ -205,7 +206,7 @@ def test_who_answers_and_who_retrieves_is_in_a_rows_name(lab):
     assert {(entry["table"], entry["metric"], entry["n"], entry["budget"]) for entry in entries} == {
         ("table7", "FVQA", 2, "tiny")
     }
-    assert entries[0]["command"] == "sugar-hf lab --budget tiny --only lm-only/facts"
+    assert entries[0]["command"] == "python -m sugar_lab --budget tiny --only lm-only/facts"
     assert not CALLS["lm-only-0 on facts without with encoder"]
     assert CALLS["lm-only-0 on facts without"] == 1
 
@@ -301,7 +302,7 @@ def test_curves_have_both_losses(tmp_path):
 
 
 def test_every_row_is_a_training_that_can_be(tmp_path):
-    from sugar_hf.lab.training import row_arguments
+    from sugar_lab.row_training import row_arguments
 
     for row in ROWS.values():
         arguments = row_arguments(row, 0, QUICK, tmp_path)
@@ -350,7 +351,7 @@ ORPHAN = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from sugar_hf.lab.running import _settle
+from sugar_lab.scheduler import _settle
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, get_context("spawn"), _settle, (1,))

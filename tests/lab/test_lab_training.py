@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from sugar_hf import SugarForConditionalGeneration, SugarProcessor, picturebook
-from sugar_hf.lab import mix, training
-from sugar_hf.lab.budget import Budget
-from sugar_hf.lab.mix import prepare_mix, training_rows
-from sugar_hf.lab.rows import ROWS, Row
-from sugar_hf.lab.training import WithoutText, train_row
-from sugar_hf.picturebook.exercises import Exercise
 from sugar_hf.picturebook.scenes import random_scene
+from sugar_lab import mix
+from sugar_lab import row_training as training
+from sugar_lab.budget import Budget
+from sugar_lab.exercises import Exercise
+from sugar_lab.mix import prepare_mix, training_rows
+from sugar_lab.model_rows import ROWS, Row
+from sugar_lab.row_training import WithoutText, train_row
 
 TINY = Budget("tiny", batch_size=6, rows=24, seeds=(0,))
 A = random_scene(random.Random(0), "train")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.lab.budget import FULL, QUICK
-from sugar_hf.lab.twins import all_twins
-from sugar_hf.lab.twins.pairs import TWINS as PAIRS
-from sugar_hf.lab.twins.retrieval import ALIKE, ORDERS, clip_encoder, draw_orders, draw_scenes, draw_stories
-from sugar_hf.lab.twins.retrieval import TWINS as RETRIEVAL
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 from sugar_hf.picturebook import checkpoint, render
-from sugar_hf.picturebook.pairs import DIFFERENCES, REORDERINGS, draw_contrast, draw_contrasts, draw_reordering
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_lab.budget import FULL, QUICK
+from sugar_lab.exercises.contrasts import DIFFERENCES, REORDERINGS, draw_contrast, draw_contrasts, draw_reordering
+from sugar_lab.twins import all_twins
+from sugar_lab.twins.pair_twins import TWINS as PAIRS
+from sugar_lab.twins.retrieval_twins import ALIKE, ORDERS, clip_encoder, draw_orders, draw_scenes, draw_stories
+from sugar_lab.twins.retrieval_twins import TWINS as RETRIEVAL
 
 TWINS = RETRIEVAL | PAIRS
 

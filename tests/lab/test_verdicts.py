@@ -1,10 +1,10 @@
 import pytest
 from lab_tools import entry, write
 
-from sugar_hf.evaluation.paper import TABLES
-from sugar_hf.lab.layout import GENERATION, RETRIEVAL
-from sugar_hf.lab.results import read_results
-from sugar_hf.lab.verdicts import (
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+from sugar_lab.measurements import read_results
+from sugar_lab.table_layout import GENERATION, RETRIEVAL
+from sugar_lab.verdicts import (
     CLAIMS,
     CONFIRMED,
     NOISE,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sugar_hf.evaluation.tasks import webqa
+from sugar_hf.evaluation.benchmarks.tasks import webqa_tasks as webqa
 from sugar_hf.model import images_sugar, samples_sugar
 from sugar_hf.model.samples_sugar import parse_sample, sentence_spans
 

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from sugar_hf.cli import main
+from sugar_cli import main
 from sugar_hf.retrieval.embedder import SugarEmbedder
 
 ends = []

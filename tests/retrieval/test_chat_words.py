@@ -7,7 +7,7 @@ import pytest
 from builders import cached_sugar, picture
 from PIL import Image
 
-from sugar_hf.cli.loading import read_queries
+from sugar_cli.loading import read_queries
 from sugar_hf.retrieval import SugarChat, chat_to_json, route_by_words
 
 WISHES = """\

@@ -6,8 +6,9 @@ import torch
 from builders import build_sugar, cached_sugar, picture
 from PIL import Image
 
-from sugar_hf import SugarRetrievalPipeline, picturebook
+from sugar_hf import picturebook
 from sugar_hf.data import BadSampleError
+from sugar_hf.model import SugarRetrievalPipeline
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import EmbeddingSettings, SugarEmbedder
 

@@ -8,8 +8,8 @@ import torch
 from builders import build_sugar, cached_sugar
 from peft import LoraConfig, get_peft_model
 
-from sugar_hf import adapter_off, adapter_on, merge_adapter
-from sugar_hf.model import SugarForConditionalGeneration
+from sugar_hf import merge_adapter
+from sugar_hf.model import SugarForConditionalGeneration, adapter_off, adapter_on
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.fingerprint import ModelFingerprint
 

@@ -10,7 +10,8 @@ from datasets import load_dataset
 from huggingface_hub import HfApi
 from index_tools import FakeEmbedder, make, state, texts
 
-from sugar_hf.retrieval import DamagedIndexError, SugarIndex, hub
+from sugar_hf.retrieval import DamagedIndexError, SugarIndex
+from sugar_hf.retrieval import index_hub as hub
 from sugar_hf.retrieval.manifest import read_current
 
 QUIET = {"show_progress": False}

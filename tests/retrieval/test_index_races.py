@@ -8,7 +8,7 @@ from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import DamagedIndexError, LockedIndexError, SugarIndex, files, manifest, opening, segments
 from sugar_hf.retrieval.backends import graph_file
-from sugar_hf.retrieval.hub import export
+from sugar_hf.retrieval.index_hub import export
 from sugar_hf.retrieval.manifest import read_current
 
 QUIET = {"show_progress": False}
@@ -118,7 +118,7 @@ def test_an_export_takes_what_is_there_when_files_go(start, tmp_path):
         other.compact()
     with pytest.raises(DamagedIndexError, match="missing"):
         export(index, tmp_path / "old", "me/x")  # what was opened has no files any more
-    from sugar_hf.retrieval import hub
+    from sugar_hf.retrieval import index_hub as hub
 
     # the next write lands after the export has begun
     first = {"left": True}

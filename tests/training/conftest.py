@@ -2,7 +2,7 @@
 
 import pytest
 
-from sugar_hf.cli import train
+from sugar_cli import train_command as train
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ from .baselines import Blip2Encoder, DualEncoder
 from .encoders import Encoder, SugarEncoder, open_encoder, similarity
 from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
-from .generation import GenerationEvaluator
+from .generation_evaluator import GenerationEvaluator
 from .generators import Generator, SugarGenerator
-from .knowledge import KnowledgeEvaluator, Pool, View
-from .matching import Pair, PairsEvaluator, Ranking, RankingEvaluator
+from .knowledge_evaluator import KnowledgeEvaluator, Pool, View
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
+from .ranking_evaluator import Pair, PairsEvaluator, Ranking, RankingEvaluator
 from .retrieval import RetrievalEvaluator
 
 __all__ = [

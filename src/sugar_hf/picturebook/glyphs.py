@@ -1,6 +1,6 @@
 """The concepts of the picturebook: everyday things, each drawn as one glyph of the Noto Color Emoji font.
 
-The glyphs are rendered once to a sprite sheet (`python -m sugar_hf.picturebook.render_sprites`), so that nothing here
+The glyphs are rendered once to a sprite sheet (`python -m sugar_lab.recipe.render_sprites`), so that nothing here
 needs the font. Names are the Unicode names of the characters, in lower case.
 """
 

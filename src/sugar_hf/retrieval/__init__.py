@@ -3,10 +3,10 @@
 from .chat import SugarChat, chat_to_json, route_by_words
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
-from .errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 from .explain import Alignment, Explanation, explain
 from .filters import Filter
 from .index import SugarIndex
+from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
 from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate

@@ -16,7 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import DamagedIndexError, LockedIndexError, MissingFileError
+from .._files import digest, fsync
+from .index_errors import DamagedIndexError, LockedIndexError, MissingFileError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)?")
 MEND = "Restore the file from a copy, or build the index again"
@@ -63,8 +64,8 @@ class FileEntry:
         """Look at a file, and see to it that it is on the disk."""
         fsync(path)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(path.name, file.tell(), digest)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(path.name, file.tell(), sha256)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form for JSON."""
@@ -77,10 +78,10 @@ class FileEntry:
         Raises:
             ValueError: It is no such entry, or its name is none that an index gives.
         """
-        name, size, digest = values["name"], values["size"], values["sha256"]
-        if type(size) is not int or not 0 <= size < 2**63 or not isinstance(digest, str):
+        name, size, sha256 = values["name"], values["size"], values["sha256"]
+        if type(size) is not int or not 0 <= size < 2**63 or not isinstance(sha256, str):
             raise ValueError(f"the entry of {name!r} has no size and digest")
-        return cls(checked_name(name), size, digest)
+        return cls(checked_name(name), size, sha256)
 
     def check(self, folder: Path, verify: bool) -> Path:
         """Return the file's path if the file is as the manifest says.
@@ -100,10 +101,8 @@ class FileEntry:
             size = path.stat().st_size
             if size != self.size:
                 raise DamagedIndexError(f"{path} has {size} bytes instead of {self.size}. {MEND}.")
-            if verify:
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                        raise DamagedIndexError(f"{path} was changed: its content is not what was written. {MEND}.")
+            if verify and digest(path) != self.sha256:
+                raise DamagedIndexError(f"{path} was changed: its content is not what was written. {MEND}.")
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} is missing. {MEND}.") from error
         return path
@@ -150,31 +149,6 @@ def check_links(folder: Path) -> None:
 def _check_link(path: Path, folder: Path) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DamagedIndexError(f"{path} is a link that leads out of the index. Put the file itself there.")
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    move_whole(temporary, path)
-
-
-def move_whole(temporary: Path, path: Path) -> None:
-    """Give a file that is written its name."""
-    fsync(temporary)
-    os.replace(temporary, path)
-    fsync(path.parent)
 
 
 def as_json(values: Any) -> bytes:

@@ -17,10 +17,10 @@ from .backends.milvus_backend import public_address
 from .codecs import Codec
 from .documents import Document
 from .embedder import POSITIONS
-from .errors import DamagedIndexError
 from .files import MEND, check_links, inside, reading
 from .filters import Filter, kinds_of
 from .fingerprint import ModelFingerprint
+from .index_errors import DamagedIndexError
 from .manifest import Manifest
 from .segments import Segment, open_tensors, read_tensor
 from .settings import EmbeddingSettings

@@ -9,9 +9,9 @@ import numpy as np
 from ..data.columns import ColumnChoice
 from .adding import add_documents, add_vectors, report_skipped
 from .embedder import SugarEmbedder
-from .errors import IndexMismatchError
 from .filters import Filter
-from .hub import pull, push
+from .index_errors import IndexMismatchError
+from .index_hub import pull, push
 from .manifest import Head, holds_index, read_current
 from .opening import create_folder, make_head, open_folder, settled
 from .ranks import Ranks
@@ -321,7 +321,7 @@ class SugarIndex(SearchableIndex):
     # ---- Hub ----
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the index as a data set repository; see `sugar_hf.retrieval.hub.push` for the options.
+        """Upload the index as a data set repository; see `sugar_hf.retrieval.index_hub.push` for the options.
 
         Returns:
             The address of the commit.
@@ -339,5 +339,5 @@ class SugarIndex(SearchableIndex):
         token: str | bool | None = None,
         verify: bool = True,
     ) -> "SugarIndex":
-        """Download an index; see `sugar_hf.retrieval.hub.pull`."""
+        """Download an index; see `sugar_hf.retrieval.index_hub.pull`."""
         return cls.load(pull(repo_id, folder, revision=revision, token=token), embedder, verify=verify)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedIndexError, MissingFileError
-from .files import MEND, FileEntry, as_json, checked_name, inside, reading, write_whole
+from .._files import atomic_write
+from .files import MEND, FileEntry, as_json, checked_name, inside, reading
+from .index_errors import DamagedIndexError, MissingFileError
 
 FORMAT = "sugar-index"
 VERSION = 1
@@ -286,9 +287,9 @@ def read_manifest(path: Path, data: bytes) -> Manifest:
 def write_current(folder: Path, manifest: Manifest) -> None:
     """Let a generation count, all of whose files are on the disk. A kill leaves this one or the one before."""
     data = as_json(manifest.to_dict())
-    write_whole(folder / manifest.name, data)
+    atomic_write(folder / manifest.name, data)
     current = {"generation": manifest.generation, "manifest": manifest.name}
-    write_whole(folder / CURRENT, as_json({**current, "sha256": hashlib.sha256(data).hexdigest()}))
+    atomic_write(folder / CURRENT, as_json({**current, "sha256": hashlib.sha256(data).hexdigest()}))
 
 
 def _count(value: Any) -> int:

@@ -10,10 +10,10 @@ from .backends import BACKENDS
 from .backends.milvus_backend import public_address
 from .codecs import CODECS
 from .embedder import POSITIONS, SugarEmbedder
-from .errors import IndexMismatchError, LockedIndexError
 from .files import WriteLock
 from .fingerprint import ModelFingerprint
 from .generation import Generation
+from .index_errors import IndexMismatchError, LockedIndexError
 from .manifest import CURRENT, Head, Manifest, holds_index, read_current, write_current
 from .settings import EmbeddingSettings
 

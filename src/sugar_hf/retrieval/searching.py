@@ -11,11 +11,11 @@ from ..model.pipeline_sugar import split_inputs
 from .backends.base import check_top_k
 from .documents import Document
 from .embedder import SugarEmbedder
-from .errors import IndexMismatchError
 from .explain import Explanation, explain
 from .filters import Filter
 from .fingerprint import ModelFingerprint
 from .generation import Generation
+from .index_errors import IndexMismatchError
 from .opening import check_embedder, open_folder
 from .results import Hit, Samples, describe
 

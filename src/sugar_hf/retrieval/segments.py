@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from ..data import BadSampleError
 from .codecs import Codec
 from .documents import DOCUMENT_FEATURES, Document
-from .errors import DamagedIndexError
 from .files import MEND, FileEntry, reading
+from .index_errors import DamagedIndexError
 from .manifest import SegmentEntry
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .._files import atomic_write, fsync, replace
 from ..data import BadSampleError
 from .documents import Document
-from .errors import DamagedIndexError, IndexMismatchError
-from .files import FileEntry, as_json, fsync, move_whole, reading, remove, write_whole
+from .files import FileEntry, as_json, reading, remove
+from .index_errors import DamagedIndexError, IndexMismatchError
 from .manifest import Head
 from .segments import SCHEMA, map_table, open_tensors, read_tensor, record_batches, write_tensors
 
@@ -143,7 +144,7 @@ class Staging:
             for batch in record_batches(document.to_row() for document, _ in kept):
                 writer.write_batch(batch)
         entry = FileEntry.of(temporary)
-        move_whole(temporary, texts)
+        replace(temporary, texts)
         counts = [len(rows) for _, rows in kept]
         slices = [np.arange(count) if self.positions == "all" else np.array([-1]) for count in counts]
         values = np.concatenate([rows for _, rows in kept]) if kept else np.zeros((0, self.dim), np.float32)
@@ -162,7 +163,7 @@ class Staging:
         header["digest"] = _digest(tensors, header)
         temporary = self._path(number).with_suffix(".safetensors.tmp")
         write_tensors(temporary, tensors, header)
-        move_whole(temporary, self._path(number))
+        replace(temporary, self._path(number))
 
     def numbers(self) -> list[int]:
         """The numbers of the parts that are there."""
@@ -276,5 +277,5 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Say what the write is about, before its first part."""
     folder.mkdir(exist_ok=True)
-    write_whole(folder / PLAN, as_json(plan))
+    atomic_write(folder / PLAN, as_json(plan))
     fsync(folder.parent)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._files import fsync
 from ..data import BadSampleError
 from .backends import VectorBackend
 from .codecs import Codec
-from .errors import DamagedIndexError, DuplicateIdError
-from .files import FileEntry, WriteLock, fsync, inside, is_held, remove
+from .files import FileEntry, WriteLock, inside, is_held, remove
 from .fingerprint import ModelFingerprint
 from .generation import Generation
+from .index_errors import DamagedIndexError, DuplicateIdError
 from .manifest import Deleted, Graph, Head, Manifest, read_current, read_manifest, write_current
 from .results import MUCH_DELETED
 from .segments import Segment, SegmentWriter, write_tensors

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import mmap
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
+
+from .._files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -140,17 +141,9 @@ def _digest(data: Any) -> bytes:
 def _store(part: pa.Buffer, path: Path | None) -> Dataset:
     if path is None:
         return Dataset.from_buffer(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same part
-    try:
-        with temporary.open("wb") as file:
-            file.write(part)
-            file.write(MARK + _digest(part))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(part)
+        file.write(MARK + _digest(part))
     return Dataset.from_file(str(path))
 
 

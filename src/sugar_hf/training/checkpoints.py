@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput, get_last_checkpoint, sort_checkpoints
 
+from sugar_hf._files import fsync, fsync_tree
 from sugar_hf.model import SugarForConditionalGeneration
 
 from .hooks import lost_hook
@@ -87,7 +88,7 @@ class SafeCheckpointMixin(Trainer):
                 super().save_model(str(aside), True)
                 if self.args.should_save:
                     _save_config(self.model, aside)
-                    _synchronise(aside)
+                    fsync_tree(aside)
                     _replace_model(aside, target)
             finally:
                 if self.args.should_save:
@@ -117,7 +118,7 @@ class SafeCheckpointMixin(Trainer):
             self._name_best(run, unfinished)
             self.accelerator.wait_for_everyone()  # each process has written its part
             if self.args.should_save:
-                _synchronise(unfinished)
+                fsync_tree(unfinished)
                 _publish(unfinished, target)
         self.accelerator.wait_for_everyone()
         if self._push_due:
@@ -277,7 +278,7 @@ def _replace_model(folder: Path, target: Path) -> None:
         path.unlink()
     for path in sorted(new, key=lambda path: path.name in MARKS):
         os.replace(folder / path, target / path)
-    _synchronise_entry(target)
+    fsync(target)
 
 
 def _publish(folder: Path, target: Path) -> None:
@@ -290,7 +291,7 @@ def _publish(folder: Path, target: Path) -> None:
         _remove(target)
         folder = whole
     os.replace(folder, target)
-    _synchronise_entry(target.parent)
+    fsync(target.parent)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -315,24 +316,6 @@ def _clear(run: Path) -> None:
 
 def _last_checkpoint(run: Path) -> str | None:
     return get_last_checkpoint(str(run)) if run.is_dir() else None
-
-
-def _synchronise(folder: Path) -> None:
-    """Waits until all files of a folder and their names are on the disk."""
-    for path, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            _synchronise_entry(Path(path, name))
-        _synchronise_entry(Path(path))
-
-
-def _synchronise_entry(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":
-        return  # only POSIX systems open folders
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _disk_fault(error: BaseException, folder: Path) -> int | None:

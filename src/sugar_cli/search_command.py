@@ -1,0 +1,85 @@
+"""`sugar-hf search`."""
+
+from typing import TYPE_CHECKING, Any
+
+from .loading import load_embedder, parse_where, read_queries
+from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
+from .output import emit, say, show
+
+if TYPE_CHECKING:
+    from sugar_hf.retrieval.documents import Document
+    from sugar_hf.retrieval.index import Hit, SugarIndex
+
+PREVIEW = 100  # characters of a document that are shown
+
+
+def open_index(index: Any, model: str | None, device: str | None, dtype: str | None) -> "SugarIndex":
+    """Open an index with the model that made it, or the one that was asked for."""
+    from sugar_hf.retrieval.index import SugarIndex
+
+    opened = SugarIndex.load(index)
+    opened.embedder = load_embedder(model, device, dtype, 8, settings=opened.info()["settings"])
+    return opened
+
+
+def search(
+    index: IndexFolder,
+    query: Query = None,
+    image: QueryImage = None,
+    query_file: QueryFile = None,
+    top_k: TopK = 10,
+    where: Where = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Find the documents nearest to a query of texts and images, which together are one query, in the order given.
+
+    \b
+      sugar-hf search photos.index "a red cat" --top-k 5
+      sugar-hf search photos.index --image cat.jpg "the same cat, asleep"
+      sugar-hf search stories.index "a storm" --where '{"kind": "story", "year": {"$gte": 2000}}' --json
+      sugar-hf search photos.index --query-file chat.json
+      sugar-hf search photos.index --query-file queries.jsonl > results.jsonl
+    """
+    condition = parse_where(where)
+    queries, is_stream = read_queries(query, query_file)
+    opened = open_index(index, model, device, dtype)
+    results = opened.search(queries, top_k, where=condition)
+    for number, hits in enumerate(results):
+        if is_stream:
+            emit({"query": number, "results": [as_dict(hit) for hit in hits]})
+        elif as_json:
+            emit([as_dict(hit) for hit in hits])
+        else:
+            _print_hits(hits)
+
+
+def as_dict(hit: "Hit") -> dict[str, Any]:
+    """A result for JSON: images are counted, not shown."""
+    return {
+        "id": hit.id,
+        "score": round(hit.score, 6),
+        "slice": hit.slice,
+        "text": "\n".join(texts_of(hit.document)),
+        "images": hit.document.size[0],
+        "metadata": hit.metadata,
+    }
+
+
+def texts_of(document: "Document") -> list[str]:
+    """The texts of a document, in order."""
+    return [part["text"] for message in document.content.messages for part in message["content"] if part["text"]]
+
+
+def _print_hits(hits: list["Hit"]) -> None:
+    if not hits:
+        say("nothing found")
+    for number, hit in enumerate(hits, start=1):
+        text = " ".join(" ".join(texts_of(hit.document)).split())
+        images = hit.document.size[0]
+        shown = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
+        pictures = f"  [{images} image{'s' if images > 1 else ''}]" if images else ""
+        place = f"  (up to slice {hit.slice + 1})" if hit.slice >= 0 else ""
+        show(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {shown}".rstrip())

@@ -1,5 +1,0 @@
-"""`python -m sugar_hf.cli` is `sugar-hf`, for launchers such as torchrun."""
-
-from .app import main
-
-main()

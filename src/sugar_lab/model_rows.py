@@ -1,0 +1,94 @@
+"""The rows of the lab's tables: how each model is trained, and what it is measured on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+
+from .twins import Twin
+
+CLIP = "mini-clip"
+BASE = "base"
+#: What all rows start from; the paper gives neither alpha nor the size of a batch.
+RECIPE: Mapping[str, Any] = {"alpha": 10.0, "learning_rate": 3e-3}
+#: Places of the paper's ablation, as twins name them.
+_ABLATION = frozenset(TABLES["table4b"].aliases.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables.
+
+    Args:
+        name: What it is called, on the command line and in results; `layout.ROWS` tells what it is.
+        settings: Its `SugarTrainingArguments`, where they are not those of `RECIPE`.
+        data: What it is trained on: `all`, or the `generative` or the `discriminative` half of it alone.
+        seeds: `all` seeds of the budget, for rows that a claim rests on, or the `first`.
+        learns_text: Whether the language-model loss is part of its loss.
+        measured: On `all` twins, on those of the paper's `ablation`, or (`labels`) on these and those that the paper
+            lacks, which are about what labels know.
+        lora: Whether low-rank adapters are trained, as in the paper, in place of the language model itself.
+        is_trained: Whether the lab trains it; what it does not has one seed, 0.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "all"
+    seeds: str = "first"
+    learns_text: bool = True
+    measured: str = "ablation"
+    is_trained: bool = True
+    lora: bool = False
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether its embeddings are measured: it is fixed, or has been trained with a structure loss."""
+        return not self.is_trained or bool({**RECIPE, **self.settings}["alpha"])
+
+    @property
+    def generates(self) -> bool:
+        """Whether it answers questions. So does one whose language-model loss was left out, however badly."""
+        return self.name != CLIP
+
+    def is_measured_on(self, twin: Twin) -> bool:
+        """Whether the row's tables have the twin's figures."""
+        if self.measured == "all" or (self.measured == "labels" and not twin.paper):
+            return True
+        return not _ABLATION.isdisjoint(twin.paper.values())
+
+    def facts(self) -> dict[str, Any]:
+        """What its training depends on, as JSON values."""
+        found = asdict(self)
+        return {"settings": {**RECIPE, **self.settings}} | {key: found[key] for key in ("data", "learns_text", "lora")}
+
+
+_ROWS = (
+    Row(BASE, measured="all", is_trained=False),
+    Row(CLIP, measured="all", is_trained=False),
+    Row("lm-only", {"alpha": 0.0}, seeds="all", measured="all"),
+    Row("disc-only", data="discriminative", seeds="all", learns_text=False, measured="all"),
+    Row("sugar", seeds="all", measured="all"),
+    Row("infonce", {"objective": "infonce", "alpha": 0.3}, seeds="all", measured="all"),
+    Row("kl", {"objective": "kl", "alpha": 0.3}, seeds="all"),
+    Row("no-data-d", data="generative", seeds="all"),
+    Row("no-data-g", data="discriminative", seeds="all"),
+    Row("mean", {"label_kernel": "mean"}, seeds="all", measured="labels"),
+    Row("clip-only", {"teachers": "clip"}, seeds="all"),
+    Row("last-token", {"image_pooling": "last"}, seeds="all"),
+    # the bandwidths of the kernels do not mean the same; 0.7 is that of `StructureLossConfig.paper`
+    Row("gak", {"label_kernel": "gak", "delta": 0.7}, seeds="all", measured="labels"),
+    Row("aligned", {"label_kernel": "aligned"}, seeds="all", measured="labels"),
+    Row("same-sample-one", {"same_sample": "one"}),
+    Row("centring", {"centring": True}, measured="labels"),
+    Row("alpha-1", {"alpha": 1.0}),
+    Row("alpha-100", {"alpha": 100.0}),
+    Row("delta-0.1", {"delta": 0.1}),
+    Row("delta-1", {"delta": 1.0}),
+    Row("ends-1", {"positions_per_sample": 1}),
+    Row("ends-all", {"positions_per_sample": 0}),
+    Row("batch-24", {"per_device_train_batch_size": 24}),
+    Row("batch-96", {"per_device_train_batch_size": 96}),
+    Row("lora", lora=True),
+)
+ROWS: dict[str, Row] = {row.name: row for row in _ROWS}
