@@ -26,8 +26,14 @@ def test_everything_public_is_there():
         _ = sugar_hf.SugarRush
 
 
-def test_importing_does_not_load_the_trainers():
-    code = "import sys, sugar_hf; print([n for n in sys.modules if n.startswith(('trl', 'sugar_hf.training'))])"
+def test_importing_registers_the_model_and_does_not_load_the_trainers():
+    code = """if True:
+        import sys, sugar_hf
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+        assert sugar_hf.SugarConfig in MODEL_MAPPING
+        trainers = ("trl", "sugar_hf.training", "sugar_cli", "sugar_lab")
+        print([name for name in sys.modules if name.startswith(trainers)])
+        assert all(getattr(sugar_hf, name) for name in sugar_hf.__all__)"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

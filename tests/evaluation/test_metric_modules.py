@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sugar_hf.evaluation import metrics
-from sugar_hf.evaluation.benchmarks import modules
+from sugar_hf.evaluation.benchmarks import modules, scorers
 from sugar_hf.evaluation.benchmarks.modules import load_metric, metric_names
 from sugar_hf.evaluation.benchmarks.modules.info import percent
 
@@ -68,7 +68,7 @@ def test_each_module_loads_and_leaves_the_package_as_it_is(name):
 
 def test_the_two_vqa_accuracies():
     predictions, references = ["The cat.", "dog's"], [["cat"] * 2 + ["dog"] * 8, ["dogs"] * 9 + ["dog 's"]]
-    for name, score in (("vqa_accuracy", metrics.vqa_accuracy), ("evalai_accuracy", metrics.evalai_accuracy)):
+    for name, score in (("vqa_accuracy", scorers.vqa_accuracy), ("evalai_accuracy", scorers.evalai_accuracy)):
         expected = 50 * sum(map(score, predictions, references))
         assert load_metric(name).compute(predictions=predictions, references=references) == {"accuracy": expected}
         assert expected > 0
@@ -91,7 +91,7 @@ def test_science_qa():
 
 def test_pope_with_a_failed_sample():
     scores = load_metric("pope").compute(predictions=["Yes", "There is no dog", None], references=["yes", "no", "no"])
-    assert scores == metrics.binary_scores(["yes", "no", None], ["yes", "no", "no"])
+    assert scores == scorers.binary_scores(["yes", "no", None], ["yes", "no", "no"])
     assert scores["failed"] == 1
 
 
@@ -99,7 +99,7 @@ def test_mme():
     scores = load_metric("mme").compute(
         predictions=["Yes", None], references=["Yes", "No"], categories=["OCR"] * 2, question_ids=["1.png"] * 2
     )
-    assert scores == metrics.mme_scores(["OCR"] * 2, ["1.png"] * 2, ["Yes", None], ["Yes", "No"])
+    assert scores == scorers.mme_scores(["OCR"] * 2, ["1.png"] * 2, ["Yes", None], ["Yes", "No"])
     assert scores["OCR score"] == 50
 
 
@@ -111,26 +111,26 @@ def test_mmbench():
         indices=[5, 1_000_005, 6],
         categories=["x", "x", "y"],
     )
-    expected = metrics.circular_accuracy([5, 1_000_005, 6], [True, True, False], ["x", "x", "y"])
+    expected = scorers.circular_accuracy([5, 1_000_005, 6], [True, True, False], ["x", "x", "y"])
     assert scores == expected | {"uninferable": 1}
 
 
 def test_judges():
     scores = load_metric("llava_bench").compute(predictions=["8 6\nGood", "?"], categories=["conv"] * 2)
-    assert scores == metrics.llava_bench_scores([(8, 6), None], ["conv", "conv"])
+    assert scores == scorers.llava_bench_scores([(8, 6), None], ["conv", "conv"])
     scores = load_metric("mm_vet").compute(predictions=["0.5", "?"], capabilities=["ocr,math", "ocr"])
-    assert scores == metrics.mm_vet_scores([0.5, None], ["ocr,math", "ocr"])
+    assert scores == scorers.mm_vet_scores([0.5, None], ["ocr,math", "ocr"])
 
 
 def test_rouge():
     prediction, reference = "The cat sat.", "the cat sat on the mat"
-    for form, score in (("demon", metrics.rouge_l_demon), ("google", metrics.rouge_l_google)):
+    for form, score in (("demon", scorers.rouge_l_demon), ("google", scorers.rouge_l_google)):
         one = load_metric("rouge_l").compute(predictions=[prediction], references=[reference], form=form)
         assert one == {"rouge_l": pytest.approx(100 * score(prediction, reference))}
         several = load_metric("rouge_l").compute(predictions=[prediction], references=[["x", reference]], form=form)
         assert several == one
     scores = load_metric("rouge_l").compute(predictions=["a b"], references=[["a c", "b d e"]], form="coco")
-    assert scores == {"rouge_l": pytest.approx(100 * metrics.rouge_l_coco("a b", ["a c", "b d e"]))}
+    assert scores == {"rouge_l": pytest.approx(100 * scorers.rouge_l_coco("a b", ["a c", "b d e"]))}
     with pytest.raises(ValueError, match="form: 'lin' is none of"):
         load_metric("rouge_l").compute(predictions=["a"], references=["a"], form="lin")
 
@@ -174,7 +174,7 @@ def test_webqa():
 def test_positions():
     replies = [["Yes", "no", "Yes."], ["No", "yes, it is", "I know"]]
     found = load_metric("position_curve").compute(predictions=replies, references=["yes", "no"])
-    assert found == metrics.position_curve(np.array([[1, 0, 1], [1, 0, 0]]))
+    assert found == scorers.position_curve(np.array([[1, 0, 1], [1, 0, 0]]))
 
 
 def test_nothing_to_score_is_an_error():
