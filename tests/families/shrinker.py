@@ -204,6 +204,11 @@ GEMMA4_TEXT = {
 }
 #: What a name does not tell, by type; parts are merged.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "image_token_offset": 300,
+        "audio_token_offset": 364,
+        "audio_config": {"codebook_dim": WIDTH},
+    },
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
     "blip-2": {"image_token_index": 8},
     "fast_vlm": {"vision_config": {"model_args": None}},

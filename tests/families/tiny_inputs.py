@@ -151,7 +151,7 @@ def _inkling2(config: PreTrainedConfig, draw: Draw) -> dict[str, Any]:
 BY_HAND: dict[str, Callable[[PreTrainedConfig, Draw], dict[str, Any]]] = {
     **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm", "perception_lm"), _several),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"), _tiled),
-    **dict.fromkeys(("emu3", "cohere2_vision", "lighton_ocr", "mistral3", "mistral_large4"), _sized),
+    **dict.fromkeys(("apertus1p5", "emu3", "cohere2_vision", "lighton_ocr", "mistral3", "mistral_large4"), _sized),
     **dict.fromkeys(("gemma4", "gemma4_unified"), _placed),
     **dict.fromkeys(("instructblip",), _with_question),
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), _packed),

@@ -7,6 +7,7 @@ import torch
 from builders import build_tiny_paligemma2, picture
 
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
+from sugar_hf.model.backbone_sugar import same_logits
 from sugar_hf.model.loss_sugar import chunked_cross_entropy
 
 SAMPLES = [["A cat.", picture(1), "A dog sits."], ["The sun rises.", picture(2)], "Two balls."]
@@ -74,6 +75,20 @@ def test_states_that_are_not_finite_say_nothing_of_the_head(fresh_llava):
         assert model(**inputs, skip_logits=True).loss.isnan()
         norm.copy_(kept)
         torch.testing.assert_close(model(**inputs, skip_logits=True).loss, model(**inputs).loss)
+
+
+def test_a_head_that_is_kept_in_float32(fresh_llava):
+    model, processor = fresh_llava
+    model.vlm.bfloat16()
+    head = model.get_output_embeddings().float()
+    head.register_forward_pre_hook(lambda module, args: (args[0].float(),), prepend=True)
+    inputs = processor(SAMPLES, return_labels=True).to(torch.bfloat16)
+    expected = model(**inputs)
+    head._forward_pre_hooks.clear()
+    found = model(**inputs, skip_logits=True)
+    assert same_logits(head, found.last_hidden_state, expected.logits)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(gradients(model, found.loss), gradients(model, expected.loss))
 
 
 def test_backbone_that_changes_its_logits_keeps_its_own_loss():

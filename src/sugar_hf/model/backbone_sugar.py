@@ -167,6 +167,12 @@ def probe(vlm: PreTrainedModel) -> bool | None:
     return same_logits(head, states[-1], logits)
 
 
+def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """What the LM head makes of hidden states; one that is kept in float32 gets them so."""
+    weight = next(head.parameters(), hidden)
+    return head(hidden.float() if weight.dtype == torch.float32 else hidden)
+
+
 @torch.no_grad()
 def same_logits(head: nn.Module, hidden: Tensor, logits: Tensor | None) -> bool | None:
     """Whether the logits (B, L, V) are, bit by bit, what the head makes of the hidden states (B, L, H).
@@ -176,7 +182,7 @@ def same_logits(head: nn.Module, hidden: Tensor, logits: Tensor | None) -> bool 
     """
     if logits is None:
         return False
-    plain = head(hidden)  # of all states: for some of them, sums are rounded otherwise
+    plain = head_logits(head, hidden)  # of all states: for some of them, sums are rounded otherwise
     if not bool(plain.isfinite().all()):
         return None
     return plain.shape == logits.shape and torch.equal(plain, logits.to(plain.device))

@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import cached_file
 
-from .backbone_sugar import BackboneError, captured_states, check_config, has_body, lm_head, probe, same_logits
+from .backbone_sugar import (
+    BackboneError,
+    captured_states,
+    check_config,
+    has_body,
+    head_logits,
+    lm_head,
+    probe,
+    same_logits,
+)
 from .configuration_sugar import SugarConfig
 from .loading_sugar import (
     HEAD_PREFIX,
@@ -437,7 +447,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return output, hidden, None
         self._check_states(hidden, labels, "labels")
         head, vocab_size = self.get_output_embeddings(), self.config.get_text_config().vocab_size
-        loss = chunked_cross_entropy(hidden, labels, head, vocab_size, count, self.max_logits)
+        loss = chunked_cross_entropy(hidden, labels, partial(head_logits, head), vocab_size, count, self.max_logits)
         return output, hidden, loss
 
     def _judge_head(self, hidden: Tensor, logits: Tensor | None) -> None:

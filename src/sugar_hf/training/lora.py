@@ -25,6 +25,7 @@ RETRIEVAL_HEAD = "retrieval_head"
 # they come from.
 PRESETS: tuple[tuple[str, ...], ...] = (
     ("q_proj", "v_proj"),
+    ("q_proj.linear", "v_proj.linear"),  # in modules that normalise what these give
     ("q_b_proj", "kv_b_proj"),  # multi-head latent attention
     ("q_proj", "kv_b_proj"),
     ("wq_b", "wkv_b"),
@@ -164,8 +165,9 @@ def _target_names(model: SugarForConditionalGeneration, wanted: str | Sequence[s
     for layer, _ in _decoder_layers(model):
         inside = [name for name in linear if name.startswith(f"{layer}.")]
         for preset in PRESETS:
-            # of the first module that has all of these: a layer may hold a second attention, to pictures
-            parents = {name.rpartition(".")[0] for name in inside}
+            # of the modules that have all of these: a layer may hold a second attention, to pictures
+            first = f".{preset[0]}"
+            parents = {name.removesuffix(first) for name in inside if name.endswith(first)}
             whole = [parent for parent in parents if all(f"{parent}.{name}" in linear for name in preset)]
             if whole:
                 found += [f"{parent}.{name}" for parent in sorted(whole) for name in preset]
