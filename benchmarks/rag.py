@@ -37,8 +37,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from sugar_hf.model import CandidateIndex
 from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag, as_document
+from sugar_hf.retrieval.prefix_cache import as_prompt, prepared
 from sugar_hf.retrieval.prompts import QUESTION_FIRST, fit
-from sugar_hf.retrieval.reuse import as_prompt, prepared
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rag.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"

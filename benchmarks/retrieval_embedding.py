@@ -16,9 +16,9 @@ from sugar_hf import picturebook
 from sugar_hf.data import to_sample
 from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.picturebook.retrieval_tasks import retrieval_tasks
-from sugar_hf.retrieval.backends import Rows, open_backend
-from sugar_hf.retrieval.codecs import Codec
 from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.codecs import Codec
 
 TEXTS, BATCH = 1024, 32
 TASK, POOL = "5 captions + 4 images", 1000

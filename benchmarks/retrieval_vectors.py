@@ -12,10 +12,10 @@ import faiss
 import numpy as np
 
 from sugar_hf.retrieval import SugarIndex
-from sugar_hf.retrieval.backends import Rows
-from sugar_hf.retrieval.backends.faiss_backend import FaissBackend
-from sugar_hf.retrieval.backends.milvus_backend import MilvusBackend
-from sugar_hf.retrieval.codecs import Codec
+from sugar_hf.retrieval.store.backends import Rows
+from sugar_hf.retrieval.store.backends.faiss_backend import FaissBackend
+from sugar_hf.retrieval.store.backends.milvus_backend import MilvusBackend
+from sugar_hf.retrieval.store.codecs import Codec
 
 DIM, TOP_K = 256, 10
 BATCH, SINGLE = 512, 64  # queries of a batch, and queries that are asked one at a time

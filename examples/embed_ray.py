@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.index import SugarIndex
-from sugar_hf.retrieval.staging import Staging
+from sugar_hf.retrieval.store.staging import Staging
 
 
 def open_rows(path: str) -> Dataset:

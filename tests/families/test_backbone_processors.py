@@ -14,7 +14,7 @@ from transformers.utils import is_torchvision_available
 from sugar_hf.model import SugarConfig, SugarProcessor, backbone_processor_sugar, tokenizing_sugar
 from sugar_hf.model.backbone_processor_sugar import without_video
 from sugar_hf.model.locating_sugar import recorded_spans
-from sugar_hf.retrieval.reuse import shared_length
+from sugar_hf.retrieval.prefix_cache import shared_length
 
 ONE, TWO = picture(1, 40, 32), picture(2, 64, 32)
 

@@ -25,8 +25,8 @@ from sugar_hf.retrieval import (
     SugarIndex,
     read_documents,
 )
-from sugar_hf.retrieval.files import as_json
-from sugar_hf.retrieval.manifest import read_current, write_current
+from sugar_hf.retrieval.store.layout import as_json
+from sugar_hf.retrieval.store.manifest import read_current, write_current
 
 # ---- Vectors ----
 

@@ -7,7 +7,7 @@ from bad_input_cases import PNG, refused, used
 from PIL import Image
 
 from sugar_hf.retrieval import IndexMismatchError, SugarChat, SugarEmbedder, SugarIndex, SugarRag
-from sugar_hf.retrieval.manifest import read_current, write_current
+from sugar_hf.retrieval.store.manifest import read_current, write_current
 
 NEW = {"max_new_tokens": 2, "do_sample": False}
 

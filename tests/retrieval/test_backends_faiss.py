@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sugar_hf.retrieval.backends import Rows, open_backend
-from sugar_hf.retrieval.codecs import CODECS, Codec
 from sugar_hf.retrieval.filters import Filter
+from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.codecs import CODECS, Codec
 
 DIM, COUNT = 24, 1500
 #: A small graph. It compares about 2 * 8 * 32 = 512 rows.

@@ -5,10 +5,10 @@ import builtins
 import numpy as np
 import pytest
 
-from sugar_hf.retrieval.backends import Rows, open_backend
-from sugar_hf.retrieval.backends.milvus_backend import MilvusOptions
-from sugar_hf.retrieval.codecs import CODECS, Codec
 from sugar_hf.retrieval.filters import Filter
+from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions
+from sugar_hf.retrieval.store.codecs import CODECS, Codec
 
 DIM, COUNT = 16, 1200
 

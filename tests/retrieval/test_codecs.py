@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from sugar_hf.retrieval.codecs import CODECS, BinaryCodec, Codec, Int8Codec
+from sugar_hf.retrieval.store.codecs import CODECS, BinaryCodec, Codec, Int8Codec
 
 
 def unit(count, dim=12, seed=0):

@@ -8,9 +8,9 @@ import pytest
 from index_tools import DIM, FakeEmbedder, make, unit
 
 from sugar_hf.retrieval import Document, SugarIndex
-from sugar_hf.retrieval.backends import Rows, open_backend
-from sugar_hf.retrieval.codecs import Codec
 from sugar_hf.retrieval.filters import Filter, typed_metadata
+from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.codecs import Codec
 
 METADATA = [{"n": i, "t": f"t{i}", "tags": [f"t{i}"]} for i in range(1000)]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sugar_hf.retrieval.backends import Rows, open_backend
-from sugar_hf.retrieval.codecs import Codec
 from sugar_hf.retrieval.filters import Filter, milvus_string, typed_metadata
+from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.codecs import Codec
 
 NASTY = [
     '"',

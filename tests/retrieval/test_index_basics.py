@@ -8,8 +8,10 @@ import pytest
 from index_tools import DIM, FakeEmbedder, make, state, texts, unit, vector
 
 from sugar_hf.data import SkippedRowsWarning
-from sugar_hf.retrieval import Document, DuplicateIdError, IndexMismatchError, SugarIndex, segments, writing
-from sugar_hf.retrieval.opening import make_head
+from sugar_hf.retrieval import Document, DuplicateIdError, IndexMismatchError, SugarIndex
+from sugar_hf.retrieval.store import index_writer as writing
+from sugar_hf.retrieval.store import segments
+from sugar_hf.retrieval.store.index_store import make_head
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from index_tools import DIM, FakeEmbedder, make
 from safetensors.numpy import load_file, save_file
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
-from sugar_hf.retrieval.files import as_json
-from sugar_hf.retrieval.manifest import read_current
-from sugar_hf.retrieval.segments import SCHEMA
+from sugar_hf.retrieval.store.layout import as_json
+from sugar_hf.retrieval.store.manifest import read_current
+from sugar_hf.retrieval.store.segments import SCHEMA
 
 QUIET = {"show_progress": False}
 TEXTS, VECTORS, GRAPH = "segments/000000.arrow", "segments/000000.safetensors", "graph-000001/graph.faiss"

@@ -12,7 +12,7 @@ from index_tools import FakeEmbedder, make, state, texts
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
 from sugar_hf.retrieval import index_hub as hub
-from sugar_hf.retrieval.manifest import read_current
+from sugar_hf.retrieval.store.manifest import read_current
 
 QUIET = {"show_progress": False}
 

@@ -12,10 +12,13 @@ import pytest
 from index_tools import DIM, FakeEmbedder, make, state
 from safetensors import SafetensorError
 
-from sugar_hf.retrieval import LockedIndexError, SugarIndex, files, segments, staging, writing
-from sugar_hf.retrieval.backends.milvus_backend import MilvusOptions, public_address
-from sugar_hf.retrieval.manifest import read_current
-from sugar_hf.retrieval.opening import make_head
+from sugar_hf.retrieval import LockedIndexError, SugarIndex
+from sugar_hf.retrieval.store import index_writer as writing
+from sugar_hf.retrieval.store import layout as files
+from sugar_hf.retrieval.store import segments, staging
+from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions, public_address
+from sugar_hf.retrieval.store.index_store import make_head
+from sugar_hf.retrieval.store.manifest import read_current
 
 PARTS = {"part_documents": 3, "show_progress": False}
 QUIET = {"show_progress": False}

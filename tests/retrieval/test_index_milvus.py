@@ -8,7 +8,7 @@ import pytest
 from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import SugarIndex
-from sugar_hf.retrieval.manifest import read_current, write_current
+from sugar_hf.retrieval.store.manifest import read_current, write_current
 
 QUIET = {"show_progress": False}
 
@@ -59,7 +59,7 @@ def test_rows_of_a_write_that_failed_are_not_found(tmp_path, monkeypatch):
     options = {"backend": "milvus", "backend_options": {"kind": "flat"}}
     index = SugarIndex.build(tmp_path / "i", map(make, range(6)), embedder, **options, **QUIET)
     with monkeypatch.context() as patched:
-        patched.setattr("sugar_hf.retrieval.writing.write_current", lambda *_: 1 / 0)
+        patched.setattr("sugar_hf.retrieval.store.index_writer.write_current", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             index.add([make(20), make(21)], **QUIET)
     assert {name for name, _, _ in ids(index, top_k=20)} == {f"d{i}" for i in range(6)}

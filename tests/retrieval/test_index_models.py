@@ -9,7 +9,7 @@ from transformers import pipeline
 from sugar_hf import picturebook
 from sugar_hf.data import to_sample
 from sugar_hf.retrieval import IndexMismatchError, SugarEmbedder, SugarIndex
-from sugar_hf.retrieval.codecs import CODECS
+from sugar_hf.retrieval.store.codecs import CODECS
 
 QUIET = {"show_progress": False}
 CHECKPOINT = picturebook.checkpoint("mini-sugar")

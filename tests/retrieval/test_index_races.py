@@ -6,10 +6,13 @@ import faiss
 import pytest
 from index_tools import FakeEmbedder, make, state
 
-from sugar_hf.retrieval import DamagedIndexError, LockedIndexError, SugarIndex, files, manifest, opening, segments
-from sugar_hf.retrieval.backends import graph_file
+from sugar_hf.retrieval import DamagedIndexError, LockedIndexError, SugarIndex
 from sugar_hf.retrieval.index_hub import export
-from sugar_hf.retrieval.manifest import read_current
+from sugar_hf.retrieval.store import index_store as opening
+from sugar_hf.retrieval.store import layout as files
+from sugar_hf.retrieval.store import manifest, segments
+from sugar_hf.retrieval.store.backends import graph_file
+from sugar_hf.retrieval.store.manifest import read_current
 
 QUIET = {"show_progress": False}
 GRAPH = {"backend_options": {"kind": "hnsw", "m": 2, "ef_search": 1}}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from index_tools import FakeEmbedder, make, state, vector
 
-from sugar_hf.retrieval import LockedIndexError, SugarIndex, opening
+from sugar_hf.retrieval import LockedIndexError, SugarIndex
+from sugar_hf.retrieval.store import index_store as opening
 
 QUIET = {"show_progress": False}
 TESTS = Path(__file__).parents[1]

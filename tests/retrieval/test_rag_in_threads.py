@@ -11,7 +11,7 @@ from builders import build_sugar, cached_sugar, picture
 from sugar_hf.model import SugarGenerationPipeline, SugarRetrievalPipeline
 from sugar_hf.model.prefixes_sugar import evaluation_mode
 from sugar_hf.retrieval import QUESTION_FIRST, SugarEmbedder, SugarRag
-from sugar_hf.retrieval.reuse import CachedPrefix, PromptCache
+from sugar_hf.retrieval.prefix_cache import CachedPrefix, PromptCache
 
 DOCUMENTS = ["a cat", [picture(5), "a boat"], "the sun", [picture(6)], "two balls"]
 QUESTIONS = [

@@ -6,15 +6,15 @@ from .embedder import SugarEmbedder
 from .explain import Alignment, Explanation, explain
 from .filters import Filter
 from .index import SugarIndex
-from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
 from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
 from .rag import RagAnswer, SugarRag
 from .reading import read_documents
 from .results import Hit
-from .staging import Staging
-from .writing import AddReport, IndexWriter
+from .store.index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
+from .store.index_writer import AddReport, IndexWriter
+from .store.staging import Staging
 
 __all__ = [
     "KNOWLEDGE_VQA",

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from ..data.columns import ColumnChoice
-from .adding import add_documents, add_vectors, report_skipped
 from .embedder import SugarEmbedder
 from .filters import Filter
-from .index_errors import IndexMismatchError
 from .index_hub import pull, push
-from .manifest import Head, holds_index, read_current
-from .opening import create_folder, make_head, open_folder, settled
-from .ranks import Ranks
+from .ingest import add_documents, add_vectors, report_skipped
 from .results import Hit
 from .searching import SearchableIndex
-from .writing import AddReport, IndexWriter
+from .store.index_errors import IndexMismatchError
+from .store.index_store import create_folder, make_head, open_folder, settled
+from .store.index_writer import AddReport, IndexWriter
+from .store.manifest import Head, holds_index, read_current
+from .store.process_group import Ranks
 
 __all__ = ["AddReport", "Hit", "SugarIndex"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
 from ..model.hub import in_code, in_line, without_html
-from .files import held_folder, inside
-from .index_errors import DamagedIndexError
-from .manifest import Manifest, read_current, write_current
-from .opening import settled
+from .store.index_errors import DamagedIndexError
+from .store.index_store import settled
+from .store.layout import held_folder, inside
+from .store.manifest import Manifest, read_current, write_current
 
 if TYPE_CHECKING:
     from .index import SugarIndex

@@ -15,10 +15,7 @@ from ..model.pipeline_sugar import generation_options, sequences_of
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .index import SugarIndex
-from .opening import check_embedder
-from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit
-from .results import Hit
-from .reuse import (
+from .prefix_cache import (
     CachedPrefix,
     Features,
     PromptCache,
@@ -33,6 +30,9 @@ from .reuse import (
     remaining_images,
     shared_length,
 )
+from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit
+from .results import Hit
+from .store.index_store import check_embedder
 
 QUERY_FORMS = ("prompt", "sample")
 _SETTINGS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")

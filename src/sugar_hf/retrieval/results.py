@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .documents import Document
-from .generation import Generation
 from .settings import EmbeddingSettings
+from .store.snapshot import Generation
 
 #: From this share of deleted documents on, compaction is advised.
 MUCH_DELETED = 1 / 3

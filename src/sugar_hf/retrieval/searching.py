@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..model.pipeline_sugar import split_inputs
-from .backends.base import check_top_k
 from .documents import Document
 from .embedder import SugarEmbedder
 from .explain import Explanation, explain
 from .filters import Filter
 from .fingerprint import ModelFingerprint
-from .generation import Generation
-from .index_errors import IndexMismatchError
-from .opening import check_embedder, open_folder
 from .results import Hit, Samples, describe
+from .store.backends.base import check_top_k
+from .store.index_errors import IndexMismatchError
+from .store.index_store import check_embedder, open_folder
+from .store.snapshot import Generation
 
 
 class SearchableIndex:

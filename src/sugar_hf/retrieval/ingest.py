@@ -13,12 +13,12 @@ from ..data import BadSampleError, SkippedRowsWarning
 from ..data.columns import ColumnChoice
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
-from .generation import Generation
-from .manifest import Head
-from .ranks import Ranks
 from .reading import stored_rows
-from .staging import Staging
-from .writing import AddReport, duplicate_error
+from .store.index_writer import AddReport, duplicate_error
+from .store.manifest import Head
+from .store.process_group import Ranks
+from .store.snapshot import Generation
+from .store.staging import Staging
 
 if TYPE_CHECKING:
     from .index import SugarIndex

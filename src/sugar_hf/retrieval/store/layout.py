@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .._files import digest, fsync
+from ..._files import digest, fsync
 from .index_errors import DamagedIndexError, LockedIndexError, MissingFileError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)?")

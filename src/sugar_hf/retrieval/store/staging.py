@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .._files import atomic_write, fsync, replace
-from ..data import BadSampleError
-from .documents import Document
-from .files import FileEntry, as_json, reading, remove
+from ..._files import atomic_write, fsync, replace
+from ...data import BadSampleError
+from ..documents import Document
 from .index_errors import DamagedIndexError, IndexMismatchError
+from .layout import FileEntry, as_json, reading, remove
 from .manifest import Head
 from .segments import SCHEMA, map_table, open_tensors, read_tensor, record_batches, write_tensors
 

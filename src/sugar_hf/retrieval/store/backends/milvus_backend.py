@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ...filters import Filter, typed_metadata
 from ..codecs import Codec
-from ..filters import Filter, typed_metadata
 from .base import Rows, VectorBackend, check_count, check_queries, filled_up
 
 LOCAL_NAME = "milvus.db"

@@ -14,11 +14,11 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..data import BadSampleError
+from ...data import BadSampleError
+from ..documents import DOCUMENT_FEATURES, Document
 from .codecs import Codec
-from .documents import DOCUMENT_FEATURES, Document
-from .files import MEND, FileEntry, reading
 from .index_errors import DamagedIndexError
+from .layout import MEND, FileEntry, reading
 from .manifest import SegmentEntry
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema

@@ -6,16 +6,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..embedder import POSITIONS, SugarEmbedder
+from ..fingerprint import ModelFingerprint
+from ..settings import EmbeddingSettings
 from .backends import BACKENDS
 from .backends.milvus_backend import public_address
 from .codecs import CODECS
-from .embedder import POSITIONS, SugarEmbedder
-from .files import WriteLock
-from .fingerprint import ModelFingerprint
-from .generation import Generation
 from .index_errors import IndexMismatchError, LockedIndexError
+from .layout import WriteLock
 from .manifest import CURRENT, Head, Manifest, holds_index, read_current, write_current
-from .settings import EmbeddingSettings
+from .snapshot import Generation
 
 # What a making that was killed leaves behind.
 _OWN = {"LOCK", "LOCK.owner", "manifest-000000.json", "manifest-000000.json.tmp", "CURRENT.tmp"}

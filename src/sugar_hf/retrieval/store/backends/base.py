@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..filters import Filter
+from ...filters import Filter
 
 # Short results are filled up to so many columns, however few rows there are; to more only if there are more rows.
 FILLED_UP = 128

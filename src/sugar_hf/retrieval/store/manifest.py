@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic_write
-from .files import MEND, FileEntry, as_json, checked_name, inside, reading
+from ..._files import atomic_write
 from .index_errors import DamagedIndexError, MissingFileError
+from .layout import MEND, FileEntry, as_json, checked_name, inside, reading
 
 FORMAT = "sugar-index"
 VERSION = 1

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._files import fsync
-from ..data import BadSampleError
+from ..._files import fsync
+from ...data import BadSampleError
+from ..fingerprint import ModelFingerprint
+from ..results import MUCH_DELETED
 from .backends import VectorBackend
 from .codecs import Codec
-from .files import FileEntry, WriteLock, inside, is_held, remove
-from .fingerprint import ModelFingerprint
-from .generation import Generation
 from .index_errors import DamagedIndexError, DuplicateIdError
+from .layout import FileEntry, WriteLock, inside, is_held, remove
 from .manifest import Deleted, Graph, Head, Manifest, read_current, read_manifest, write_current
-from .results import MUCH_DELETED
 from .segments import Segment, SegmentWriter, write_tensors
+from .snapshot import Generation
 from .staging import StagedPart, Staging, read_plan, write_plan
 
 if TYPE_CHECKING:
-    from .index import SugarIndex
+    from ..index import SugarIndex
 
 # Once so many small segments stand at the end, the next write puts them together.
 SMALL_SEGMENT = 1024

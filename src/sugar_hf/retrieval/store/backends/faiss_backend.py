@@ -11,8 +11,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+from ...filters import Filter
 from ..codecs import BinaryCodec, Codec, Int8Codec
-from ..filters import Filter
 from .base import Rows, VectorBackend, check_count, check_queries, filled_up
 from .graph_file import read_graph
 

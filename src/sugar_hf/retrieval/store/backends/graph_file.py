@@ -7,7 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ..files import reading
+from ..layout import reading
 
 _KINDS = (b"IH00", b"IHNf", b"IHNs")
 _HEADER = struct.Struct("<4siqqq?i")  # kind, d, rows, two that are not used, is trained, metric

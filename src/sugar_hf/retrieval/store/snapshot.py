@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from ..documents import Document
+from ..embedder import POSITIONS
+from ..filters import Filter, kinds_of
+from ..fingerprint import ModelFingerprint
+from ..settings import EmbeddingSettings
 from .backends import BACKENDS, Rows, VectorBackend, open_backend
 from .backends.base import cut_top_k
 from .backends.milvus_backend import public_address
 from .codecs import Codec
-from .documents import Document
-from .embedder import POSITIONS
-from .files import MEND, check_links, inside, reading
-from .filters import Filter, kinds_of
-from .fingerprint import ModelFingerprint
 from .index_errors import DamagedIndexError
+from .layout import MEND, check_links, inside, reading
 from .manifest import Manifest
 from .segments import Segment, open_tensors, read_tensor
-from .settings import EmbeddingSettings
 
 #: Names the server that an index may connect to.
 URI_VARIABLE = "MILVUS_URI"
