@@ -130,10 +130,11 @@ def record(task, prediction, answer="Image B", **more):
     return Record("x", prediction, {"task": task, "answer": answer, **more})
 
 
-@pytest.mark.parametrize("task", IMAGE_CHOICE)
-def test_choices_of_images_are_compared_by_their_letter(task):
-    assert sample_score(record(task, "image b.")) == 1.0
-    assert sample_score(record(task, "Image A")) == 0.0
+def test_choices_of_images_are_compared_by_their_letter(subtests):
+    for task in IMAGE_CHOICE:
+        with subtests.test(task=task):
+            assert sample_score(record(task, "image b.")) == 1.0
+            assert sample_score(record(task, "Image A")) == 0.0
 
 
 def test_text_choices_are_the_nearest_and_a_failed_sample_is_wrong():

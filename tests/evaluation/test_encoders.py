@@ -180,19 +180,16 @@ def test_nothing_to_compare_gives_an_empty_table(rng):
     assert similarity([unit(rng, 2)], []).shape == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("queries", "candidates", "message"),
-    [
+def test_what_cannot_be_compared_is_named(subtests):
+    for queries, candidates, message in [
         ([None], [np.eye(2)], "query 0 was not embedded"),
         ([np.eye(2)], [np.eye(2), np.zeros((0, 2))], r"candidate 1 has vectors of shape \(0, 2\)"),
         ([np.eye(2), np.eye(3)], [np.eye(2)], r"query 1 has vectors of shape \(3, 3\)"),
         ([np.eye(2)[0]], [np.eye(2)], r"query 0 has vectors of shape \(2,\)"),
         ([np.eye(2)], [np.eye(3)], "queries have 2 dimensions, candidates 3"),
-    ],
-)
-def test_what_cannot_be_compared_is_named(queries, candidates, message):
-    with pytest.raises(ValueError, match=message):
-        similarity(queries, candidates)
+    ]:
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
+            similarity(queries, candidates)
 
 
 @pytest.mark.parametrize("kind", ["sugar", "dual"])

@@ -255,9 +255,8 @@ def test_fewer_targets_than_documents_ask_the_first_only():
     assert (result["n"], result["test queries"]) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("ranking", "message"),
-    [
+def test_rankings_are_checked_before_anything_is_embedded(subtests):
+    for ranking, message in [
         (Ranking("r", "nothing", "all", [[0]]), "task, r: there is no set 'nothing', only all"),
         (Ranking("r", "all", "all", []), "0 targets for 2 queries"),
         (Ranking("r", "all", "all", [[0]] * 3), "3 targets for 2 queries"),
@@ -265,11 +264,9 @@ def test_fewer_targets_than_documents_ask_the_first_only():
         (Ranking("r", "all", "all", [[0], [2]]), "query 1 names a candidate that is not among the 2"),
         (Ranking("r", "all", "all", [[0], [1]], [[-1], []]), "query 0 names a candidate"),
         (Ranking("r", "all", "all", [[0], [1]], [[0]]), "1 exclusions for 2 targets"),
-    ],
-)
-def test_rankings_are_checked_before_anything_is_embedded(ranking, message):
-    with pytest.raises(ValueError, match=message):
-        RankingEvaluator("task", {"all": documents("east", "north")}, [ranking], primary_metric="r recall@1")
+    ]:
+        with subtests.test(ranking=ranking, message=message), pytest.raises(ValueError, match=message):
+            RankingEvaluator("task", {"all": documents("east", "north")}, [ranking], primary_metric="r recall@1")
 
 
 def test_two_documents_with_one_id_are_refused():

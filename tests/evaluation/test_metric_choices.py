@@ -25,9 +25,8 @@ CHOICE_WORDS = [*LETTERS.split(), "The answer is C.", "cat"]
 OPTIONS = {"A": "cat", "B": "a dog", "C": "answer", "D": "red ball"}
 
 
-@pytest.mark.parametrize(
-    ("text", "llava", "lmms"),
-    [
+def test_letters_of_science_qa(subtests):
+    for text, llava, lmms in [
         ("B", "B", "B"),
         (" B\n", "B", "B"),
         ("b", None, "B"),
@@ -43,11 +42,10 @@ OPTIONS = {"A": "cat", "B": "a dog", "C": "answer", "D": "red ball"}
         ("The answer is F.", "F", None),
         ("", None, None),
         ("é", None, None),
-    ],
-)
-def test_letters_of_science_qa(text, llava, lmms):
-    assert science_qa_choice(text) == llava
-    assert science_qa_choice_lmms(text) == lmms
+    ]:
+        with subtests.test(text=text, llava=llava, lmms=lmms):
+            assert science_qa_choice(text) == llava
+            assert science_qa_choice_lmms(text) == lmms
 
 
 def test_the_lmms_form_of_science_qa_is_that_of_lmms_eval():
@@ -62,9 +60,8 @@ def test_the_lmms_form_of_science_qa_is_that_of_lmms_eval():
     assert right > both > 10
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_letters_of_mmbench(subtests):
+    for text, expected in [
         ("B", "B"),
         ("A", "A"),
         ("A dog", "A"),  # three words or fewer: taken for the letter
@@ -84,10 +81,9 @@ def test_the_lmms_form_of_science_qa_is_that_of_lmms_eval():
         ("a dog and a cat", None),
         ("", None),
         ("猫", None),
-    ],
-)
-def test_letters_of_mmbench(text, expected):
-    assert mmbench_choice(text, OPTIONS) == expected
+    ]:
+        with subtests.test(text=text, expected=expected):
+            assert mmbench_choice(text, OPTIONS) == expected
 
 
 def test_mmbench_is_inferred_as_in_lmms_eval():
@@ -172,9 +168,8 @@ def test_faulty_rows_of_mmbench_are_named(indices, message):
         circular_accuracy([1, 2], [True])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_letters_of_mmvp(subtests):
+    for text, expected in [
         ("A", "A"),
         (" (B)", "B"),
         ("A. the left one", "A"),
@@ -188,10 +183,9 @@ def test_faulty_rows_of_mmbench_are_named(indices, message):
         ("The answer is A", None),
         ("C", None),
         ("", None),
-    ],
-)
-def test_letters_of_mmvp(text, expected):
-    assert ab_choice(text) == expected
+    ]:
+        with subtests.test(text=text, expected=expected):
+            assert ab_choice(text) == expected
 
 
 def test_lmms_eval_reads_the_article_as_a_letter():
@@ -201,9 +195,8 @@ def test_lmms_eval_reads_the_article_as_a_letter():
             assert _extract_answer_letter(start + rest).upper() == ab_choice(start + rest)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_demon_cleans(subtests):
+    for text, expected in [
         ("'The Red-ball.'", "the red ball"),
         ('"two\tdogs"\n', "two dogs"),
         ("a, b", "a b"),
@@ -211,10 +204,9 @@ def test_lmms_eval_reads_the_article_as_a_letter():
         ("...", ""),
         ("", ""),
         ("ÉTÉ", "été"),
-    ],
-)
-def test_demon_cleans(text, expected):
-    assert demon_clean(text) == expected
+    ]:
+        with subtests.test(text=text, expected=expected):
+            assert demon_clean(text) == expected
 
 
 def test_text_choices_by_hand():
@@ -253,9 +245,8 @@ def test_text_choices_take_the_cosine_of_tf_idf():
     assert exact < 50
 
 
-@pytest.mark.parametrize(
-    ("prediction", "hit"),
-    [
+def test_image_choices(subtests):
+    for prediction, hit in [
         ("Image B", True),
         ("image b.", True),
         ("Image B, as it shows a pan", True),
@@ -263,10 +254,9 @@ def test_text_choices_take_the_cosine_of_tf_idf():
         ("The answer is Image B", False),
         ("B", False),
         ("", False),
-    ],
-)
-def test_image_choices(prediction, hit):
-    assert demon_image_choice(prediction, "Image B") is hit
+    ]:
+        with subtests.test(prediction=prediction, hit=hit):
+            assert demon_image_choice(prediction, "Image B") is hit
 
 
 def test_any_text_gets_an_answer():

@@ -11,12 +11,13 @@ from sugar_hf.evaluation.benchmarks import scorers
 MODULES = [f"{p.__name__}.{found.name}" for p in (metrics, scorers) for found in pkgutil.iter_modules(p.__path__)]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_hold(name):
-    module = importlib.import_module(name)
-    result = doctest.testmod(module, extraglobs={"np": np})
-    assert result.failed == 0
-    assert result.attempted > 0
+def test_the_examples_in_docstrings_hold(subtests):
+    for name in MODULES:
+        with subtests.test(name=name):
+            module = importlib.import_module(name)
+            result = doctest.testmod(module, extraglobs={"np": np})
+            assert result.failed == 0
+            assert result.attempted > 0
 
 
 @pytest.mark.parametrize("package", [metrics, scorers])

@@ -25,9 +25,8 @@ def lmms_llava():
     return module
 
 
-@pytest.mark.parametrize(
-    ("text", "scores"),
-    [
+def test_two_scores(subtests):
+    for text, scores in [
         ("8 7\nAssistant 1 ..", (8, 7)),
         ("8, 7", (8, 7)),
         ("8.5,7", (8.5, 7)),
@@ -39,10 +38,9 @@ def lmms_llava():
         ("nan 7", None),
         ("I cannot judge.", None),
         ("", None),
-    ],
-)
-def test_two_scores(text, scores):
-    assert parse_two_scores(text) == scores
+    ]:
+        with subtests.test(text=text, scores=scores):
+            assert parse_two_scores(text) == scores
 
 
 def test_lmms_eval_reads_the_number_of_the_assistant_as_a_score(lmms_llava):
@@ -96,9 +94,8 @@ def test_the_prompt_of_llava_bench_has_the_official_sections():
     assert "from 1 to 10" in llava_bench_prompt("What?", "", "A cat.", "A dog.")
 
 
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
+def test_grades_of_mm_vet(subtests):
+    for text, score in [
         ("0.5", 0.5),
         (" 1.0\n", 1.0),
         ("0.3 | next row", 0.3),
@@ -108,10 +105,9 @@ def test_the_prompt_of_llava_bench_has_the_official_sections():
         ("nan", None),
         ("Correctness: 0.5", None),
         ("", None),
-    ],
-)
-def test_grades_of_mm_vet(text, score):
-    assert parse_mm_vet_score(text) == score
+    ]:
+        with subtests.test(text=text, score=score):
+            assert parse_mm_vet_score(text) == score
 
 
 def test_mm_vet_by_hand():

@@ -52,18 +52,21 @@ def test_the_names_are_those_of_the_folders():
         load_metric("bleu")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_module_loads_and_leaves_the_package_as_it_is(name):
-    before = files()
-    for metric in (
-        load_metric(name),
-        evaluate.load(str(FOLDER / name)),
-        evaluate.load(str(FOLDER / name / f"{name}.py")),
-    ):
-        assert isinstance(metric, evaluate.Metric)
-        assert (metric.name, metric.license) == (name, "Apache-2.0")
-        assert all([metric.description, metric.citation, metric.inputs_description, metric.info.reference_urls])
-    assert files() == before
+def test_each_module_loads_and_leaves_the_package_as_it_is(subtests):
+    for name in NAMES:
+        with subtests.test(name=name):
+            before = files()
+            for metric in (
+                load_metric(name),
+                evaluate.load(str(FOLDER / name)),
+                evaluate.load(str(FOLDER / name / f"{name}.py")),
+            ):
+                assert isinstance(metric, evaluate.Metric)
+                assert (metric.name, metric.license) == (name, "Apache-2.0")
+                assert all(
+                    [metric.description, metric.citation, metric.inputs_description, metric.info.reference_urls]
+                )
+            assert files() == before
 
 
 def test_the_two_vqa_accuracies():

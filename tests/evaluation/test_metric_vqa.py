@@ -19,9 +19,8 @@ from sugar_hf.evaluation.benchmarks.scorers.vqa_scorers import CONTRACTIONS, _ev
 from sugar_hf.evaluation.metrics import gqa_match, gqa_match_lmms
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_punctuation(subtests):
+    for text, expected in [
         ("red,blue", "red blue"),
         ("red, blue", "red blue"),
         ("red ,blue,green", "red bluegreen"),
@@ -35,25 +34,22 @@ from sugar_hf.evaluation.metrics import gqa_match, gqa_match_lmms
         ("(b)", " b "),
         ("", ""),
         ("été?", "été "),
-    ],
-)
-def test_punctuation(text, expected):
-    assert process_punctuation(text) == expected
+    ]:
+        with subtests.test(text=text, expected=expected):
+            assert process_punctuation(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_digits_and_articles(subtests):
+    for text, expected in [
         ("The Two dogs", "2 dogs"),
         ("none of an apple", "0 of apple"),
         ("dont  shed've\tyall'd've", "don't she'd've y'all'd've"),
         ("somebody'd let's she's Im", "somebodyd let's she's im"),
         ("eleven", "eleven"),
         ("a", ""),
-    ],
-)
-def test_digits_and_articles(text, expected):
-    assert process_digits_articles(text) == expected
+    ]:
+        with subtests.test(text=text, expected=expected):
+            assert process_digits_articles(text) == expected
 
 
 def test_the_contractions_are_the_published_ones():
@@ -62,11 +58,12 @@ def test_the_contractions_are_the_published_ones():
     assert len(published) == 116
 
 
-@pytest.mark.parametrize(("matches", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])
-def test_vqa_accuracy_by_the_number_of_matches(matches, score):
-    answers = ["cat"] * matches + ["dog"] * (10 - matches)
-    assert vqa_accuracy("The cat.", answers) == pytest.approx(score)
-    assert evalai_accuracy("The cat.", answers) == pytest.approx(score)
+def test_vqa_accuracy_by_the_number_of_matches(subtests):
+    for matches, score in [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)]:
+        with subtests.test(matches=matches, score=score):
+            answers = ["cat"] * matches + ["dog"] * (10 - matches)
+            assert vqa_accuracy("The cat.", answers) == pytest.approx(score)
+            assert evalai_accuracy("The cat.", answers) == pytest.approx(score)
 
 
 def test_equal_answers_are_compared_raw():
@@ -151,9 +148,8 @@ def test_vqa_accuracy_is_that_of_lmms_eval_where_answers_differ():
     assert compared > 300 > repeated
 
 
-@pytest.mark.parametrize(
-    ("prediction", "answer", "ours", "lmms"),
-    [
+def test_gqa_matches(subtests):
+    for prediction, answer, ours, lmms in [
         (" Yes. ", "yes", True, False),
         ("yes", "yes", True, True),
         ("Yes...", "yes", True, True),
@@ -162,11 +158,10 @@ def test_vqa_accuracy_is_that_of_lmms_eval_where_answers_differ():
         ("yes.\n", "yes", True, False),
         ("", "yes", False, False),
         ("a dog", "dog", False, False),
-    ],
-)
-def test_gqa_matches(prediction, answer, ours, lmms):
-    assert gqa_match(prediction, answer) is ours
-    assert gqa_match_lmms(prediction, answer) is lmms
+    ]:
+        with subtests.test(prediction=prediction, answer=answer, ours=ours, lmms=lmms):
+            assert gqa_match(prediction, answer) is ours
+            assert gqa_match_lmms(prediction, answer) is lmms
 
 
 def test_gqa_differs_from_lmms_eval_by_punctuation_and_white_space_alone():

@@ -8,9 +8,8 @@ from sugar_hf.evaluation.benchmarks.scorers import webqa_accuracy
 FULL = 2 / (2 + 1e-5)  # the official F1 has 1e-5 in its divisor
 
 
-@pytest.mark.parametrize(
-    ("prediction", "answer", "category", "score"),
-    [
+def test_accuracy_of_webqa(subtests):
+    for prediction, answer, category, score in [
         ("The barn is red.", "Red", "color", FULL),
         ("red and blue", "red", "color", 2 * 0.5 / (1.5 + 1e-5)),
         ("red red red", "red", "color", FULL),  # a set
@@ -32,10 +31,9 @@ FULL = 2 / (2 + 1e-5)  # the official F1 has 1e-5 in its divisor
         ("the cat", "the", "choose", 0),
         ("", "x", "text", 0),
         ("猫", "猫", "text", 1),
-    ],
-)
-def test_accuracy_of_webqa(prediction, answer, category, score):
-    assert webqa_accuracy(prediction, answer, category) == pytest.approx(score, abs=1e-9)
+    ]:
+        with subtests.test(prediction=prediction, answer=answer, category=category, score=score):
+            assert webqa_accuracy(prediction, answer, category) == pytest.approx(score, abs=1e-9)
 
 
 def test_keywords_are_the_reference_where_there_are_some():

@@ -20,9 +20,8 @@ from sugar_hf.evaluation.benchmarks.scorers.yes_no_scorers import MME_COGNITION,
 REPLY_WORDS = [*WORDS, "yes", "no", "Yes.", "no,", "NO", "Nope", "isn't", "y", "n", "not sure", "I know"]
 
 
-@pytest.mark.parametrize(
-    ("text", "pope_says", "mme_says", "first"),
-    [
+def test_answers(subtests):
+    for text, pope_says, mme_says, first in [
         ("yes", "yes", "yes", "yes"),
         ("No", "no", "no", "no"),
         ("no, it is", "no", "no", "no"),
@@ -42,12 +41,11 @@ REPLY_WORDS = [*WORDS, "yes", "no", "Yes.", "no,", "NO", "Nope", "isn't", "y", "
         ("", "yes", "other", None),
         ("猫 no", "no", "no", "no"),
         ("noé", "yes", "no", None),
-    ],
-)
-def test_answers(text, pope_says, mme_says, first):
-    assert pope_answer(text) == pope_says
-    assert mme_answer(text) == mme_says
-    assert first_yes_no(text) == first
+    ]:
+        with subtests.test(text=text, pope_says=pope_says, mme_says=mme_says, first=first):
+            assert pope_answer(text) == pope_says
+            assert mme_answer(text) == mme_says
+            assert first_yes_no(text) == first
 
 
 def test_binary_scores_by_hand():
@@ -187,7 +185,7 @@ def test_position_curve_by_hand():
     assert position_curve(np.ones((3, 6)))["depth"] == 0
 
 
-@pytest.mark.parametrize("hits", [np.ones((2, 2)), np.ones((0, 5)), np.ones(5), np.full((2, 3), 0.5)])
-def test_faulty_hits_have_no_curve(hits):
-    with pytest.raises(ValueError, match="hits: need"):
-        position_curve(hits)
+def test_faulty_hits_have_no_curve(subtests):
+    for hits in [np.ones((2, 2)), np.ones((0, 5)), np.ones(5), np.full((2, 3), 0.5)]:
+        with subtests.test(hits=hits), pytest.raises(ValueError, match="hits: need"):
+            position_curve(hits)

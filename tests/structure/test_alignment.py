@@ -233,9 +233,8 @@ def test_normalised_kernel_is_positive_semidefinite_for_one_space():
     assert matrix.max() <= 1 + 1e-12
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_input(subtests):
+    for call, message in [
         (lambda: log_gak(torch.zeros(3), 1.0), r"shape \(\.\.\., m, n\)"),
         (lambda: log_gak(torch.zeros(0, 3), 1.0), "a slice on each side"),
         (lambda: log_gak(torch.zeros(3, 3), 0.0), "sigma must be positive"),
@@ -243,11 +242,9 @@ def test_normalised_kernel_is_positive_semidefinite_for_one_space():
         (lambda: soft_alignment(torch.zeros(2, 3, 3), 1.0, None, torch.tensor([0, 1])), "lengths_y"),
         (lambda: calibrated_cosine(torch.zeros(1), 0, 1, 0.3), "1 or more"),
         (lambda: gak_matrix(torch.zeros(3, 3), 1.0), r"shape \(n, T, d\)"),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(call=call, message=message), pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_empty_batch():

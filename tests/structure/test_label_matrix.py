@@ -215,13 +215,14 @@ def test_low_precision_features_give_float32_labels(kernel, dtype):
     torch.testing.assert_close(labels, label_matrix(features.to(dtype=torch.float32), ends, config))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_long_and_unlike_samples_stay_finite(kernel):
-    features = random_features(3, 120, dtype=torch.float32)
-    ends = torch.tensor([[b, s] for b in range(3) for s in (0, int(features.lengths[b]) - 1)])
-    for delta in (0.05, 0.3, 3.0):
-        labels = label_matrix(features, ends, StructureLossConfig(label_kernel=kernel, delta=delta))
-        assert torch.isfinite(labels).all()
+def test_long_and_unlike_samples_stay_finite(subtests):
+    for kernel in KERNELS:
+        with subtests.test(kernel=kernel):
+            features = random_features(3, 120, dtype=torch.float32)
+            ends = torch.tensor([[b, s] for b in range(3) for s in (0, int(features.lengths[b]) - 1)])
+            for delta in (0.05, 0.3, 3.0):
+                labels = label_matrix(features, ends, StructureLossConfig(label_kernel=kernel, delta=delta))
+                assert torch.isfinite(labels).all()
 
 
 def test_labels_carry_no_gradient():
@@ -264,20 +265,17 @@ def test_triple_distance(teachers, means):
         assert float(same[a, b, i, j]) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("ends", "message"),
-    [
+def test_ends_that_do_not_exist(subtests):
+    for ends, message in [
         (torch.tensor([[0, 0], [1, 9]]), r"ends\[1\] is slice 9 of sample 1, which does not exist"),
         (torch.tensor([[5, 0]]), r"ends\[0\] is slice 0 of sample 5"),
         (torch.tensor([[0, -1]]), "does not exist"),
         (torch.zeros(0, 2, dtype=torch.int64), "empty"),
         (torch.zeros(3, dtype=torch.int64), r"shape \(n, 2\)"),
         (torch.zeros(3, 2), "integers"),
-    ],
-)
-def test_ends_that_do_not_exist(ends, message):
-    with pytest.raises(ValueError, match=message):
-        label_matrix(random_features(), ends)
+    ]:
+        with subtests.test(ends=ends, message=message), pytest.raises(ValueError, match=message):
+            label_matrix(random_features(), ends)
 
 
 def test_centring_needs_block_means():
@@ -327,20 +325,18 @@ def test_features_from_columns_pads_lists_arrays_and_tensors():
     assert half.lengths.dtype == torch.int64
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_broken_columns_name_the_sample(subtests):
+    for change, message in [
         (lambda row: row.pop("teacher_dino"), "Sample 1 has no teacher_dino"),
         (lambda row: row.update(teacher_clip=[[1.0, 0, 0, 0]]), "Sample 1: teacher_clip has shape"),
         (lambda row: row.update(teacher_is_image=[]), "Sample 1: teacher_is_image"),
         (lambda row: row.update(columns(3, width=5)), "Sample 1: teacher_clip has width 5"),
-    ],
-)
-def test_broken_columns_name_the_sample(change, message):
-    row = columns(3)
-    change(row)
-    with pytest.raises(ValueError, match=message):
-        features_from_columns([columns(3), row])
+    ]:
+        with subtests.test(change=change, message=message):
+            row = columns(3)
+            change(row)
+            with pytest.raises(ValueError, match=message):
+                features_from_columns([columns(3), row])
 
 
 def test_slice_features_check_their_shapes():

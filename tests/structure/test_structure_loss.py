@@ -107,9 +107,8 @@ def test_low_precision_is_computed_in_float32(dtype):
     assert embeddings.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_input(subtests):
+    for call, message in [
         (lambda: structure_loss(EMBEDDINGS, torch.zeros(3, 4)), r"labels must have shape \(4, 4\)"),
         (lambda: structure_loss(EMBEDDINGS[0], torch.zeros(4, 4)), r"embeddings must have shape \(n, d\)"),
         (
@@ -122,11 +121,9 @@ def test_low_precision_is_computed_in_float32(dtype):
             ),
             r"sample_ids must have shape \(4,\)",
         ),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(call=call, message=message), pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_config_round_trip_and_paper():
@@ -145,9 +142,8 @@ def test_config_round_trip_and_paper():
     assert default.delta**2 == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_config_refuses(subtests):
+    for fields, message in [
         ({"label_kernel": "dtw"}, "label_kernel must be one of 'calibrated'.* got 'dtw'"),
         ({"single_slice": "one"}, "single_slice"),
         ({"same_sample": "cosine"}, "same_sample"),
@@ -158,11 +154,9 @@ def test_config_round_trip_and_paper():
         ({"temperature": float("nan")}, "temperature must be a positive number"),
         ({"block_means": {"image-image": 0.1}}, "block_means must have exactly the keys"),
         ({"block_means": {"image-image": 1.0, "text-text": 0.5, "image-text": 0.2}}, "mean cosine"),
-    ],
-)
-def test_config_refuses(fields, message):
-    with pytest.raises(ValueError, match=message):
-        StructureLossConfig(**fields)
+    ]:
+        with subtests.test(fields=fields, message=message), pytest.raises(ValueError, match=message):
+            StructureLossConfig(**fields)
 
 
 def test_config_names_unknown_fields():
