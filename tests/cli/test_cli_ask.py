@@ -59,7 +59,7 @@ def test_ask_a_file_with_images(cli, index, tmp_path):
     [
         (["--template", "{question}"], 2, "a text with {documents} and {question}"),
         (["--where", "{"], 2, "it is no JSON"),
-        (["--max-new-tokens", "0"], 2, "greater than or equal to 1"),
+        (["--max-new-tokens", "0"], 2, "Invalid value for '--max-new-tokens'"),
         (["--template", "{documents} {documents} {question}"], 1, "template, text"),
     ],
 )

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "backbones.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-MEND = "write it anew: python -m pytest tests/families -m families --update-backbones"
+MEND = "write it anew: .venv-torchvision/bin/python -m pytest tests/families -m families --update-backbones"
 HEAD = ("model type", "class", "with Sugar", "prefix embeddings", "LoRA layers", "forms of samples", "note")
 #: What may stand under "with Sugar".
 STATES = ("works", "refused", "not tried")

@@ -64,6 +64,7 @@ IMAGE_SETTINGS: dict[str, Callable[["Sizes"], dict[str, Any]]] = {
         "max_image_size": {"longest_edge": s.image},
     },
     "SmolVLMProcessor": lambda s: {"size": {"longest_edge": 2 * s.image}, "max_image_size": {"longest_edge": s.image}},
+    "Molmo2Processor": lambda s: {"size": {"height": 12 * s.patch, "width": 12 * s.patch}},
     "PerceptionLMProcessor": lambda s: {
         "tile_size": s.image,
         "max_num_tiles": 4,

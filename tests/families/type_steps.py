@@ -25,6 +25,8 @@ from sugar_hf.training import sugar_lora_config
 NOT_TRIED = {
     "shieldgemma2": "a classifier of pictures, whose weights transformers does not find again in what it saves",
 }
+#: Said of the forms of samples where torchvision is not installed.
+NEEDS_TORCHVISION = "not tried: it needs torchvision"
 #: Types that read no text without a picture.
 NO_TEXT_ALONE = {"idefics"}
 #: Parts of names under which no adapter may lie.
@@ -233,7 +235,7 @@ def processor(subject: Subject) -> None:
         backbone_processor = tiny_processor(subject.raw.config.model_type, subject.raw.config)
     except NotBuilt as error:
         needs_torchvision = "requires the Torchvision" in str(error)
-        subject.found["forms"] = f"not tried: {'it needs torchvision' if needs_torchvision else error}"
+        subject.found["forms"] = NEEDS_TORCHVISION if needs_torchvision else f"not tried: {error}"
         return
     forms = processor_forms(backbone_processor)
     good = [form for form, answer in forms.items() if answer == "yes"]
