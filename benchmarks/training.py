@@ -32,8 +32,8 @@ from transformers import Trainer, TrainingArguments
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.structure import SliceFeatures
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments
-from sugar_hf.training.batching import MiniBatches
-from sugar_hf.training.objective import KnownGradient, structure_term
+from sugar_hf.training.mini_batches import MiniBatches
+from sugar_hf.training.structure_term import KnownGradient, structure_term
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
@@ -125,7 +125,7 @@ class Steps:
         features, keys = inputs.pop("structure_features"), inputs.pop("sample_keys")
         inputs = {name: value for name, value in inputs.items() if name not in ("labels", "sample_ids")}
         output = self.model(**inputs, use_cache=False, skip_logits=True)
-        drawn = self.joint_trainer._drawn(output.retrieval_embeds, features, keys, training=True)
+        drawn = self.joint_trainer._draw(output.retrieval_embeds, features, keys, training=True)
         vectors: SliceFeatures = drawn[1]
         term = structure_term(drawn[0], vectors, drawn[2], self.joint_trainer.structure_config)
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from sugar_hf.structure import StructureLossConfig, block_means, features_from_columns, label_matrix
-from sugar_hf.training.ends import draw_slice_ends
+from sugar_hf.training.structure_term import draw_slice_ends
 
 #: Rows whose labels differ from each other's.
 LABELLED = ("sugar", "aligned", "gak", "mean", "clip-only", "centring")

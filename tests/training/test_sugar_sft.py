@@ -10,7 +10,7 @@ import trl
 from peft import PeftModel
 from training_tools import logged, make_dataset, make_sugar, make_trainer
 
-from sugar_hf.training import StructureLossMixin, SugarSFTConfig, SugarSFTTrainer, sugar_lora_config
+from sugar_hf.training import SugarSFTConfig, SugarSFTTrainer, SugarTrainer, sugar_lora_config
 
 
 def make_sft(folder, model=None, peft_config=None, train_dataset=None, **kwargs):
@@ -38,7 +38,8 @@ def make_sft(folder, model=None, peft_config=None, train_dataset=None, **kwargs)
 
 
 def test_is_trls_trainer_with_the_structure_loss():
-    assert issubclass(SugarSFTTrainer, (StructureLossMixin, trl.SFTTrainer))
+    assert issubclass(SugarSFTTrainer, SugarTrainer)
+    assert issubclass(SugarSFTTrainer, trl.SFTTrainer)
     assert issubclass(SugarSFTConfig, trl.SFTConfig)
     assert SugarSFTConfig.max_length is None
     assert SugarSFTConfig.learning_rate == trl.SFTConfig.learning_rate
@@ -109,6 +110,6 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
 
 def test_missing_trl_is_said_with_the_command_that_mends_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "sugar_hf.training.sft")
+    monkeypatch.delitem(sys.modules, "sugar_hf.training.sft_trainer")
     with pytest.raises(ImportError, match=r"pip install 'sugar-hf\[trl\]'"):
-        importlib.import_module("sugar_hf.training.sft")
+        importlib.import_module("sugar_hf.training.sft_trainer")

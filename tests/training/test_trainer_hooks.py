@@ -10,7 +10,8 @@ from training_tools import make_trainer
 from transformers import Trainer
 
 import sugar_hf.training
-from sugar_hf.training import batching, checkpoints, guard
+from sugar_hf.training import SugarTrainer
+from sugar_hf.training.checkpoints import AtomicCheckpoints
 from sugar_hf.training.hooks import STATE_HOOKS, TRAINER_HOOKS, check_hooks
 
 SOURCES = [path.read_text() for path in Path(sugar_hf.training.__file__).parent.glob("*.py")]
@@ -56,21 +57,21 @@ def bypass(monkeypatch, owner, name):
 
 def test_unused_hooks_are_found_in_the_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        bypass(patch, guard.GuardedStepMixin, "_get_grad_norm")
+        bypass(patch, SugarTrainer, "_get_grad_norm")
         with pytest.raises(RuntimeError, match=r"_get_grad_norm of transformers .* was not used.*nonfinite_loss"):
             make_trainer(tmp_path / "a", max_steps=1).train()
     trainer = make_trainer(tmp_path / "b", max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     with monkeypatch.context() as patch:
-        bypass(patch, checkpoints.SafeCheckpointMixin, "_load_from_checkpoint")
+        bypass(patch, AtomicCheckpoints, "_load_from_checkpoint")
         with pytest.raises(RuntimeError, match=r"_load_from_checkpoint .* was not used.*resuming"):
             trainer.train(resume_from_checkpoint=True)
     with monkeypatch.context() as patch:
-        patch.setattr(batching.MiniBatchMixin, "_get_train_sampler", lambda self, train_dataset=None: None)
+        patch.setattr(SugarTrainer, "_get_train_sampler", lambda self, train_dataset=None: None)
         with pytest.raises(RuntimeError, match=r"_get_train_sampler .* was not used.*group_by_length"):
             make_trainer(tmp_path / "c", train_sampling_strategy="group_by_length").train()
     with monkeypatch.context() as patch:
-        bypass(patch, batching.MiniBatchMixin, "_get_num_items_in_batch")
+        bypass(patch, SugarTrainer, "_get_num_items_in_batch")
         with pytest.raises(RuntimeError, match=r"_get_num_items_in_batch .* was not used"):
             make_trainer(tmp_path / "d", mini_batch_size=2).train()
 

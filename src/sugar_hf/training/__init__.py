@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import StructureArguments, SugarTrainingArguments
 from .collator import SugarCollator
-from .ends import draw_slice_ends
 from .lora import LoraCoverage, lora_coverage, sugar_lora_config
-from .trainer import StructureLossMixin, SugarTrainer
+from .structure_term import draw_slice_ends
+from .trainer import SugarTrainer
 
 if TYPE_CHECKING:
-    from .sft import SugarSFTConfig, SugarSFTTrainer
+    from .sft_trainer import SugarSFTConfig, SugarSFTTrainer
+
+#: In front of another subclass of `Trainer` it adds the structure loss to it, as a mixin does.
+StructureLossMixin = SugarTrainer
 
 __all__ = [
     "LoraCoverage",
@@ -29,7 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # TRL is an optional dependency and slow to import.
     if name in ("SugarSFTConfig", "SugarSFTTrainer"):
-        from . import sft
+        from . import sft_trainer
 
-        return getattr(sft, name)
+        return getattr(sft_trainer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,17 +1,22 @@
-"""Arguments of the Sugar trainers: what `TrainingArguments` has, and what the structure loss needs."""
+"""Arguments of the Sugar trainers: those of `TrainingArguments`, and those of the structure loss."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
-from sugar_hf.structure import StructureLossConfig
+from ..structure import StructureLossConfig
 
 DEFAULTS = StructureLossConfig()
+
+
+def option(default: Any, help: str, *choices: str) -> Any:
+    """Return the field of an argument, with what the command line says of it."""
+    return field(default=default, metadata={"help": help, **({"choices": list(choices)} if choices else {})})
 
 
 @dataclass
@@ -96,132 +101,66 @@ class StructureArguments:
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
-    alpha: float = field(default=10.0, metadata={"help": "Weight of the structure loss in L = L_g + alpha * L_d."})
-    alpha_warmup_ratio: float = field(
-        default=0.0, metadata={"help": "Share of the training steps over which alpha grows linearly from 0."}
+    alpha: float = option(10.0, "Weight of the structure loss in L = L_g + alpha * L_d.")
+    alpha_warmup_ratio: float = option(0.0, "Share of the training steps over which alpha grows linearly from 0.")
+    positions_per_sample: int = option(4, "Slice ends drawn at random from each sample in each step. 0 takes all.")
+    slice_seed: int | None = option(None, "Seed of the drawn slice ends. None takes seed.")
+    objective: str = option(DEFAULTS.objective, "Objective of the structure loss.", "mse", "infonce", "kl")
+    label_kernel: str = option(DEFAULTS.label_kernel, "Label of two prefixes.", "calibrated", "aligned", "gak", "mean")
+    delta: float = option(DEFAULTS.delta, "Bandwidth of the alignment kernel.")
+    single_slice: str = option(DEFAULTS.single_slice, "Label of one slice against one slice.", "cosine", "kernel")
+    same_sample: str = option(DEFAULTS.same_sample, "Label of two prefixes of one sample.", "kernel", "one")
+    teachers: str = option(
+        DEFAULTS.teachers, "Teachers of the labels: triple, or CLIP for all pairs.", "triple", "clip"
     )
-    positions_per_sample: int = field(
-        default=4, metadata={"help": "Slice ends drawn at random from each sample in each step. 0 takes all."}
+    centring: bool = option(DEFAULTS.centring, "Whether cosines are centred by modality block.")
+    block_means: dict | str | None = option(  # noqa: RUF009
+        None, "Mean cosine of unrelated pairs by modality block. None takes them from the training set."
     )
-    slice_seed: int | None = field(default=None, metadata={"help": "Seed of the drawn slice ends. None takes seed."})
-    objective: str = field(
-        default=DEFAULTS.objective,
-        metadata={"help": "Objective of the structure loss.", "choices": ["mse", "infonce", "kl"]},
+    reduction: str = option(DEFAULTS.reduction, "Mean over all pairs, or their sum divided by n.", "mean", "paper")
+    temperature: float = option(DEFAULTS.temperature, "Temperature of the objectives infonce and kl.")
+    matryoshka_dims: list[int] | None = option(  # noqa: RUF009
+        None, "Sizes to which embeddings may be cut, each trained with the structure loss."
     )
-    label_kernel: str = field(
-        default=DEFAULTS.label_kernel,
-        metadata={"help": "Label of two prefixes.", "choices": ["calibrated", "aligned", "gak", "mean"]},
+    matryoshka_weights: list[float] | None = option(  # noqa: RUF009
+        None, "Weights of these sizes. None makes them equal."
     )
-    delta: float = field(default=DEFAULTS.delta, metadata={"help": "Bandwidth of the alignment kernel."})
-    single_slice: str = field(
-        default=DEFAULTS.single_slice,
-        metadata={"help": "Label of one slice against one slice.", "choices": ["cosine", "kernel"]},
+    image_pooling: str | None = option(None, "Pooling of image tokens: mean or last. None leaves the model as it is.")
+    head_learning_rate: float | None = option(None, "Learning rate of the retrieval head. None takes learning_rate.")
+    head_warmup_steps: int = option(0, "Number of first steps in which only the retrieval head is trained.")
+    label_statistics_steps: int = option(10, "Every how many steps label statistics are computed. 0 for never.")
+    structure_loss_scope: str = option(
+        "global", "Pairs range over the whole batch or one process's.", "global", "rank"
     )
-    same_sample: str = field(
-        default=DEFAULTS.same_sample,
-        metadata={"help": "Label of two prefixes of one sample.", "choices": ["kernel", "one"]},
+    mini_batch_size: int | None = option(None, "Most samples in memory at once; a larger batch is run in two passes.")
+    mini_batch_tokens: int | None = option(None, "Most tokens in memory at once, padding included.")
+    nonfinite_loss: str = option(
+        "error", "A NaN or infinite loss stops the run, or its step is skipped.", "error", "skip"
     )
-    teachers: str = field(
-        default=DEFAULTS.teachers,
-        metadata={"help": "Teachers of the labels: triple, or CLIP for all pairs.", "choices": ["triple", "clip"]},
+    on_bad_sample: str = option(
+        "error", "A sample that cannot be used stops the run, or is left out.", "error", "skip"
     )
-    centring: bool = field(
-        default=DEFAULTS.centring, metadata={"help": "Whether cosines are centred by modality block."}
+    control_tokens_in_answers: bool = option(
+        True, "Whether control tokens in the assistant's texts are learnt as such."
     )
-    block_means: dict | str | None = field(
-        default=None,
-        metadata={"help": "Mean cosine of unrelated pairs by modality block. None takes them from the training set."},
-    )
-    reduction: str = field(
-        default=DEFAULTS.reduction,
-        metadata={"help": "Mean over all pairs, or their sum divided by n.", "choices": ["mean", "paper"]},
-    )
-    temperature: float = field(
-        default=DEFAULTS.temperature, metadata={"help": "Temperature of the objectives infonce and kl."}
-    )
-    matryoshka_dims: list[int] | None = field(
-        default=None, metadata={"help": "Sizes to which embeddings may be cut, each trained with the structure loss."}
-    )
-    matryoshka_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of these sizes. None makes them equal."}
-    )
-    image_pooling: str | None = field(
-        default=None,
-        metadata={"help": "Pooling of image tokens: mean or last. None leaves the model as it is."},
-    )
-    head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the retrieval head. None takes learning_rate."}
-    )
-    head_warmup_steps: int = field(
-        default=0, metadata={"help": "Number of first steps in which only the retrieval head is trained."}
-    )
-    label_statistics_steps: int = field(
-        default=10, metadata={"help": "Every how many steps label statistics are computed. 0 for never."}
-    )
-    structure_loss_scope: str = field(
-        default="global",
-        metadata={"help": "Pairs range over the whole batch or one process's.", "choices": ["global", "rank"]},
-    )
-    mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Most samples in memory at once; a larger batch is run in two passes."}
-    )
-    mini_batch_tokens: int | None = field(
-        default=None, metadata={"help": "Most tokens in memory at once, padding included."}
-    )
-    nonfinite_loss: str = field(
-        default="error",
-        metadata={
-            "help": "A NaN or infinite loss stops the run, or its step is skipped.",
-            "choices": ["error", "skip"],
-        },
-    )
-    on_bad_sample: str = field(
-        default="error",
-        metadata={"help": "A sample that cannot be used stops the run, or is left out.", "choices": ["error", "skip"]},
-    )
-    control_tokens_in_answers: bool = field(
-        default=True, metadata={"help": "Whether control tokens in the assistant's texts are learnt as such."}
-    )
-    max_length: int | None = field(default=None, metadata={"help": "Longest sequence in tokens. None for no limit."})
-    truncation: str = field(
-        default="error",
-        metadata={"help": "A longer sample is an error, or loses its last slices.", "choices": ["error", "slice"]},
-    )
-    split_sentences: bool = field(
-        default=False, metadata={"help": "Whether each sentence of a text is a slice of its own."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether columns that are no part of the sample schema are removed."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether the logged loss leaves out values that are NaN or infinite."}
-    )
+    max_length: int | None = option(None, "Longest sequence in tokens. None for no limit.")
+    truncation: str = option("error", "A longer sample is an error, or loses its last slices.", "error", "slice")
+    split_sentences: bool = option(False, "Whether each sentence of a text is a slice of its own.")
+    remove_unused_columns: bool = option(False, "Whether columns that are no part of the sample schema are removed.")
+    logging_nan_inf_filter: bool = option(False, "Whether the logged loss leaves out values that are NaN or infinite.")
 
     def structure_loss_config(self) -> StructureLossConfig:
-        """The structure loss that these arguments describe.
+        """Return the structure loss that these arguments describe.
 
         Raises:
             ValueError: A field has a value that it cannot have.
         """
         if self.block_means is not None and not isinstance(self.block_means, dict):
             raise ValueError(f"block_means={self.block_means!r}: give a JSON object with a number for each block.")
-        return StructureLossConfig(
-            objective=self.objective,
-            label_kernel=self.label_kernel,
-            delta=self.delta,
-            single_slice=self.single_slice,
-            same_sample=self.same_sample,
-            teachers=self.teachers,
-            centring=self.centring,
-            block_means=self.block_means,
-            reduction=self.reduction,
-            temperature=self.temperature,
-            matryoshka_dims=self.matryoshka_dims,
-            matryoshka_weights=self.matryoshka_weights,
-        )
+        return StructureLossConfig(**{each.name: getattr(self, each.name) for each in fields(StructureLossConfig)})
 
-    def _check_structure_arguments(self) -> None:
-        """Validates the fields of this class.
+    def _check(self) -> None:
+        """Check the fields of this class, and the base's that they exclude.
 
         Raises:
             ValueError: A field has a value that it cannot have; it names the field and what to give.
@@ -230,45 +169,41 @@ class StructureArguments:
             with contextlib.suppress(ValueError):
                 self.block_means = json.loads(self.block_means)
         self.structure_loss_config()
-        for name, least in (
-            ("alpha", 0),
-            ("positions_per_sample", 0),
-            ("slice_seed", 0),
-            ("head_learning_rate", 0),
-            ("head_warmup_steps", 0),
-            ("label_statistics_steps", 0),
-            ("mini_batch_size", 1),
-            ("mini_batch_tokens", 1),
-            ("max_length", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name}={value}: give {least} or more.")
+        values = vars(self)
+        least = dict.fromkeys(("alpha", "positions_per_sample", "slice_seed", "head_learning_rate"), 0)
+        least |= {"head_warmup_steps": 0, "label_statistics_steps": 0}
+        least |= {"mini_batch_size": 1, "mini_batch_tokens": 1, "max_length": 1}
+        for name, limit in least.items():
+            if values[name] is not None and not values[name] >= limit:
+                raise ValueError(f"{name}={values[name]}: give {limit} or more.")
         if not 0 <= self.alpha_warmup_ratio <= 1:
             raise ValueError(f"alpha_warmup_ratio={self.alpha_warmup_ratio}: give a share of the steps, 0 to 1.")
-        for name, choices in (
-            ("structure_loss_scope", ("global", "rank")),
-            ("nonfinite_loss", ("error", "skip")),
-            ("on_bad_sample", ("error", "skip")),
-            ("truncation", ("error", "slice")),
-            ("image_pooling", (None, "mean", "last")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")
+        choices = {
+            each.name: each.metadata["choices"] for each in fields(StructureArguments) if "choices" in each.metadata
+        }
+        for name, allowed in {**choices, "image_pooling": [None, "mean", "last"]}.items():
+            if values[name] not in allowed:
+                raise ValueError(f"{name}={values[name]!r}: give one of {', '.join(map(repr, allowed))}.")
         if self.truncation == "slice" and self.max_length is None:
             raise ValueError("truncation='slice' does nothing without max_length.")
         if self.head_learning_rate == 0 and self.alpha:
             raise ValueError("head_learning_rate=0 leaves the retrieval head untrained: give a rate, or set alpha=0.")
         if self.head_warmup_steps and not self.alpha:
             raise ValueError("head_warmup_steps trains the retrieval head alone, which alpha=0 gives no gradient.")
+        if values["label_smoothing_factor"]:
+            raise ValueError(
+                "label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing."
+            )
 
+    def _choose_direction(self) -> None:
+        """Treat lower as better for `loss_lm` and `loss_structure` as metrics of the best model.
 
-def settle_direction(args: Any) -> None:
-    """Makes less better for our losses as metrics of the best model; the base asks whether a name ends with "loss"."""
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if args.greater_is_better is None and metric in ("loss_lm", "loss_structure"):
-        args.greater_is_better = False
+        The base asks whether a name ends with "loss".
+        """
+        values: Any = self
+        metric = (values.metric_for_best_model or "").removeprefix("eval_")
+        if values.greater_is_better is None and metric in ("loss_lm", "loss_structure"):
+            values.greater_is_better = False
 
 
 @dataclass
@@ -276,10 +211,6 @@ class SugarTrainingArguments(StructureArguments, TrainingArguments):
     __doc__ = StructureArguments.__doc__
 
     def __post_init__(self) -> None:
-        settle_direction(self)
+        self._choose_direction()
         super().__post_init__()
-        self._check_structure_arguments()
-        if self.label_smoothing_factor:
-            raise ValueError(
-                "label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing."
-            )
+        self._check()

@@ -1,12 +1,8 @@
-"""Checkpoints that are whole or not there: a killed run and a full disk leave the last good one in place."""
-
-from __future__ import annotations
+"""Atomic checkpoints: a killed run and a full disk leave the last good one in place."""
 
 import copy
-import errno
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput, get_last_checkpoint, sort_checkpoints
 
-from sugar_hf._files import fsync, fsync_tree
-from sugar_hf.model import SugarForConditionalGeneration
-
+from .._files import fsync, fsync_tree, replace
+from ..model import SugarForConditionalGeneration
 from .hooks import lost_hook
-from .trainable import adapter_configs, sugar_model
+from .retrieval_head import adapter_configs, sugar_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +31,14 @@ JIT_MARK = "checkpoint-is-incomplete.txt"
 # Without one of these a folder is no model: they go first and come last when one is replaced.
 MARKS = ("config.json", "adapter_config.json")
 WEIGHTS = ("*model*.safetensors", "*model*.safetensors.index.json", "*model*.bin")
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class SafeCheckpointMixin(Trainer):
-    """Writes each checkpoint under another name, and renames it when all of it has reached the disk.
+class AtomicCheckpoints(Trainer):
+    """Write each checkpoint under another name, and rename it when all of it has reached the disk.
 
-    A checkpoint is written into the folder `_unfinished` of the run, synchronised, and moved to its place with one
-    rename; only then are older ones deleted. A run that is killed at any moment therefore has whole checkpoints only.
-    What it has left in `_unfinished` is removed when training starts again.
+    A checkpoint is written into the folder `_unfinished` of the run and moved to its place with one rename. Only then
+    are older ones deleted, so that a run killed at any moment has whole checkpoints only. What it left in
+    `_unfinished` is removed when training starts again.
 
     The folder of the run must be one file system for all processes that write to it. Under `save_on_each_node` the
     first process of each node does this for its own node.
@@ -55,48 +49,51 @@ class SafeCheckpointMixin(Trainer):
     _push_due = False
     _to_resume = False
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """The base trainer's `train`, after the remains of a killed run have been cleared away."""
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *rest: Any, **kwargs: Any) -> TrainOutput:
+        """Train as the base trainer does, after the remains of a killed run have been cleared away."""
         self._clear_remains(self._get_output_dir(trial))
         self._to_resume = bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super().train(resume_from_checkpoint, trial, *rest, **kwargs)
 
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model as the base trainer does, and beside an adapter the configuration of its Sugar model.
+        """Save the model as the base trainer does, and beside an adapter the configuration of its Sugar model.
 
-        The files are written aside and then take the place of those of an earlier model: a folder that was being
-        written when the process was killed holds the earlier model, the new one, or none that loads.
+        The files are written aside and then take the place of those of an earlier model. If the process is killed, the
+        folder holds the earlier model, the new one, or none that loads.
         """
         target = Path(self.args.output_dir if output_dir is None else output_dir)
         _name_base(self.model)
-        if self._saving or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # aside already, or in many parts
-            super().save_model(str(target), True)
-            if self.args.should_save:
-                _save_config(self.model, target)
+        if self._saving or self._is_sharded:  # aside already, or in many parts
+            self._write_model(target)
         else:
             aside = target / UNFINISHED / "model"
+            self._remove_aside(aside)
             try:
+                self._write_model(aside)
                 if self.args.should_save:
-                    shutil.rmtree(aside, ignore_errors=True)
-                super().save_model(str(aside), True)
-                if self.args.should_save:
-                    _save_config(self.model, aside)
                     fsync_tree(aside)
                     _replace_model(aside, target)
             finally:
-                if self.args.should_save:
-                    shutil.rmtree(aside, ignore_errors=True)
-                    if aside.parent.is_dir() and not os.listdir(aside.parent):
-                        aside.parent.rmdir()
+                self._remove_aside(aside)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    def _write_model(self, folder: Path) -> None:
+        super().save_model(str(folder), True)
+        if self.args.should_save:
+            _save_config(self.model, folder)
+
+    def _remove_aside(self, folder: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.parent.is_dir() and not os.listdir(folder.parent):
+                folder.parent.rmdir()
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -106,7 +103,7 @@ class SafeCheckpointMixin(Trainer):
         run = self._get_output_dir(trial)
         name = f"checkpoint-{self.state.global_step}"
         unfinished, target = Path(run, UNFINISHED, name), Path(run, name)
-        with self._whole_or_nothing(unfinished, target):
+        with self._removed_on_error(target):
             self._clear_remains(run)
             self._saving, self._push_due = True, False
             try:
@@ -118,7 +115,6 @@ class SafeCheckpointMixin(Trainer):
             self._name_best(run, unfinished)
             self.accelerator.wait_for_everyone()  # each process has written its part
             if self.args.should_save:
-                fsync_tree(unfinished)
                 _publish(unfinished, target)
         self.accelerator.wait_for_everyone()
         if self._push_due:
@@ -129,12 +125,12 @@ class SafeCheckpointMixin(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._saving:
-            self._push_due = True  # the upload goes on in the background, so it must start from the final place
+            self._push_due = True  # the upload runs in the background, so it has to start from the final place
         else:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _name_best(self, run: str, unfinished: Path) -> None:
-        """Sets the path of the best checkpoint, which the base trainer has looked for in the temporary folder."""
+        """Set the path of the best checkpoint, which the base trainer has looked for in the temporary folder."""
         best = self.state.best_global_step
         if not best or self.args.save_strategy == SaveStrategy.NO:
             return
@@ -150,10 +146,10 @@ class SafeCheckpointMixin(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _rotate(self, run: str) -> None:
-        """Deletes the oldest checkpoints over `save_total_limit`, never the newest and the best one.
+        """Delete the oldest checkpoints over `save_total_limit`, never the newest and the best one.
 
-        As `transformers.trainer_utils.rotate_checkpoints`, but a checkpoint is moved away before its files go, so that
-        a half-deleted one is never found.
+        Unlike `transformers.trainer_utils.rotate_checkpoints`, it moves a checkpoint away before its files are
+        deleted, so that a half-deleted one is never found.
         """
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
@@ -167,49 +163,24 @@ class SafeCheckpointMixin(Trainer):
             _remove(Path(checkpoint))
 
     @contextmanager
-    def _whole_or_nothing(self, unfinished: Path, target: Path) -> Iterator[None]:
-        """Removes what was written of a checkpoint when an error ends it, and says what is left.
-
-        Raises:
-            OSError: The disk is full, or the file system's limits are reached; what to do about it.
-        """
+    def _removed_on_error(self, target: Path) -> Iterator[None]:
+        """Remove what was written of a checkpoint when an error ends it, and note what is left."""
         try:
             yield
         except BaseException as error:
-            fault = _disk_fault(error, target.parent)
+            run = target.parent
             if self.args.should_save:
-                _clear(target.parent)
-            last = _last_checkpoint(target.parent)
-            kept = f"The last good checkpoint is {last}." if last else f"There is no earlier one in {target.parent}."
-            if fault is None:
-                error.add_note(f"The unfinished checkpoint {target.name} was removed. {kept}")
-                raise
-            free = shutil.disk_usage(target.parent).free
-            after = "trainer.train(resume_from_checkpoint=True)" if last else "trainer.train()"
-            raise OSError(
-                fault,
-                f"The checkpoint of step {self.state.global_step} could not be written to {target}: "
-                f"{os.strerror(fault)}. It needs about {_size(self._bytes_needed(last))}; {_size(free)} are free. "
-                f"What was written of it has been removed. {kept} Make room, or write less with save_total_limit, "
-                f"save_only_model or a larger save_steps, and go on with {after}.",
-            ) from error
-
-    def _bytes_needed(self, last: str | None) -> int:
-        """Size of a checkpoint: that of the last one, or without one of the weights and the optimizer's state."""
-        if last is not None:
-            return sum(file.stat().st_size for file in Path(last).rglob("*") if file.is_file())
-        whole = isinstance(self.model, SugarForConditionalGeneration)
-        weights = sum(weight.nbytes for weight in self.model.parameters() if whole or weight.requires_grad)
-        if self.args.save_only_model or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return weights
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        return weights + sum(value.nbytes for value in states if isinstance(value, Tensor))
+                _clear(run)
+            last = get_last_checkpoint(str(run)) if run.is_dir() else None
+            kept = f"The last good checkpoint is {last}." if last else f"There is no earlier one in {run}."
+            error.add_note(f"The unfinished checkpoint {target.name} was removed. {kept}")
+            raise
 
     # ---- Loading ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The base trainer's optimizer, which comes after the weights of a checkpoint."""
-        if self._to_resume and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        """Make the base trainer's optimizer, which comes after the weights of a checkpoint."""
+        if self._to_resume and not self._is_sharded:
             raise lost_hook("_load_from_checkpoint", "resuming")
         return super().create_optimizer(model)
 
@@ -223,20 +194,20 @@ class SafeCheckpointMixin(Trainer):
             super()._load_best_model()
 
     def _restore_weights(self, checkpoint: str | None) -> bool:
-        """Loads the weights of a whole model; False for adapters and sharded models, which the base trainer can load.
+        """Load the weights of a whole model; return False for adapters and sharded models, which the base can load.
 
-        The base trainer takes names of weights from the file as they are. `save_pretrained` writes many backbones
-        under other names, and none of their weights would be loaded, with no more than a warning.
+        The base trainer takes the names of weights from the file. `save_pretrained` writes many backbones under other
+        names, so that none of their weights would be loaded, with no more than a warning.
         """
         whole = isinstance(self.model, SugarForConditionalGeneration)
-        if not whole or checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if not whole or checkpoint is None or self._is_sharded:
             return False
         self.model.load_state_dict(SugarForConditionalGeneration.from_pretrained(checkpoint).state_dict())
         return True
 
 
 def _name_base(model: nn.Module) -> None:
-    """Gives an adapter the name of what it was put on, if it was made without."""
+    """Give an adapter the name of its base, if it was made without."""
     sugar = sugar_model(model)
     configs = [config for config in adapter_configs(model).values() if not config.base_model_name_or_path]
     if not configs:
@@ -252,14 +223,14 @@ def _name_base(model: nn.Module) -> None:
 
 
 def _save_config(model: nn.Module, folder: Path) -> None:
-    """Writes the configuration of the Sugar model beside each adapter, which does not load without."""
+    """Write the configuration of the Sugar model beside each adapter, which does not load without."""
     adapters = adapter_configs(model)
     if not adapters:
         return
     sugar = sugar_model(model)
     config = copy.deepcopy(sugar.config)
     config.architectures = [type(sugar).__name__]
-    # how the base was loaded for this training, and not how it has to be loaded
+    # how the base was loaded for this training need not be how it is loaded next
     config.__dict__.pop("quantization_config", None)
     for place in (folder, *(folder / name for name in adapters)):
         if (place / "adapter_config.json").is_file():
@@ -267,7 +238,7 @@ def _save_config(model: nn.Module, folder: Path) -> None:
 
 
 def _replace_model(folder: Path, target: Path) -> None:
-    """Moves the files of a model to their place, which never looks whole with files of two models in it."""
+    """Move the files of a model to their place, which never looks whole with files of two models in it."""
     new = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     for place in {folder / path for path in new}:
         (target / place.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
@@ -282,20 +253,19 @@ def _replace_model(folder: Path, target: Path) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves a checkpoint that is whole on the disk to its place; one that an earlier run left there is replaced."""
+    """Move a finished checkpoint to its place; one that an earlier run left there is replaced."""
     if target.exists():
         # Two renames: a kill between them leaves the new one in `_unfinished`, marked as whole for `_clear`.
         whole = folder.with_name(WHOLE + target.name)
         if folder != whole:
-            os.replace(folder, whole)
+            replace(folder, whole)
         _remove(target)
         folder = whole
-    os.replace(folder, target)
-    fsync(target.parent)
+    replace(folder, target)
 
 
 def _remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint; out of sight first, so that it is never found with a part of its files."""
+    """Delete a checkpoint; out of sight first, so that it is never found with a part of its files."""
     aside = checkpoint.parent / UNFINISHED / (OLD + checkpoint.name)
     aside.parent.mkdir(exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -304,7 +274,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _clear(run: Path) -> None:
-    """Removes what a killed run has left unfinished, and finishes the replacement of one checkpoint by another."""
+    """Remove what a killed run has left unfinished, and finish the replacement of one checkpoint by another."""
     unfinished = run / UNFINISHED
     for whole in unfinished.glob(WHOLE + "*"):
         _publish(whole, run / whole.name.removeprefix(WHOLE))
@@ -312,33 +282,3 @@ def _clear(run: Path) -> None:
     for mark in run.glob(f"checkpoint-*/{JIT_MARK}"):
         if len(os.listdir(mark.parent)) == 1:
             shutil.rmtree(mark.parent)
-
-
-def _last_checkpoint(run: Path) -> str | None:
-    return get_last_checkpoint(str(run)) if run.is_dir() else None
-
-
-def _disk_fault(error: BaseException, folder: Path) -> int | None:
-    """The error number if the disk did not take a file; None for any other error.
-
-    Writers in other languages hide it: safetensors and tokenizers keep it in the text of an error of their own, and
-    `torch.save` only says that its writer failed.
-    """
-    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return error.errno
-    told = re.search(r"os error (\d+)", str(error))
-    if told and int(told[1]) in DISK_FAULTS:
-        return int(told[1])
-    if isinstance(error, RuntimeError) and ("inline_container.cc" in str(error) or "iostream error" in str(error)):
-        return errno.ENOSPC if shutil.disk_usage(folder).free < 2**20 else errno.EIO
-    return None
-
-
-def _size(count: int) -> str:
-    """A number of bytes for people.
-
-    >>> _size(3_400_000)
-    '3.4 MB'
-    """
-    unit = "GB" if count >= 1e9 else "MB"
-    return f"{count / {'GB': 1e9, 'MB': 1e6}[unit]:.1f} {unit}"

@@ -1,7 +1,5 @@
 """From rows of the sample schema to one batch: model inputs, labels, slice map and teacher vectors."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,12 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from sugar_hf.data import BadSampleError, to_row, to_sample
-from sugar_hf.model import SugarProcessor
-from sugar_hf.structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
-from sugar_hf.structure.features import VECTOR_COLUMNS
-
-from .ends import sample_key
+from ..data import BadSampleError, to_row, to_sample
+from ..model import SugarProcessor
+from ..structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
+from ..structure.features import VECTOR_COLUMNS
+from .structure_term import sample_key
 
 BLANK = Image.new("RGB", (32, 32))
 BLANK_TEXT = "."

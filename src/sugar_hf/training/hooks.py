@@ -1,10 +1,8 @@
-"""What Sugar's trainers take from the inside of transformers, TRL and accelerate, and the check that it is there.
+"""Private parts of transformers and accelerate that Sugar's trainers need, and the check that they are there.
 
-The libraries offer no public way to these things. Each is named here with its parameters: a version that renames one,
-or calls it otherwise, is refused by name, before it could train in another way than it says.
+The libraries offer no public way to them. A version that renames one, or changes its parameters, is refused by name
+before it could train in another way than it says.
 """
-
-from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
@@ -21,9 +19,9 @@ TRAINER_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "_get_num_items_in_batch": (("batch_samples", "device"), "mini-batches and the language-model loss"),
     "_track_num_input_tokens": (("inputs",), "include_num_input_tokens_seen"),
     "_prepare_inputs": (("inputs",), "mini-batches"),
-    "_get_output_dir": (("trial",), "whole checkpoints"),
-    "_save_checkpoint": (("model", "trial"), "whole checkpoints"),
-    "_push_from_checkpoint": (("checkpoint_folder",), "whole checkpoints"),
+    "_get_output_dir": (("trial",), "atomic checkpoints"),
+    "_save_checkpoint": (("model", "trial"), "atomic checkpoints"),
+    "_push_from_checkpoint": (("checkpoint_folder",), "atomic checkpoints"),
     "_load_from_checkpoint": (("resume_from_checkpoint", "model"), "resuming"),
     "_load_best_model": ((), "load_best_model_at_end"),
     "save_model": (("output_dir", "_internal_call"), "saving"),
@@ -39,7 +37,7 @@ STATE_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def check_hooks(trainer_class: type = Trainer, state_class: type = GradientState) -> None:
-    """Compares the hooks with the libraries that are installed.
+    """Compare the hooks with the libraries that are installed.
 
     Raises:
         RuntimeError: A hook is gone or has other parameters. It names the hook, and what to install.
@@ -49,7 +47,7 @@ def check_hooks(trainer_class: type = Trainer, state_class: type = GradientState
 
 
 def lost_hook(name: str, what: str) -> RuntimeError:
-    """The error for a hook that is there, but that the library did not use as it should have."""
+    """Return the error for a hook that exists, but that the library did not use."""
     return RuntimeError(
         f"{name} of transformers {transformers.__version__} was not used as Sugar's trainers expect, who need it for "
         f"{what}. Install another version of transformers that sugar-hf is tested with, or a newer sugar-hf."
@@ -62,9 +60,9 @@ def _check(owner: type, hooks: Mapping[str, tuple[tuple[str, ...], str]], versio
         parameters = [] if method is None else list(inspect.signature(method).parameters.values())
         if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters):
             continue  # wrapped by somebody, who hands on whatever comes
-        found = None if method is None else tuple(parameter.name for parameter in parameters[1:])
-        if found != expected:
-            now = "is gone" if found is None else f"takes ({', '.join(found)})"
+        names = tuple(parameter.name for parameter in parameters[1:])
+        if method is None or names != expected:
+            now = "is gone" if method is None else f"takes ({', '.join(names)})"
             raise RuntimeError(
                 f"Sugar's trainers need {owner.__name__}.{name}({', '.join(expected)}) for {what}; in {version} it "
                 f"{now}. Install a version that sugar-hf is tested with (pip install 'sugar-hf' names the range), or "

@@ -1,7 +1,5 @@
 """LoRA with the paper's recipe: the language model's query and value projections, the retrieval head trained whole."""
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings
@@ -14,11 +12,10 @@ from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from sugar_hf.model import SugarForConditionalGeneration
+from ..model import SugarForConditionalGeneration
+from .retrieval_head import RETRIEVAL_HEAD, sugar_model
 
 logger = logging.getLogger(__name__)
-
-RETRIEVAL_HEAD = "retrieval_head"
 
 # The layers that mix tokens, by the names that libraries give them: the first row whose names a decoder layer has is
 # adapted there. Query and value are the paper's; where these are low-rank, fused or replaced by a recurrence, what
@@ -47,7 +44,7 @@ _WITHOUT_GRADIENT = ("indexer",)
 
 @dataclass(frozen=True)
 class LoraCoverage:
-    """Which layers of the language model an adapter lies in.
+    """Tell which layers of the language model have an adapter.
 
     Args:
         adapted: Number of decoder layers with adapters.
@@ -64,15 +61,15 @@ class LoraCoverage:
 
 
 class SugarLoraConfig(LoraConfig):
-    """A `peft.LoraConfig` that is saved with the Sugar model's configuration beside it.
+    """Save a `peft.LoraConfig` with the Sugar model's configuration beside it.
 
-    An adapter trained on a plain backbone then tells the width and pooling of its retrieval head.
+    An adapter trained on a plain backbone thus keeps the width and pooling of its retrieval head.
     """
 
     _sugar_config: Any = None
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Saves `adapter_config.json`, and `config.json` of the Sugar model."""
+        """Save `adapter_config.json`, and `config.json` of the Sugar model."""
         super().save_pretrained(save_directory, **kwargs)
         if self._sugar_config is not None and Path(save_directory).is_dir():
             self._sugar_config.save_pretrained(save_directory)
@@ -85,7 +82,7 @@ def sugar_lora_config(
     target_modules: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> LoraConfig:
-    """The paper's LoRA recipe for a Sugar model (arXiv 2411.00304, app. D.1).
+    """Return the paper's LoRA recipe for a Sugar model (arXiv 2411.00304, app. D.1).
 
     Adapters go into the layers of the language model only. Vision towers have projections of the same names, so the
     configuration targets full module names. The retrieval head is new and is trained and saved whole.
@@ -136,19 +133,19 @@ def sugar_lora_config(
 
 
 def lora_coverage(model: nn.Module) -> LoraCoverage:
-    """Counts the layers of the language model that have adapters.
+    """Count the layers of the language model that have adapters.
 
     Args:
         model: A Sugar model with adapters, or the `peft.PeftModel` around one.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    sugar = next(module for module in model.modules() if isinstance(module, SugarForConditionalGeneration))
+    sugar = sugar_model(model)
     return _coverage(sugar, [name for name, module in sugar.named_modules() if isinstance(module, BaseTunerLayer)])
 
 
 def _target_names(model: SugarForConditionalGeneration, wanted: str | Sequence[str] | None) -> list[str]:
-    """Full names of the modules to adapt."""
+    """Return the full names of the modules to adapt."""
     linear = dict(_linear_layers(model))
     if wanted == "all-linear":
         return sorted(linear)
@@ -161,7 +158,7 @@ def _target_names(model: SugarForConditionalGeneration, wanted: str | Sequence[s
                 f"{', '.join(missing)}. Choose target_modules from: {', '.join(sorted(kinds))}."
             )
         return [name for name in linear if name.rpartition(".")[2] in asked]
-    found: list[str] = []
+    targets: list[str] = []
     for layer, _ in _decoder_layers(model):
         inside = [name for name in linear if name.startswith(f"{layer}.")]
         for preset in PRESETS:
@@ -170,18 +167,18 @@ def _target_names(model: SugarForConditionalGeneration, wanted: str | Sequence[s
             parents = {name.removesuffix(first) for name in inside if name.endswith(first)}
             whole = [parent for parent in parents if all(f"{parent}.{name}" in linear for name in preset)]
             if whole:
-                found += [f"{parent}.{name}" for parent in sorted(whole) for name in preset]
+                targets += [f"{parent}.{name}" for parent in sorted(whole) for name in preset]
                 break
-    if not found:
+    if not targets:
         raise ValueError(
             f"The language model of a {model.vlm.config.model_type} has no attention projections of a known name. "
             f"Choose target_modules from: {', '.join(sorted(kinds))}."
         )
-    return found
+    return targets
 
 
 def _pattern(names: Sequence[str]) -> str:
-    """A pattern of exactly these names, short where layers repeat."""
+    """Return a pattern of exactly these names, short where layers repeat."""
     forms = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names})
     return "|".join(forms)
 
@@ -193,7 +190,7 @@ def _coverage(model: SugarForConditionalGeneration, names: Sequence[str]) -> Lor
 
 
 def _decoder_layers(model: SugarForConditionalGeneration) -> list[tuple[str, nn.Module]]:
-    """The layers of the language model: the entries of its lists of modules that are as long as it is deep."""
+    """Return the layers of the language model: the entries of its lists of modules that are as long as it is deep."""
     depth = model.config.get_text_config().num_hidden_layers
     lists = [
         (name, module)
@@ -217,7 +214,7 @@ def _linear_layers(model: SugarForConditionalGeneration) -> Iterator[tuple[str, 
 
 
 def _language_modules(model: SugarForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
-    """Modules of the language model by full name: inside the decoder, and in no model of pictures or sound there."""
+    """Yield the modules of the language model by full name: inside the decoder, in no model of pictures or sound."""
     decoder = model.get_decoder()
     start = next((name for name, module in model.named_modules() if module is decoder), None)
     if start is None:

@@ -1,63 +1,70 @@
-"""Trainers for L = L_g + alpha * L_d: the language-model loss and the structure loss, from one forward pass."""
-
-from __future__ import annotations
+"""SugarTrainer, for L = L_g + alpha * L_d: the language-model and the structure loss, from one forward pass."""
 
 import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
-from sugar_hf.data import BadSampleError
-from sugar_hf.model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
-from sugar_hf.model.output_sugar import CACHE_NAME
-from sugar_hf.structure import SliceFeatures, TripleTeacher
-
+from ..data import FEATURES, BadSampleError
+from ..model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
+from ..model.output_sugar import CACHE_NAME
+from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, TripleTeacher, block_means, check_cache
 from .arguments import StructureArguments, SugarTrainingArguments
-from .bad_samples import BadSampleMixin, placed
-from .batching import MiniBatch, MiniBatchMixin
-from .checkpoints import SafeCheckpointMixin
+from .checkpoints import AtomicCheckpoints
 from .collator import BAD_SAMPLES, SugarCollator
-from .ends import draw_slice_ends
-from .guard import nonfinite_samples
-from .head import HeadMixin
-from .hooks import check_hooks
-from .liger import liger_for_backbone
-from .metrics import WindowMeans
-from .mini_batches import MiniBatches, RandomState
-from .objective import KnownGradient, structure_term
-from .setup import check_devices, check_teacher_columns, default_collator, structure_config, used_columns
-from .trainable import check_head, check_optimizer, sugar_model
+from .hooks import check_hooks, lost_hook
+from .loss_guard import LossGuard, WindowMeans, nonfinite_samples
+from .mini_batches import (
+    PROBED_ROWS,
+    LengthEstimate,
+    LengthSampler,
+    MiniBatch,
+    MiniBatchCollator,
+    MiniBatches,
+    RandomState,
+    each_batch,
+)
+from .retrieval_head import check_head, check_optimizer, in_head, split_head, sugar_model
+from .structure_term import KnownGradient, draw_slice_ends, structure_term
 
 logger = logging.getLogger(__name__)
 
 # Not handed to `compute_metrics`: each is as large as the activations of the batch.
 LARGE_OUTPUTS = [CACHE_NAME, "last_hidden_state", "hidden_states", "attentions"]
+MAX_NAMED_SAMPLES = 20  # bad samples that are logged one by one
+MAX_EMPTY_STEPS = 5  # in a row
 
 
-class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBatchMixin):
-    """Adds the structure loss to a trainer; put it in front of [`~transformers.Trainer`] or a subclass of it.
+class SugarTrainer(AtomicCheckpoints, Trainer):
+    """[`~transformers.Trainer`] with the structure loss.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
-    each sample; the label matrix M^l of these prefixes comes from the teacher vectors of the batch, M^r is the matrix
+    each sample. The label matrix M^l of these prefixes comes from the teacher vectors of the batch, M^r is the matrix
     of cosines of their r (eq. 1 and 5). Pairs range over the batches of all processes.
 
     With gradient accumulation L_g is normalised over all tokens of the accumulated batch, as in `Trainer`. L_d is a
     mean over a micro-batch, whose pairs it ranges over, and is divided by the number of accumulation steps.
 
     A batch larger than memory is run as mini-batches (`mini_batch_size`, `mini_batch_tokens`) in two passes (Gao et
-    al. 2021, gradient caching): the embeddings of all of them without a graph, which give L_d and its gradient with
-    respect to r; then each mini-batch once more, with its share of that gradient and L_g.
+    al. 2021, gradient caching). The first computes all embeddings without a graph, and from them L_d and its gradient
+    with respect to r. The second runs each mini-batch once more, with its share of that gradient and L_g.
+
+    `class Mine(SugarTrainer, OtherTrainer)` adds the structure loss to another subclass of `Trainer`.
 
     Args:
         model: A [`SugarForConditionalGeneration`], a PEFT model around one, or the folder or Hub name of one.
@@ -73,15 +80,25 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         TypeError: `args` lack the arguments of the structure loss, or `teacher` comes with a collator.
         ValueError: There is nothing to make labels from, the teacher columns are stale, or the training is spread
             over devices in a way that the structure loss cannot follow.
+
+    Example:
+        >>> trainer = SugarTrainer(  # doctest: +SKIP
+        ...     model=SugarForConditionalGeneration.from_backbone("llava-hf/llava-1.5-7b-hf"),
+        ...     args=SugarTrainingArguments("sugar", per_device_train_batch_size=16),
+        ...     train_dataset=dataset,
+        ...     processing_class=processor,
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     args: SugarTrainingArguments
     model: Any
+    data_collator: Any
     current_gradient_accumulation_steps = 1
     # Whether the logits of whole batches are computed in training too, where the loss has no need of them.
     keeps_logits = False
-    _predicts = False
-    _says_no_pairs = True
+
+    # ---- Set-up ----
 
     def __init__(
         self,
@@ -95,28 +112,35 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         teacher: TripleTeacher | None = None,
         **kwargs: Any,
     ):
+        args = SugarTrainingArguments() if args is None else args
         knows_structure = isinstance(args, StructureArguments)
         if not knows_structure:
             raise TypeError(
                 f"args is a {type(args).__name__}, which knows nothing of the structure loss. "
                 "Give SugarTrainingArguments to SugarTrainer, and SugarSFTConfig to SugarSFTTrainer."
             )
+        check_hooks()
         if isinstance(model, str):
             processing_class = processing_class or SugarProcessor.from_pretrained(model)
             model = SugarForConditionalGeneration.from_pretrained(model)
         if data_collator is None:
-            data_collator = default_collator(processing_class, teacher, args)
+            data_collator = _make_collator(processing_class, teacher, args)
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
-        check_hooks()
-        check_devices(args)
         if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
             # by default one process collates for all, as tensors of one length
             args.accelerator_config.dispatch_batches = False
-        if args.remove_unused_columns:  # what counts is what the collator reads, not what the model takes
+        if args.remove_unused_columns:  # used is what the collator reads, not what the model takes
             args.remove_unused_columns = False
-            train_dataset, eval_dataset = (used_columns(data, args) for data in (train_dataset, eval_dataset))
-        self._eval_means = WindowMeans()
+            train_dataset, eval_dataset = (_used_columns(data, args) for data in (train_dataset, eval_dataset))
+
+        self.guard = LossGuard()
+        self.mini_batch = MiniBatch()
+        self._eval_means, self._eval_bad = WindowMeans(), 0
+        self._loss_before: Tensor | None = None
+        self._is_empty_step, self._empty_steps = False, 0
+        self._sampler_asked = self._predicts = False
+        self._warns_of_pairs = True
         super().__init__(
             model=model,
             args=args,
@@ -127,81 +151,328 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # `compute_loss` normalises both losses over the accumulated batch
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            self._prepare_for_sharding()
-        if args.alpha:
-            check_teacher_columns(self.data_collator, train_dataset, eval_dataset)
-        self.structure_config = structure_config(
-            args, self.train_dataset, sugar_model(self.model).config.retrieval_dim
-        )
-        self._apply_image_pooling(self.model)
+        self._check_devices()
+        sugar = sugar_model(self.model)
+        if isinstance(self.data_collator, SugarCollator):
+            if args.on_bad_sample == "skip":
+                self.data_collator.on_bad_sample = "skip"
+            args.on_bad_sample = self.data_collator.on_bad_sample
+            if args.alpha:
+                self._check_teacher_columns()
+        if self._is_sharded:  # all processes have to use the same weights at the same time, or they wait for ever
+            if isinstance(self.data_collator, SugarCollator):
+                self.data_collator.fill_images = True
+            sugar.max_logits = None  # the number of chunks depends on the labels, and each uses the LM head
+        self.structure_config = self._make_structure_config(sugar.config.retrieval_dim)
+        self._set_image_pooling(self.model)
         if args.use_liger_kernel:
-            liger_for_backbone(sugar_model(self.model), args.liger_kernel_config)
+            _apply_liger(sugar, args.liger_kernel_config)
         self.model.add_model_tags(["sugar"])
 
-    # ---- Setting up ----
-
-    def _prepare_for_sharding(self) -> None:
-        """Sees to it that all processes use the same weights at the same time, or else they wait for ever."""
-        if self.args.mini_batch_tokens is not None:
+    def _check_devices(self) -> None:
+        """Refuse what several GPUs in a process, sharded weights or an early optimizer cannot do."""
+        args, optimizer = self.args, str(self.args.optim.value)
+        if args.n_gpu > 1:
             raise ValueError(
-                "mini_batch_tokens gives processes different numbers of mini-batches, which sharded weights do not "
-                "bear. Use mini_batch_size with DeepSpeed and FSDP."
+                f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, where each replica sees a part of "
+                "the pairs. Start one process a GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
             )
-        if self.args.head_warmup_steps:
-            raise ValueError("head_warmup_steps does not work with DeepSpeed or FSDP, which keep the gradients.")
-        if isinstance(self.data_collator, SugarCollator):
-            self.data_collator.fill_images = True
-        # the number of chunks depends on a process's labels, and each of them uses the LM head
-        sugar_model(self.model).max_logits = None
+        culprit = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else ""
+        if culprit and args.mini_batch_tokens is not None:
+            raise ValueError(
+                f"mini_batch_tokens gives processes different numbers of mini-batches, which does not work with "
+                f"{culprit}. Use mini_batch_size."
+            )
+        if culprit and args.head_warmup_steps:
+            raise ValueError(f"head_warmup_steps does not work with {culprit}, which keeps the gradients.")
+        if not culprit and any(name in optimizer for name in ("lomo", "layerwise")):
+            culprit = f"optim={optimizer!r}"
+        if culprit and args.nonfinite_loss == "skip":
+            raise ValueError(
+                f"nonfinite_loss='skip' does not work with {culprit}, where the gradients cannot be taken back before "
+                "the weights change. Use nonfinite_loss='error'."
+            )
+        if args.world_size > 1 and args.process_index == 0 and args.alpha and args.structure_loss_scope == "rank":
+            logger.warning(
+                f"structure_loss_scope='rank': each of {args.world_size} processes pairs its own samples only."
+            )
 
-    def _apply_image_pooling(self, model: Any) -> None:
+    def _check_teacher_columns(self) -> None:
+        """Find missing and stale teacher vectors before the first step, where the data set can be asked."""
+        teacher, evaluated = self.data_collator.teacher, self.eval_dataset
+        evaluated = evaluated if isinstance(evaluated, Mapping) else {"eval_dataset": evaluated}
+        for name, dataset in {"train_dataset": self.train_dataset, **evaluated}.items():
+            if not isinstance(dataset, Dataset):
+                continue
+            missing = [column for column in TEACHER_COLUMNS if column not in dataset.column_names]
+            if not missing:
+                check_cache(dataset, teacher)
+            elif teacher is None:
+                raise ValueError(
+                    f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made from. "
+                    "Store them with TripleTeacher.cache, give teacher=TripleTeacher..., or set alpha=0 to train the "
+                    "language-model loss alone."
+                )
+
+    def _make_structure_config(self, retrieval_dim: int) -> StructureLossConfig:
+        """Return the structure loss of the arguments, with the block means of the training set if it needs them."""
+        args, dataset = self.args, self.train_dataset
+        if args.matryoshka_dims and max(args.matryoshka_dims) > retrieval_dim:
+            raise ValueError(
+                f"matryoshka_dims={args.matryoshka_dims}: the model's embeddings have {retrieval_dim} dimensions. "
+                "Give sizes up to this."
+            )
+        if args.alpha and args.centring and args.block_means is None:
+            if not isinstance(dataset, Dataset) or not set(TEACHER_COLUMNS) <= set(dataset.column_names):
+                raise ValueError(
+                    "centring=True needs the mean cosine of each modality block. Give them as block_means, or cache "
+                    "the teacher vectors of train_dataset with TripleTeacher.cache, so that they can be computed."
+                )
+            args.block_means = block_means(dataset, args.teachers)
+            logger.info(f"Block means of the teachers: {args.block_means}")
+        return args.structure_loss_config()
+
+    def _set_image_pooling(self, model: Any) -> None:
         if self.args.image_pooling is not None:
             model.config.image_pooling = self.args.image_pooling
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Makes a model with `model_init`, with the image pooling of the arguments."""
+        """Make a model with `model_init`, with the image pooling of the arguments."""
         model = super().call_model_init(trial)
-        self._apply_image_pooling(model)
+        self._set_image_pooling(model)
         return model
 
-    # ---- Training ----
-
-    def train(self, *rest: Any, **kwargs: Any) -> TrainOutput:
-        """The base trainer's `train`; warns if the model's embeddings of beginnings are not exact."""
-        if self.model_init is None:
-            check_head(self.model, self.args.alpha)
-        if self.args.alpha and isinstance(self.processing_class, SugarProcessor):
-            self._warn_about_prefixes(self.processing_class)
-        return super().train(*rest, **kwargs)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The base trainer's optimizer.
+        """Make the base trainer's optimizer, with the retrieval head in groups of its own learning rate.
 
         Raises:
             ValueError: The retrieval head is to be trained, but it is frozen, or not among the optimizer's weights.
         """
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if is_new and self.args.head_learning_rate is not None:
+            split_head(self.model if model is None else model, optimizer, self.args.head_learning_rate)
         check_head(self.model, self.args.alpha)
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        if not self._is_sharded:
             check_optimizer(self.model, optimizer, self.args.alpha)
         return optimizer
 
-    def _warn_about_prefixes(self, processor: SugarProcessor) -> None:
-        model = sugar_model(self.model)
+    def train(self, *rest: Any, **kwargs: Any) -> TrainOutput:
+        """Train as the base trainer does; warn if the model's embeddings of prefixes are not exact."""
+        if self.model_init is None:
+            check_head(self.model, self.args.alpha)
+        if self.args.alpha:
+            self._check_prefixes()
+        self.guard = LossGuard()  # what an earlier call has left is not of this one
+        output = super().train(*rest, **kwargs)
+        self.guard.check_judged(self.state.global_step)
+        return output
+
+    def _check_prefixes(self) -> None:
+        model, processor = sugar_model(self.model), self.processing_class
         # bitsandbytes lays weights out anew in evaluation mode on some CPUs, and trains wrongly with them
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or "hf_quantizer" in vars(model):
+        if self._is_sharded or "hf_quantizer" in vars(model) or not isinstance(processor, SugarProcessor):
             return
         check = check_prefix_embeddings(model, processor)
         if not check.is_exact:
             warnings.warn(str(check), stacklevel=3)
 
-    def current_alpha(self) -> float:
-        """The weight of L_d in the current step."""
-        warmup = math.ceil(self.args.alpha_warmup_ratio * self.state.max_steps)
-        return self.args.alpha * min(1.0, (self.state.global_step + 1) / warmup if warmup else 1.0)
+    # ---- Data ----
+
+    @cached_property
+    def length_estimate(self) -> LengthEstimate:
+        """Estimates the tokens of a row, fitted to rows of the training set."""
+        dataset, collate = self.train_dataset, self.data_collator
+        rows = dataset if has_length(dataset) else list(islice(dataset, PROBED_ROWS))
+
+        def count_tokens(row: Mapping[str, Any]) -> int | None:
+            batch = collate([row])
+            return int(batch["attention_mask"].sum()) if batch.get("sample_ids", True) else None
+
+        return LengthEstimate.fit(rows, count_tokens)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the base trainer's loader, which gives [`MiniBatches`] if the arguments ask for mini-batches."""
+        size, tokens, collate = self.args.mini_batch_size, self.args.mini_batch_tokens, self.data_collator
+        self._sampler_asked = False
+        if size is not None or tokens is not None:
+            self.data_collator = MiniBatchCollator(collate, self.length_estimate, size, tokens)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+        by_length = self.args.train_sampling_strategy == "group_by_length" and has_length(self.train_dataset)
+        if by_length and not self._sampler_asked:
+            raise lost_hook("_get_train_sampler", "train_sampling_strategy='group_by_length'")
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        self._sampler_asked = True
+        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
+        has_lengths = isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
+        if args.train_sampling_strategy != "group_by_length" or has_lengths or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        # samples hold no `input_ids` that the base trainer could count
+        lengths = self.length_estimate.of_dataset(dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        together = args.train_batch_size * args.gradient_accumulation_steps
+        return LengthSampler(lengths, together, seed, lambda: int(self.state.epoch or 0))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """Take the micro-batches of one optimizer step, which begins here, and count the samples left out of them."""
+        self.guard.start_step(self.state.global_step)
+        running = vars(self).get("_tr_loss")
+        if not isinstance(running, Tensor):
+            raise lost_hook("_tr_loss", "nonfinite_loss")
+        self._loss_before = running.clone()
+        try:
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except BadSampleError as error:
+            raise _with_row(error, self.train_dataset) from error.__cause__
+        has_labels = any("labels" in batch for batch in each_batch(batches))
+        if count is None and has_labels and self.model_accepts_loss_kwargs:
+            raise lost_hook("_get_num_items_in_batch", "the language-model loss")
+        if self.args.on_bad_sample == "skip":
+            self._count_bad_samples(batches)
+        return batches, count
+
+    def _count_bad_samples(self, batches: list[Any]) -> None:
+        """Log and count the samples that the collator has left out of a step.
+
+        A process whose batch has no sample left runs a blank one, from which nothing is learnt, so that all processes
+        keep step. An optimizer step without any sample leaves the weights alone.
+        """
+        messages = [text for batch in each_batch(batches) for text in batch.pop(BAD_SAMPLES, ())]
+        left = sum(len(batch.get("sample_ids", ())) for batch in each_batch(batches))
+        skipped, left = self._sum_over_processes(torch.tensor([len(messages), left], device=self.args.device)).tolist()
+        before = self.skipped_samples
+        for number, text in enumerate(messages[: max(0, MAX_NAMED_SAMPLES - before)], start=before + 1):
+            logger.warning(f"A sample is left out ({number} so far). {text}")
+        if before < MAX_NAMED_SAMPLES <= before + skipped:
+            logger.warning(f"{before + skipped} samples are left out by now; more are counted, and not named.")
+        if skipped:
+            self._set_count("BadSamples", "skipped_samples", before + skipped)
+        self._is_empty_step = bool(batches) and not left
+        self._empty_steps = self._empty_steps + 1 if self._is_empty_step else 0
+        if self._empty_steps >= MAX_EMPTY_STEPS:
+            raise RuntimeError(
+                f"None of the samples of {self._empty_steps} steps in a row can be used, so that it is hardly their "
+                f"fault: look at the arguments (max_length={self.args.max_length}) and at the processor. "
+                f"The last one: {messages[-1] if messages else 'in another process'}"
+            )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        return super()._get_num_items_in_batch(list(each_batch(batch_samples)), device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Estimate as the base trainer does, over all mini-batches."""
+        return sum(super(SugarTrainer, self).floating_point_ops(batch) for batch in each_batch([inputs]))
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if isinstance(inputs, MiniBatches):  # at once: processes may have different numbers of mini-batches
+            names = ("input_ids", "attention_mask")
+            inputs = {name: torch.cat([batch[name].flatten() for batch in inputs]) for name in names}
+        super()._track_num_input_tokens(inputs)
+
+    # ---- Step ----
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Run the forward and backward passes of a batch, of its mini-batches one by one.
+
+        Everything else of the trainer sees one batch: accumulation, the schedule, the log. Over processes gradients
+        are reduced once, with the last mini-batch. In the head's warm-up all gradients but the head's are dropped.
+        """
+        batches = list(each_batch([inputs]))
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        try:
+            runs = self._first_pass(batches) if isinstance(inputs, MiniBatches) else [MiniBatch()]
+            for number, (batch, self.mini_batch) in enumerate(zip(batches, runs, strict=True), start=1):
+                with contextlib.nullcontext() if number == len(batches) else self._no_reduction(model):
+                    total += super().training_step(model, batch, num_items_in_batch)
+        finally:
+            self.mini_batch = MiniBatch()
+        if self.state.global_step < self.args.head_warmup_steps:
+            for name, parameter in model.named_parameters():
+                if not in_head(name):
+                    parameter.grad = None  # not zero: the optimizer must leave momentum and weight decay alone too
+        return total
+
+    @contextlib.contextmanager
+    def _no_reduction(self, model: nn.Module) -> Iterator[None]:
+        """Keep gradients in this process, but for sharded ones, which would need the memory of the whole model."""
+        state = self.accelerator.gradient_state
+        was_last = state.sync_gradients
+        state._set_sync_gradients(False)  # DeepSpeed takes its optimizer step where this is set
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext():
+            yield
+        state._set_sync_gradients(was_last)
+
+    def _first_pass(self, batches: list[dict[str, Any]]) -> list[MiniBatch]:
+        """Compute L_d of a batch and its gradient with respect to r, in a pass without graph."""
+        is_alone = len(batches) == 1 and self.accelerator.num_processes == 1
+        if not self.args.alpha or is_alone:
+            return [MiniBatch(len(batches)) for _ in batches]
+        states, drawn, samples = [], [], 0
+        for batch in batches:
+            inputs = self._prepare_inputs(batch)
+            teachers, keys = _required(inputs.pop("structure_features", None)), inputs.pop("sample_keys")
+            for name in ("sample_ids", BAD_SAMPLES):
+                inputs.pop(name, None)
+            states.append(RandomState(inputs["input_ids"]))
+            inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**inputs)
+            embeddings, features, ends = self._draw(outputs.retrieval_embeds, teachers, keys, training=True)
+            drawn.append((embeddings, features, ends + torch.tensor([samples, 0], device=ends.device)))
+            samples += len(keys)
+        parts, vectors, all_ends = zip(*drawn, strict=True)
+        joined = torch.cat(parts), SliceFeatures.cat(vectors), torch.cat(all_ends)
+        value, gradient, statistics = self._structure_term(*joined, training=True)
+        self.guard.means.add(statistics, weight=1 / self.current_gradient_accumulation_steps)
+        gradients = torch.as_tensor(gradient).split([len(part) for part in parts])
+        return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the base trainer's norm, and judge the step: this is the last place before the optimizer's."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # A gradient scaler makes infinite norms on its way to the right scale, and leaves out these steps itself.
+        judged = None if self.accelerator.scaler is not None else grad_norm
+        is_finite = self.guard.judge(judged, self._sum_over_processes)
+        if not is_finite and self.args.nonfinite_loss == "error":
+            raise FloatingPointError(self._fault())
+        if not is_finite:
+            count = self.skipped_steps + 1
+            self._set_count("LossGuard", "skipped_steps", count)
+            row = f", {self.guard.in_a_row} in a row" if self.guard.in_a_row > 1 else ""
+            logger.warning(
+                f"Step {self.state.global_step + 1} is left out ({count} so far{row}). {self.guard.fault()}"
+                + (" The weights or the data are probably broken." if self.guard.in_a_row >= 5 else "")
+            )
+            if self._loss_before is not None:
+                self._tr_loss.copy_(self._loss_before)
+        if not is_finite or self._is_empty_step:
+            # without a gradient weights, momentum and weight decay stay as they are
+            model.zero_grad(set_to_none=True)
+            self.guard.leave_out()
+        return grad_norm
+
+    def _fault(self) -> str:
+        args = self.args
+        alpha = f", lower alpha (now {args.alpha:g})" if args.alpha else ""
+        return (
+            f"Step {self.state.global_step + 1}: {self.guard.fault()} The weights are still those before this step. "
+            f"Look at these samples; lower learning_rate (now {args.learning_rate:g}) or warm it up{alpha}, or train "
+            f"in float32, or in bf16 instead of fp16 (now fp16={args.fp16}, bf16={args.bf16}). nonfinite_loss='skip' "
+            "leaves out and counts such steps."
+        )
 
     # ---- Loss ----
+
+    def current_alpha(self) -> float:
+        """Return the weight of L_d in the current step."""
+        warmup = math.ceil(self.args.alpha_warmup_ratio * self.state.max_steps)
+        return self.args.alpha * min(1.0, (self.state.global_step + 1) / warmup if warmup else 1.0)
 
     def compute_loss(
         self,
@@ -210,7 +481,7 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, SugarOutput]:
-        """L_g + alpha * L_d of a micro-batch, scaled for gradient accumulation (eq. 1).
+        """Compute L_g + alpha * L_d of a micro-batch, scaled for gradient accumulation (eq. 1).
 
         Args:
             model: The model, possibly wrapped.
@@ -228,22 +499,24 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys", None)
         names = inputs.pop("sample_ids", None)
         self._eval_bad += len(inputs.pop(BAD_SAMPLES, ()))
-        training = model.training
+        training, run = model.training, self.mini_batch
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
-        parts = steps * self.mini_batch.count
-        fillers = len(inputs["input_ids"]) - len(keys) if keys is not None else 0
-        if not self.args.alpha and not fillers:
-            inputs.pop("slice_map", None)
-        elif self.args.alpha:
+        parts = steps * run.count
+        samples = len(inputs["input_ids"]) if keys is None else len(keys)
+        fillers = len(inputs["input_ids"]) - samples
+        if self.args.alpha:
             features = _required(features)
+        elif not fillers:
+            inputs.pop("slice_map", None)
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         if num_items_in_batch is not None:  # a batch of images alone has no label token: its L_g is 0, not 0 / 0
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        inputs |= {"use_cache": False, "skip_logits": not self._logits_needed()}
+        needs_logits = self.keeps_logits or self._predicts or self.compute_loss_func is not None
+        inputs |= {"use_cache": False, "skip_logits": not needs_logits}
 
         # Not the direct base's, which may run the model otherwise (TRL's fused LM head drops the embeddings).
-        with self._second_pass():
+        with run.random_state.replayed() if run.random_state is not None else contextlib.nullcontext():
             loss_lm, outputs = Trainer.compute_loss(
                 self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
@@ -252,73 +525,33 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
             loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
             outputs.retrieval_mask = outputs.retrieval_mask.clone()
             outputs.retrieval_mask[-fillers:] = False
-        logged = {"loss_lm": loss_lm.detach() * parts}
+        losses: dict[str, Any] = {"loss_lm": loss_lm.detach() * parts}
+        statistics: dict[str, Any] = {}
         if self.args.alpha:
-            embeddings, vectors, ends = self._drawn(outputs.retrieval_embeds, features, keys, training)
-            value, gradient = self.mini_batch.value, self.mini_batch.gradient
+            embeddings, vectors, ends = self._draw(outputs.retrieval_embeds, features, keys, training)
+            value, gradient = run.value, run.gradient
             if value is None:
                 value, gradient, statistics = self._structure_term(embeddings, vectors, ends, training)
-                logged |= statistics
-            if gradient is None:
-                loss_structure = value
-            else:
-                loss_structure = KnownGradient.apply(embeddings, value, gradient * self.mini_batch.count)
-            loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * loss_structure
-            logged["loss_structure"] = value
+            losses["loss_structure"] = value
+            if gradient is not None:
+                value = KnownGradient.apply(embeddings, value, gradient * run.count)
+            loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * value
         if training:
-            losses: dict[str, Tensor] = {name: logged[name] for name in logged if name.startswith("loss_")}
-            mask = inputs["attention_mask"][: len(inputs["input_ids"]) - fillers]
+            mask = inputs["attention_mask"][:samples]
             self.guard.check(losses, names, nonfinite_samples(outputs, mask, features))
-            if not self._nothing_left:
-                self._train_means.add(logged, weight=1 / parts)
-        elif samples := self._over_processes(len(inputs["input_ids"]) - fillers):
-            self._eval_means.add(logged, weight=samples)
+            if not self._is_empty_step:
+                self.guard.means.add(losses | statistics, weight=1 / parts)
+        else:
+            if self.args.on_bad_sample == "skip":  # some processes may have fewer: they share one normaliser
+                samples = int(self._sum_over_processes(torch.tensor(samples, device=self.args.device)))
+            if samples:
+                self._eval_means.add(losses | statistics, weight=samples)
         return (loss, outputs) if return_outputs else loss
 
-    def _over_processes(self, samples: int) -> int:
-        """The samples of a batch, in all processes where some may have fewer: they share one normaliser."""
-        if self.args.world_size == 1 or self.args.on_bad_sample != "skip":
-            return samples
-        return int(self._sum_over_processes(torch.tensor(samples, device=self.args.device)))
-
-    def _logits_needed(self) -> bool:
-        """Whether somebody reads the logits of the whole batch."""
-        return self.keeps_logits or self._predicts or self.compute_loss_func is not None
-
-    def _second_pass(self) -> contextlib.AbstractContextManager:
-        """The random numbers of the first pass of a mini-batch, if there was one."""
-        state = self.mini_batch.random_state
-        return contextlib.nullcontext() if state is None else state.replayed()
-
-    def first_pass(self, batches: MiniBatches) -> list[MiniBatch]:
-        """L_d of a batch and its gradient with respect to r, from a pass without graph."""
-        alone = len(batches) == 1 and self.accelerator.num_processes == 1
-        if not self.args.alpha or alone:
-            return super().first_pass(batches)
-        states, drawn, samples = [], [], 0
-        for batch in batches:
-            inputs = self._prepare_inputs(batch)
-            teachers, keys = _required(inputs.pop("structure_features", None)), inputs.pop("sample_keys")
-            inputs.pop("sample_ids", None)
-            inputs.pop(BAD_SAMPLES, None)
-            states.append(RandomState(inputs["input_ids"]))
-            inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**inputs)
-            embeddings, features, ends = self._drawn(outputs.retrieval_embeds, teachers, keys, training=True)
-            drawn.append((embeddings, features, ends + torch.tensor([samples, 0], device=ends.device)))
-            samples += len(keys)
-        parts, vectors, all_ends = zip(*drawn, strict=True)
-        joined = torch.cat(parts), SliceFeatures.cat(vectors), torch.cat(all_ends)
-        value, gradient, statistics = self._structure_term(*joined, training=True)
-        self._train_means.add(statistics, weight=1 / self.current_gradient_accumulation_steps)
-        gradients = torch.as_tensor(gradient).split([len(part) for part in parts])
-        return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
-
-    def _drawn(
+    def _draw(
         self, embeddings: Tensor, features: Mapping[str, Tensor], keys: Tensor, training: bool
     ) -> tuple[Tensor, SliceFeatures, Tensor]:
-        """Embeddings (n, d) of the slice ends drawn in this step, teacher vectors, and the ends (n, 2)."""
+        """Return embeddings (n, d) of the slice ends drawn in this step, teacher vectors, and the ends (n, 2)."""
         step = self.state.global_step if training else 0  # evaluations are compared with each other
         seed = self.args.seed if self.args.slice_seed is None else self.args.slice_seed
         vectors = SliceFeatures(**features)
@@ -329,7 +562,7 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
     def _structure_term(
         self, embeddings: Tensor, features: SliceFeatures, ends: Tensor, training: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
-        """L_d, its gradient with respect to the embeddings in training, and the label statistics if they are due."""
+        """Return L_d, its gradient with respect to the embeddings in training, and label statistics if due."""
         step, every = self.state.global_step if training else 0, self.args.label_statistics_steps
         term = structure_term(
             embeddings,
@@ -340,23 +573,45 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
             with_gradient=training,
             with_statistics=bool(every) and step % every == 0,
         )
-        if training and self._says_no_pairs and term.ends and (term.ends < 2 or term.samples < 2):
-            self._says_no_pairs = False
-            what = "one slice end, and no pair" if term.ends < 2 else "pairs of slice ends of one sample only"
+        if training and self._warns_of_pairs and term.ends and (term.ends < 2 or term.samples < 2):
+            self._warns_of_pairs = False
+            content = "one slice end, and no pair" if term.ends < 2 else "pairs of slice ends of one sample only"
             warnings.warn(
-                f"A batch has {what}: the structure loss can tell no samples apart by it. Raise "
+                f"A batch has {content}: the structure loss can distinguish no samples by it. Raise "
                 f"per_device_train_batch_size (now {self.args.per_device_train_batch_size}); accumulated steps do not "
                 "share their pairs, mini-batches do. Further such batches are not named.",
                 stacklevel=2,
             )
         return term.value, term.gradient, term.statistics
 
-    # ---- Logging and evaluation ----
+    # ---- Log and evaluation ----
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of optimizer steps left out so far because of a loss or gradient that was not finite."""
+        return self._get_count("LossGuard", "skipped_steps")
+
+    @property
+    def skipped_samples(self) -> int:
+        """Number of samples left out of training so far, as the processor could not take them."""
+        return self._get_count("BadSamples", "skipped_samples")
+
+    def _get_count(self, key: str, name: str) -> int:
+        return self.state.stateful_callbacks.get(key, {}).get("attributes", {}).get(name, 0)
+
+    def _set_count(self, key: str, name: str, count: int) -> None:
+        # the callbacks' states are the part of a checkpoint's state that is open to additions
+        self.state.stateful_callbacks[key] = {"args": {}, "attributes": {name: count}}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, and adds both losses and the label statistics, averaged over the logging window."""
+        """Log, with both losses and the label statistics, averaged over the steps made since the last log."""
         if "loss" in logs:
-            logs.update(self._mean_over_processes(self._train_means.pop()))
+            logs["loss"] = self.guard.mean_loss(logs["loss"])
+            logs |= self._mean_over_processes(self.guard.means.pop())
+            if self.args.nonfinite_loss == "skip":
+                logs["skipped_steps"] = self.skipped_steps
+            if self.args.on_bad_sample == "skip":
+                logs["skipped_samples"] = self.skipped_samples
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -367,24 +622,24 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The base trainer's loop, with both losses and the label statistics among the metrics."""
+        """Evaluate as the base trainer does, with both losses and the label statistics among the metrics."""
         self._eval_means, self._eval_bad = WindowMeans(), 0
         try:
             output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         except BadSampleError as error:
-            raise placed(error, dataloader.dataset) from error.__cause__
+            raise _with_row(error, dataloader.dataset) from error.__cause__
         means = self._mean_over_processes(self._eval_means.pop())
-        named: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         if self.args.on_bad_sample == "skip":
-            skipped = self._over_processes(self._eval_bad)
-            named[f"{metric_key_prefix}_skipped_samples"] = skipped
+            skipped = int(self._sum_over_processes(torch.tensor(self._eval_bad, device=self.args.device)))
+            metrics[f"{metric_key_prefix}_skipped_samples"] = skipped
             if skipped:  # the base trainer's mean has the blank samples in it
                 logger.warning(f"{skipped} samples are left out of the evaluation, as they cannot be used.")
                 loss = means.get("loss_lm", math.nan) + self.args.alpha * means.get("loss_structure", 0.0)
-                named[f"{metric_key_prefix}_loss"] = loss
-        return output._replace(metrics={**(output.metrics or {}), **named})
+                metrics[f"{metric_key_prefix}_loss"] = loss
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
 
     def prediction_step(
         self,
@@ -393,52 +648,96 @@ class StructureLossMixin(SafeCheckpointMixin, BadSampleMixin, HeadMixin, MiniBat
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """One evaluation step; `compute_metrics` gets (logits, retrieval embeddings, their mask)."""
+        """Run one evaluation step; `compute_metrics` gets (logits, retrieval embeddings, their mask)."""
         ignore_keys = LARGE_OUTPUTS if ignore_keys is None else ignore_keys
         self._predicts = not prediction_loss_only
         try:
-            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+            loss, logits, labels = super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys=ignore_keys
+            )
         finally:
             self._predicts = False
-        samples = inputs.get("sample_keys")
-        if samples is None or self.args.world_size > 1:  # there all processes have to give as many rows
-            return found
-        return found[0], _first_rows(found[1], len(samples)), _first_rows(found[2], len(samples))
+        keys = inputs.get("sample_keys")
+        if keys is None or self.args.world_size > 1:  # there all processes have to give as many rows
+            return loss, logits, labels
+        return loss, _first_rows(logits, len(keys)), _first_rows(labels, len(keys))
+
+    def _sum_over_processes(self, number: Tensor) -> Tensor:
+        return number if self.args.world_size == 1 else self.accelerator.reduce(number, reduction="sum")
 
     def _mean_over_processes(self, means: dict[str, float]) -> dict[str, float]:
         if self.args.world_size == 1:
             return means
-        found = gather_object([means])  # a process may lack a statistic
-        names = dict.fromkeys(name for each in found for name in each)
-        return {name: fmean(each[name] for each in found if name in each) for name in names}
+        gathered = gather_object([means])  # a process may lack a statistic
+        names = dict.fromkeys(name for each in gathered for name in each)
+        return {name: fmean(each[name] for each in gathered if name in each) for name in names}
 
 
-class SugarTrainer(StructureLossMixin, Trainer):
-    """[`~transformers.Trainer`] with the structure loss: see [`StructureLossMixin`] for its arguments.
+def _make_collator(
+    processor: SugarProcessor | None, teacher: TripleTeacher | None, args: SugarTrainingArguments
+) -> SugarCollator:
+    """Make the collator that the arguments describe."""
+    if not isinstance(processor, SugarProcessor):
+        raise TypeError(
+            f"processing_class is a {type(processor).__name__}; give the model's SugarProcessor, for example "
+            "SugarProcessor.from_pretrained(folder), or a data_collator."
+        )
+    return SugarCollator(
+        processor,
+        teacher,
+        max_length=args.max_length,
+        truncation=False if args.truncation == "error" else args.truncation,
+        split_sentences=args.split_sentences,
+        on_bad_sample=args.on_bad_sample,
+        control_tokens_in_answers=args.control_tokens_in_answers,
+    )
 
-    Example:
-        >>> trainer = SugarTrainer(  # doctest: +SKIP
-        ...     model=SugarForConditionalGeneration.from_backbone("llava-hf/llava-1.5-7b-hf"),
-        ...     args=SugarTrainingArguments("sugar", per_device_train_batch_size=16),
-        ...     train_dataset=dataset,
-        ...     processing_class=processor,
-        ... )
-        >>> trainer.train()  # doctest: +SKIP
+
+def _used_columns(data: Any, args: SugarTrainingArguments) -> Any:
+    """Return a data set, or a dict of such, without the columns that [`SugarCollator`] does not read.
+
+    They are known only of data in the sample schema.
     """
+    if isinstance(data, Mapping):
+        return {name: _used_columns(each, args) for name, each in data.items()}
+    if not isinstance(data, Dataset) or not set(FEATURES) <= set(data.column_names):
+        return data
+    kept = {*FEATURES, *TEACHER_COLUMNS, args.length_column_name}
+    return data.select_columns([name for name in data.column_names if name in kept])
 
-    def __init__(self, model: Any = None, args: SugarTrainingArguments | None = None, *rest: Any, **kwargs: Any):
-        super().__init__(model, SugarTrainingArguments() if args is None else args, *rest, **kwargs)
+
+def _apply_liger(model: SugarForConditionalGeneration, kernel_config: dict[str, Any] | None) -> None:
+    """Patch the backbone with Liger's kernels; the base trainer asks for those of `sugar`, which do not exist."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    model_type = model.vlm.config.model_type
+    if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        apply_liger_kernel(model.vlm, kernel_config)
+    else:  # Liger itself would only log so
+        warnings.warn(
+            f"use_liger_kernel=True changes nothing: Liger has no kernels for a backbone of type {model_type}.",
+            stacklevel=3,
+        )
+
+
+def _with_row(error: BadSampleError, dataset: Any) -> BadSampleError:
+    """Return the error with the number of the row in the data set, where it can be found."""
+    if error.row is None and error.sample and isinstance(dataset, Dataset) and "id" in dataset.column_names:
+        ids = dataset.with_format(None)["id"][:]
+        if ids.count(error.sample) == 1:
+            error.at(row=ids.index(error.sample))
+    return error
 
 
 def _first_rows(values: Any, count: int) -> Any:
-    """The first rows of every tensor: those of the samples, without a blank one behind them."""
+    """Return the first rows of every tensor: those of the samples, without a blank one behind them."""
     if isinstance(values, Tensor):
         return values[:count]
     return None if values is None else tuple(_first_rows(value, count) for value in values)
 
 
 def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """The teacher vectors of a batch, or an error if it has none."""
+    """Return the teacher vectors of a batch, or raise an error if it has none."""
     if features is None:
         raise ValueError(
             "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "

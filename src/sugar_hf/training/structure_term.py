@@ -1,24 +1,77 @@
-"""The structure loss of a step: its value and its gradient with respect to the embeddings, over all processes."""
+"""The structure loss of a step: which slice ends it ranges over, its value and its gradient, over all processes."""
 
-from __future__ import annotations
-
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, label_statistics, structure_loss
+from ..structure import SliceFeatures, StructureLossConfig, label_matrix, label_statistics, structure_loss
 
 # Rows of the matrix of pairs whose graph is held at once.
 ROWS = 512
 
 
+def sample_key(sample_id: str) -> int:
+    """Return a stable 63-bit number for a sample's id, which fits into a tensor.
+
+    >>> sample_key("story-1") == sample_key("story-1")
+    True
+    """
+    digest = hashlib.blake2b(sample_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def draw_slice_ends(
+    lengths: Sequence[int],
+    keys: Sequence[int],
+    positions_per_sample: int | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> Tensor:
+    """Draw up to K slice ends from each sample, uniformly and without replacement.
+
+    The draw of a sample depends on the seed, the step and the sample alone: not on its place in the batch, on how the
+    batch is cut into micro-batches, on worker processes or on draws before. A resumed run therefore draws what the
+    uninterrupted one would have drawn.
+
+    Args:
+        lengths: Number of slices of each sample.
+        keys: A non-negative number that stands for each sample, see [`sample_key`].
+        positions_per_sample: K. A sample with fewer slices gives all of them; None takes all slices of all samples.
+        seed: Seed of the run.
+        step: Number of the optimizer step.
+
+    Returns:
+        Rows of sample index and 0-based slice index, in ascending order.
+
+    Shape:
+        - Output: `(n, 2)`, int64.
+
+    >>> draw_slice_ends([2, 3], [7, 8]).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    >>> draw_slice_ends([9, 9], [7, 8], positions_per_sample=2).shape
+    torch.Size([4, 2])
+    """
+    rows = []
+    for sample, (length, key) in enumerate(zip(lengths, keys, strict=True)):
+        if positions_per_sample is None or length <= positions_per_sample:
+            drawn = list(range(length))
+        else:
+            generator = np.random.default_rng((seed, step, key))
+            drawn = sorted(generator.choice(length, size=positions_per_sample, replace=False).tolist())
+        rows += [(sample, end) for end in drawn]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 2)  # (n, 2)
+
+
 @dataclass
 class StructureTerm:
-    """L_d of the slice ends of a step.
+    """Hold L_d of the slice ends of a step.
 
     Args:
         value: () L_d, the same on all processes.
@@ -46,7 +99,7 @@ def structure_term(
     with_gradient: bool = True,
     with_statistics: bool = False,
 ) -> StructureTerm:
-    """Computes L_d (eq. 5) and dL_d/dr at once, so that the model's own graph never holds the pairs.
+    """Compute L_d (eq. 5) and dL_d/dr at once, so that the model's own graph never holds the pairs.
 
     Over several processes embeddings, teacher vectors and ends are gathered; each process makes the rows of the label
     matrix that belong to its own ends, and the gradients of all rows are summed. Value and gradient are those of one
@@ -92,14 +145,14 @@ def structure_term(
         gradient = None if gradient is None else accelerator.reduce(gradient, reduction="sum") * processes
     statistics: dict[str, float] = {}
     if with_statistics and len(indices) > 1:
-        found = label_statistics(labels[:, rows], leaf.detach()[rows])
+        measured = label_statistics(labels[:, rows], leaf.detach()[rows])
         # a batch whose labels are all equal has no rank correlation
-        statistics = {f"label_{name}": number for name, number in found.items() if not math.isnan(number)}
+        statistics = {f"label_{name}": number for name, number in measured.items() if not math.isnan(number)}
     return StructureTerm(value, None if gradient is None else gradient[rows], statistics, len(ends), len(features))
 
 
 class KnownGradient(torch.autograd.Function):
-    """A loss of known value and gradient: `KnownGradient.apply(embeddings, value, gradient)`."""
+    """Join a known value and gradient to the graph: `KnownGradient.apply(embeddings, value, gradient)`."""
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -117,7 +170,7 @@ class KnownGradient(torch.autograd.Function):
 def _gather(
     accelerator: Accelerator, embeddings: Tensor, features: SliceFeatures, ends: Tensor
 ) -> tuple[Tensor, SliceFeatures, Tensor, slice]:
-    """Embeddings, teacher vectors and ends of all processes, and which of the ends are this one's."""
+    """Return the embeddings, teacher vectors and ends of all processes, and which of the ends are this one's."""
     device = embeddings.device
     sizes = torch.tensor([[len(features), features.is_image.shape[1], len(ends)]], device=device)
     sizes = accelerator.gather(sizes)  # (processes, 3)
@@ -126,7 +179,7 @@ def _gather(
     counts_before, samples_before = int(counts[:own].sum()), int(samples[:own].sum())
 
     def gathered(tensor: Tensor, number: Tensor) -> Tensor:
-        """Rows of all processes, which have `number` of them each: (sum of numbers, ...)."""
+        """Return the rows of all processes, which have `number` of them each: (sum of numbers, ...)."""
         most = int(number.max())
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor

@@ -1,17 +1,16 @@
-"""With alpha > 0 the retrieval head is trained and saved: whatever would leave it out is refused before the start."""
-
-from __future__ import annotations
+"""The retrieval head in training: with alpha > 0 it is trained and saved, or training is refused before its start."""
 
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers.utils import is_peft_available
 
-from sugar_hf.model import SugarForConditionalGeneration
-from sugar_hf.model.adapters_sugar import has_adapters
+from ..model import SugarForConditionalGeneration
+from ..model.adapters_sugar import has_adapters
 
-from .lora import RETRIEVAL_HEAD
+RETRIEVAL_HEAD = "retrieval_head"
 
 NEEDS_HEAD = "alpha={alpha:g} trains the retrieval head, but"
 WITH_ADAPTER = (
@@ -21,7 +20,7 @@ WITH_ADAPTER = (
 
 
 def sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
-    """The Sugar model, however it is wrapped.
+    """Return the Sugar model, however it is wrapped.
 
     Raises:
         TypeError: There is none.
@@ -36,19 +35,20 @@ def sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
 
 
 def adapter_configs(model: nn.Module) -> dict[str, Any]:
-    """Configurations of the adapters that are saved in the model's place, by name; none if it is saved whole."""
+    """Return the configurations of the adapters that are saved in the model's place, by name; none if it is whole."""
+    if isinstance(model, PeftModel):
+        return dict(model.peft_config)
     sugar: Any = sugar_model(model)
-    outer: Any = model
-    if is_peft_available():
-        from peft import PeftModel
-
-        if isinstance(model, PeftModel):
-            return dict(outer.peft_config)
     return dict(sugar.peft_config) if sugar._hf_peft_config_loaded else {}
 
 
+def in_head(name: str) -> bool:
+    """Tell whether a parameter's name lies in the retrieval head, however the model is wrapped."""
+    return RETRIEVAL_HEAD in name.split(".")
+
+
 def check_head(model: nn.Module, alpha: float) -> None:
-    """Refuses to train a model whose retrieval head would stay as it is, or would not be saved.
+    """Refuse to train a model whose retrieval head would stay as it is, or would not be saved.
 
     Args:
         model: A Sugar model, as it is or with adapters on it.
@@ -64,8 +64,6 @@ def check_head(model: nn.Module, alpha: float) -> None:
     problem = NEEDS_HEAD.format(alpha=alpha)
     adapters = adapter_configs(model)
     if adapters:
-        from peft.utils import ModulesToSaveWrapper
-
         active = head.active_adapters if isinstance(head, ModulesToSaveWrapper) else []
         kept = [name for name in active if name in head.modules_to_save]
         if not kept:
@@ -83,7 +81,7 @@ def check_head(model: nn.Module, alpha: float) -> None:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, alpha: float) -> None:
-    """Refuses an optimizer that knows some of the model's weights, but not all that are trained of the head.
+    """Refuse an optimizer that has some of the model's weights, but not all that are trained of the head.
 
     Raises:
         ValueError: A weight of the head is in no group of the optimizer.
@@ -94,9 +92,17 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, alpha: f
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if not any(id(weight) in known for weight in trained.values()):
         return  # sharded weights, or an optimizer that updates them elsewhere
-    head = {name: weight for name, weight in trained.items() if RETRIEVAL_HEAD in name.split(".")}
-    if missing := [name for name, weight in head.items() if id(weight) not in known]:
+    if missing := [name for name, weight in trained.items() if in_head(name) and id(weight) not in known]:
         raise ValueError(
             f"{NEEDS_HEAD.format(alpha=alpha)} the optimizer does not have its weights {', '.join(missing)}. Make it "
             "of all of model.parameters() that need a gradient, or set alpha=0."
         )
+
+
+def split_head(model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give the retrieval head parameter groups of its own learning rate; all else of its groups stays."""
+    head = {id(parameter) for name, parameter in model.named_parameters() if in_head(name)}
+    for group in list(optimizer.param_groups):
+        if parameters := [parameter for parameter in group["params"] if id(parameter) in head]:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+            optimizer.add_param_group({**group, "params": parameters, "lr": learning_rate})
