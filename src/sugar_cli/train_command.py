@@ -65,8 +65,8 @@ class ScriptArguments:
         metadata={
             "help": "Data file or folder, or name on the Hub; picturebook for the data set in the package; or a list "
             "(YAML or JSON) of data sets to mix, each with path and, if needed, format, split (on the Hub), "
-            "image_root, on_error, validate_images, allow_outside_root, drop_broken_images, and size (rows taken at "
-            "random) or weight (share of the mix)."
+            "image_root, on_error, drop_columns, validate_images, allow_outside_root, drop_broken_images, and size "
+            "(rows taken at random) or weight (share of the mix)."
         },
     )
     model: str | None = field(
@@ -89,6 +89,9 @@ class ScriptArguments:
     format: str = field(default="auto", metadata={"help": "llava, mmc4, obelics, pairs, chat, or auto."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image names are relative to."})
     on_error: str = field(default="raise", metadata={"help": "What a broken row does.", "choices": ["raise", "skip"]})
+    drop_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of rows that are left alone, such as films that nothing uses."}
+    )
     train_size: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Data to evaluate on, given as the dataset is."})
     eval_size: int = field(default=0, metadata={"help": "Without eval_dataset: hold out this many rows."})
@@ -126,6 +129,7 @@ class Source:
     size: int | None = None
     weight: float | None = None
     split: str = "train"
+    drop_columns: list[str] | None = None
 
     def load(self, seed: int) -> Dataset:
         options = dataclasses.asdict(self)
@@ -207,7 +211,8 @@ def sources(value: str, script: ScriptArguments) -> list[Source]:
     items: Any = value
     if value.lstrip().startswith("["):
         items = yaml.safe_load(value)
-    defaults: dict[str, Any] = {"format": script.format, "image_root": script.image_root, "on_error": script.on_error}
+    names = ("format", "image_root", "on_error", "drop_columns")
+    defaults = {name: vars(script)[name] for name in names}
     if isinstance(items, str):
         return [Source(path=items, **defaults)]
     known = [f.name for f in dataclasses.fields(Source)]

@@ -12,6 +12,7 @@ from builders import build_tiny_llava, picture
 from tiny_teachers import save_tiny_teachers
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from sugar_hf.data import BadSampleError
 from sugar_hf.model import SugarForConditionalGeneration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -211,6 +212,21 @@ def test_mix(script, files):
     assert script.mix([one], seed=2)["id"][:] != script.mix([one], seed=1)["id"][:]
     with pytest.raises(SystemExit, match=r"chat.jsonl: size is 7, but there are 6 rows"):
         script.mix([script.Source(path, image_root=images, size=7)], seed=1)
+
+
+def test_columns_may_be_dropped(script, tmp_path):
+    """For all data sets, or for one of a mix; without it the films are an error."""
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}], "videos": ["film.mp4"]}) + "\n")
+    for value, options in (
+        (str(path), ["--drop_columns", "videos"]),
+        (json.dumps([{"path": str(path), "drop_columns": ["videos"]}]), []),
+    ):
+        command = ["--dataset", value, "--output_dir", str(tmp_path), "--use_cpu", *options]
+        found, _ = script.parse(command)
+        assert len(script.load_data(found, seed=0)[0]) == 1
+    with pytest.raises(BadSampleError, match="drop_columns"):
+        script.Source(str(path)).load(seed=0)
 
 
 def test_mix_with_weights_keeps_the_shares(script, tmp_path):
