@@ -70,14 +70,16 @@ def test_error_names_row_source_and_field(tmp_path, bad, field):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_sft_and_workers_name_it_too(tmp_path, workers):
-    trainer = make_sft(tmp_path, max_length=LONG, dataloader_num_workers=workers, **{})
+    trainer = make_sft(tmp_path, max_length=LONG, dataloader_num_workers=workers)
     trainer.train_dataset = dataset_of(rows_with(too_long, [0]))
     with pytest.raises(BadSampleError, match=r"sample 'long-0'\): messages: "):
         trainer.train()
 
 
-@pytest.mark.parametrize("bad", [too_long, broken_image])
-@pytest.mark.parametrize("options", [{}, {"mini_batch_size": 1}, {"alpha": 0.0}])
+@pytest.mark.parametrize(
+    ("bad", "options"),
+    [(too_long, {}), (broken_image, {}), (too_long, {"mini_batch_size": 1}), (broken_image, {"alpha": 0.0})],
+)
 def test_skipped_samples_are_counted_and_nothing_else_changes(tmp_path, caplog, bad, options):
     """Two bad rows in a batch of four: the losses are those of the two sound ones."""
     settings = {**ORDER, "per_device_train_batch_size": 4, "max_steps": 1, **options}

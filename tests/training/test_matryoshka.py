@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch.nn.functional import normalize
-from training_tools import logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
+from training_tools import first_step, logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
 from transformers import HfArgumentParser
 
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, structure_loss
@@ -90,15 +90,8 @@ def test_the_term_of_a_step_has_the_naive_gradient():
 
 
 def first_gradients(folder, **options):
-    trainer = make_trainer(folder, max_steps=1, max_grad_norm=0.0, per_device_train_batch_size=8, alpha=7.0, **options)
-    found = {}
-
-    def keep(*_):
-        found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
-
-    trainer.create_optimizer().register_step_pre_hook(keep)
-    trainer.train()
-    return found, logged(trainer, "loss_structure")[0]
+    gradients, trainer = first_step(folder, per_device_train_batch_size=8, alpha=7.0, **options)
+    return gradients, logged(trainer, "loss_structure")[0]
 
 
 def test_mini_batches_give_the_gradients_of_the_whole_batch(tmp_path):

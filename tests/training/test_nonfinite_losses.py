@@ -64,10 +64,9 @@ def make(folder, place=4, value=NAN, snapshots=None, **kwargs):
     return trainer
 
 
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_error_names_step_losses_samples_and_what_to_try(tmp_path, value):
+def test_error_names_step_losses_samples_and_what_to_try(tmp_path):
     snapshots = Snapshots()
-    trainer = make(tmp_path, place=4, value=value, snapshots=snapshots)
+    trainer = make(tmp_path, place=4, value=INF, snapshots=snapshots)
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     said = str(caught.value)
@@ -88,8 +87,7 @@ def test_language_model_loss_alone_is_guarded_too(tmp_path):
     assert "alpha" not in str(caught.value)
 
 
-@pytest.mark.parametrize("statistics", [0, 1])
-def test_bad_teacher_vectors_are_found(tmp_path, statistics):
+def test_bad_teacher_vectors_are_found(tmp_path):
     _, processor = make_sugar()
     rows = make_dataset(processor).to_list()
     rows[3]["teacher_clip"][1][0] = NAN
@@ -98,7 +96,7 @@ def test_bad_teacher_vectors_are_found(tmp_path, statistics):
         train_dataset=rows,
         train_sampling_strategy="sequential",
         positions_per_sample=0,
-        label_statistics_steps=statistics,
+        label_statistics_steps=1,
     )
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()

@@ -21,21 +21,36 @@ def trl_rows(form: str) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("form", ["messages", "prompt", "plain texts"])
-@pytest.mark.parametrize(("make", "kind"), [(make_trainer, list), (make_trainer, Dataset), (make_sft, Dataset)])
-def test_they_train_like_rows_of_the_schema(tmp_path, form, make, kind):
+SETTINGS = {"alpha": 0.0, "max_steps": 1, "train_sampling_strategy": "sequential"}
+
+
+@pytest.fixture(scope="module")
+def loss_of_the_schema(tmp_path_factory):
+    rows = [chat(number, answer) for number, answer in enumerate(ANSWER)]
+    for row in rows:
+        row["messages"] = row["messages"][1:]
+    trainer = make_trainer(tmp_path_factory.mktemp("plain"), train_dataset=rows, **SETTINGS)
+    trainer.train()
+    return logged(trainer, "loss")
+
+
+@pytest.mark.parametrize(
+    ("form", "make", "kind"),
+    [
+        ("messages", make_trainer, list),
+        ("prompt", make_trainer, Dataset),
+        ("plain texts", make_trainer, list),
+        ("messages", make_sft, Dataset),
+        ("prompt", make_sft, Dataset),
+    ],
+)
+def test_they_train_like_rows_of_the_schema(tmp_path, loss_of_the_schema, form, make, kind):
     rows = trl_rows(form)
     if kind is Dataset:
         rows = Dataset.from_list(rows).cast_column("images", List(Image()))
-    settings = {"alpha": 0.0, "max_steps": 1, "train_sampling_strategy": "sequential"}
-    ours = [chat(number, answer) for number, answer in enumerate(ANSWER)]
-    for row in ours:
-        row["messages"] = row["messages"][1:]
-    plain = make_trainer(tmp_path / "plain", train_dataset=ours, **settings)
-    plain.train()
-    trainer = make(tmp_path / "trl", train_dataset=rows, **settings)
+    trainer = make(tmp_path, train_dataset=rows, **SETTINGS)
     trainer.train()
-    assert logged(trainer, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-5)
+    assert logged(trainer, "loss") == pytest.approx(loss_of_the_schema, rel=1e-5)
 
 
 def test_lengths_of_such_rows_are_estimated(tmp_path):

@@ -18,22 +18,23 @@ SOURCES = [path.read_text() for path in Path(sugar_hf.training.__file__).parent.
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINER_HOOKS if name.startswith("_")])
-def test_hook_that_is_gone_or_changed_is_named(tmp_path, monkeypatch, name):
+def test_hook_that_is_gone_or_changed_is_named(monkeypatch, name):
     with monkeypatch.context() as patch:
         patch.delattr(Trainer, name)
         with pytest.raises(RuntimeError, match=rf"need Trainer\.{name}\(.*it is gone\. Install"):
-            make_trainer(tmp_path)
+            check_hooks()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, name, lambda self, something_else: None)
         with pytest.raises(RuntimeError, match=rf"need Trainer\.{name}\(.*it takes \(something_else\)"):
-            make_trainer(tmp_path)
+            check_hooks()
     check_hooks()
 
 
-def test_sft_is_checked_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [make_trainer, make_sft])
+def test_both_trainers_check_them(tmp_path, monkeypatch, make):
     monkeypatch.delattr(Trainer, "_get_grad_norm")
     with pytest.raises(RuntimeError, match="_get_grad_norm"):
-        make_sft(tmp_path)
+        make(tmp_path)
 
 
 def test_all_private_methods_of_the_trainer_are_in_the_list():

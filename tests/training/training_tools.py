@@ -131,5 +131,18 @@ def make_trainer(folder, seed: int = 0, rows: list[dict] | None = None, **kwargs
     )
 
 
+def first_step(folder, **kwargs) -> tuple[dict, SugarTrainer]:
+    """Gradients of the first optimizer step, unclipped, and the trainer that made it alone."""
+    trainer = make_trainer(folder, **{"max_steps": 1, "max_grad_norm": 0.0, **kwargs})
+    gradients = {}
+
+    def keep(*_):
+        gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.create_optimizer().register_step_pre_hook(keep)
+    trainer.train()
+    return gradients, trainer
+
+
 def logged(trainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]

@@ -1,4 +1,4 @@
-"""From rows of the sample schema to one batch: model inputs, labels, slice map and teacher vectors."""
+"""A batch of rows: model inputs, labels, slice map and teacher vectors."""
 
 import copy
 import warnings
@@ -21,16 +21,16 @@ BAD_SAMPLES = "bad_samples"
 
 
 class SugarCollator:
-    """Makes the batch of a Sugar trainer from rows of the sample schema (`sugar_hf.data.FEATURES`).
+    """Make the batch of a Sugar trainer from rows of the sample schema (`sugar_hf.data.FEATURES`).
 
-    Rows of the other forms that `sugar_hf.data.to_row` knows are taken too, such as those of TRL's vision trainers.
+    It also takes rows of the other forms that `sugar_hf.data.to_row` knows, such as those of TRL's vision trainers.
 
     Labels lie on the assistant's text, or on all text of a document without turns; never on image tokens. Teacher
-    vectors come from the columns that `TripleTeacher.cache` stored with the data set, or, without these, from
-    `teacher` while training goes on. With neither the batch has none, which suits generation-only training.
+    vectors come from the columns that `TripleTeacher.cache` stored with the data set, or else from `teacher` during
+    training. With neither the batch has none, which suits generation-only training.
 
-    Which slice ends are trained is not decided here but by the trainer, from the step, the seed and the `sample_keys`
-    of the batch (see [`draw_slice_ends`]): a draw by a worker process would not survive a resume.
+    The trainer draws the slice ends, from the step, the seed and the `sample_keys` of the batch (see
+    [`draw_slice_ends`]): a draw by a worker process would not survive a resume.
 
     Args:
         processor: The model's processor.
@@ -44,7 +44,7 @@ class SugarCollator:
             letter by letter; see [`SugarProcessor.__call__`]. They are by default: what is learnt is your own data.
         on_bad_sample: What happens to a sample that breaks the schema, has an image that cannot be decoded, or is
             refused by the processor, as one that is too long: `"error"`, or `"skip"` to leave it out of the batch,
-            which then says so under `bad_samples`.
+            which lists it under `bad_samples`.
         fill_images: Whether a batch without any image gets a blank one, as a sample behind the others that has no
             label. Sharded weights need it: all processes have to run the vision tower, or none.
     """
@@ -76,17 +76,17 @@ class SugarCollator:
         self._says_unlearnt = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates rows.
+        """Collate rows.
 
         Args:
             rows: B rows of the sample schema, with the teacher columns or without.
 
         Returns:
-            What the processor makes (`input_ids`, `attention_mask`, `slice_map`, `labels`, image inputs), and
-            `sample_ids`, the rows' ids, `sample_keys`, a number for each of them, and `structure_features`, the fields
-            of a `SliceFeatures` as a dict (only tensors, and strings for the ids, which workers, pinned memory and
-            device transfer all know how to handle). With `on_bad_sample="skip"` also `bad_samples`, what is wrong with
-            each row that was left out. A batch of which nothing is left has a blank sample, and no `sample_ids`.
+            What the processor makes (`input_ids`, `attention_mask`, `slice_map`, `labels`, image inputs);
+            `sample_ids`, the rows' ids; `sample_keys`, a number for each of them; `structure_features`, the fields of
+            a `SliceFeatures` as a dict, which workers, pinned memory and device transfer can handle. With
+            `on_bad_sample="skip"` also `bad_samples`, what is wrong with each row that was left out. A batch of which
+            nothing is left has a blank sample, and no `sample_ids`.
 
         Raises:
             BadSampleError: A row breaks the schema, an image cannot be decoded, the processor refuses the sample, or
@@ -120,36 +120,34 @@ class SugarCollator:
     def _processed(
         self, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Mapping[str, Any]], list[Any], Mapping[str, Any], list[BadSampleError]]:
-        """The rows that can be used, their samples, what the processor makes of these, and the errors of all others.
+        """Return the rows that can be used, their samples, the processor's batch, and the errors of all others.
 
         Raises:
             BadSampleError: A row cannot be used, and none is to be left out.
         """
-        kept: list[Mapping[str, Any]] = []
-        samples: list[Any] = []
+        usable: list[tuple[Mapping[str, Any], Any]] = []
         bad: list[BadSampleError] = []
         for row in rows:
             try:
-                kept_row = to_row(row)
-                samples.append(to_sample(kept_row))
-                kept.append(kept_row)
+                row = to_row(row)
+                usable.append((row, to_sample(row)))
             except BadSampleError as error:
                 bad.append(error)
         self._stop_at(bad)
         try:
-            return kept, samples, self._run_processor(samples), bad
+            inputs = self._run_processor([sample for _, sample in usable])
         except Exception:
-            alone = [self._fault(row, sample) for row, sample in zip(kept, samples, strict=True)]
-            if not any(alone):  # only together can they not be processed: no sample is to blame
+            faults = [self._fault(*each) for each in usable]
+            if not any(faults):  # only together can they not be processed: no sample is to blame
                 raise
-            bad += [error for error in alone if error is not None]
-        self._stop_at(bad)
-        kept = [row for row, error in zip(kept, alone, strict=True) if error is None]
-        samples = [sample for sample, error in zip(samples, alone, strict=True) if error is None]
-        return kept, samples, self._run_processor(samples), bad
+            bad += [fault for fault in faults if fault is not None]
+            self._stop_at(bad)
+            usable = [each for each, fault in zip(usable, faults, strict=True) if fault is None]
+            inputs = self._run_processor([sample for _, sample in usable])
+        return [row for row, _ in usable], [sample for _, sample in usable], inputs, bad
 
     def _run_processor(self, samples: Sequence[Any]) -> Mapping[str, Any]:
-        """What the processor makes of samples, with a blank one behind them where it is needed."""
+        """Run the processor on samples, with a blank one behind them where it is needed."""
         blank: list[Any] = []
         if self.fill_images and not any(map(_has_image, samples)):
             blank = [[BLANK]]
@@ -166,7 +164,7 @@ class SugarCollator:
         )
 
     def _fault(self, row: Mapping[str, Any], sample: Any) -> BadSampleError | None:
-        """Why the processor cannot take a sample, or None if it can."""
+        """Return why the processor cannot take a sample, or None if it can."""
         try:
             self._run_processor([sample])
         except MemoryError:
@@ -185,7 +183,7 @@ class SugarCollator:
             raise bad[0]
 
     def _say_unlearnt(self, labels: torch.Tensor, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Warns of the first sample from which the language-model loss has nothing to learn."""
+        """Warn of the first sample from which the language-model loss has nothing to learn."""
         if not self._says_unlearnt:
             return
         learnt = (labels[: len(rows), 1:] != -100).any(dim=1).tolist()
@@ -199,15 +197,13 @@ class SugarCollator:
             )
 
     def _no_features(self, rows: Sequence[Mapping[str, Any]]) -> SliceFeatures | None:
-        """The teacher side of a batch of which no sample is left, as wide as that of others; None without teachers."""
-        widths = None
-        for row in rows:
-            if all(row.get(name) is not None for name in VECTOR_COLUMNS):
-                widths = [len(row[name][0]) for name in VECTOR_COLUMNS]
-                break
-        if widths is None and self.teacher is not None:
+        """Return the features of a batch of which no sample is left, as wide as others; None without teachers."""
+        cached = next((row for row in rows if all(row.get(name) is not None for name in VECTOR_COLUMNS)), None)
+        if cached is not None:
+            widths = [len(cached[name][0]) for name in VECTOR_COLUMNS]
+        elif self.teacher is not None:
             widths = list(self.teacher.widths)
-        if widths is None:
+        else:
             return None
         clip, dino, text = (torch.zeros(0, 1, width) for width in widths)
         is_image, lengths = torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
@@ -216,7 +212,7 @@ class SugarCollator:
     def _teacher_columns(
         self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Any]
     ) -> Sequence[Mapping[str, Any]] | None:
-        """The teacher columns of each row, cached or computed; None if there are neither columns nor teachers."""
+        """Return the teacher columns of each row, cached or computed; None without columns and teachers."""
         cached = [all(row.get(name) is not None for name in TEACHER_COLUMNS) for row in rows]
         if all(cached):
             self._check_fingerprints(rows)
@@ -252,7 +248,7 @@ class SugarCollator:
                 )
 
     def _cut(self, column: Mapping[str, Any], count: int, row: Mapping[str, Any], sample: Any) -> dict[str, Any]:
-        """The teacher vectors of the first `count` slices, those that truncation has left."""
+        """Return the teacher vectors of the first `count` slices, those that truncation has left."""
         stored = len(column["teacher_is_image"])
         if stored != count:
             slices = len(self.processor.slices(sample, self.split_sentences))
@@ -267,7 +263,7 @@ class SugarCollator:
 
 
 def _has_image(sample: Sequence[Any]) -> bool:
-    """Whether a document or a chat, as `to_sample` makes it, has an image."""
+    """Tell whether a document or a chat, as `to_sample` makes it, has an image."""
     if sample and isinstance(sample[0], Mapping):
         return any(part["type"] == "image" for message in sample for part in message["content"])
     return any(isinstance(part, Image.Image) for part in sample)

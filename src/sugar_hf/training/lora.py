@@ -44,7 +44,7 @@ _WITHOUT_GRADIENT = ("indexer",)
 
 @dataclass(frozen=True)
 class LoraCoverage:
-    """Tell which layers of the language model have an adapter.
+    """Layers of the language model that have an adapter.
 
     Args:
         adapted: Number of decoder layers with adapters.
@@ -61,9 +61,9 @@ class LoraCoverage:
 
 
 class SugarLoraConfig(LoraConfig):
-    """Save a `peft.LoraConfig` with the Sugar model's configuration beside it.
+    """`peft.LoraConfig` that is saved with the Sugar model's configuration beside it.
 
-    An adapter trained on a plain backbone thus keeps the width and pooling of its retrieval head.
+    An adapter trained on a plain backbone then has the width and pooling of its retrieval head.
     """
 
     _sugar_config: Any = None
