@@ -21,79 +21,52 @@ def option(default: Any, help: str, *choices: str) -> Any:
 
 @dataclass
 class StructureArguments:
-    """What the Sugar trainers need beside their base's arguments; a mixin in front of an arguments class.
+    """Arguments of the structure loss; a mixin in front of an arguments class.
 
     The loss is L = L_g + alpha * L_d (eq. 1), with L_g the language-model loss and L_d the structure loss.
 
     Args:
-        alpha (`float`, *optional*, defaults to 10.0):
-            Weight of the structure loss; the paper does not give it. It belongs to the `reduction`: with n slice ends
-            in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. The objectives `"infonce"` and
+        alpha: Weight of the structure loss; the paper does not give it. It belongs to the `reduction`: with n slice
+            ends in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. The objectives `"infonce"` and
             `"kl"` are of order log n and want a far smaller alpha, of order 0.3. With 0 the structure loss is not
             computed at all.
-        alpha_warmup_ratio (`float`, *optional*, defaults to 0.0):
-            Share of the training steps over which alpha grows linearly from 0 to its value.
-        positions_per_sample (`int`, *optional*, defaults to 4):
-            K, the number of slice ends drawn at random from each sample in each step. 0 takes all of them.
-        slice_seed (`int`, *optional*):
-            Seed of these draws; None takes `seed`.
-        objective (`str`, *optional*, defaults to `"mse"`):
-            `"mse"` (eq. 5), or for comparison `"infonce"` and `"kl"`.
-        label_kernel (`str`, *optional*):
-            Label of two prefixes: `"calibrated"`, `"aligned"`, `"gak"` or `"mean"`.
-        delta (`float`, *optional*):
-            Bandwidth of the alignment kernel (eq. 3); see [`StructureLossConfig`].
-        single_slice (`str`, *optional*):
-            Label of one slice against one slice: their plain `"cosine"`, or the `"kernel"`.
-        same_sample (`str`, *optional*):
-            Label of two prefixes of one sample: `"one"` as in the paper, or the `"kernel"`.
-        teachers (`str`, *optional*):
-            `"triple"` (eq. 4), or `"clip"` for all pairs (the ablation without the triple kernel).
-        centring (`bool`, *optional*):
-            Whether the cosines of each modality block are centred by their mean over unrelated pairs.
-        block_means (`dict`, *optional*):
-            These means. None takes them from the teacher columns of the training set.
-        reduction (`str`, *optional*):
-            `"mean"` over all pairs, or `"paper"`: the sum over pairs divided by n, which grows with the batch.
-        temperature (`float`, *optional*):
-            Temperature of `"infonce"` and `"kl"`.
-        matryoshka_dims (`list[int]`, *optional*):
-            Sizes to which embeddings may be cut later: the structure loss is the mean over these sizes of the loss of
-            the first numbers of each embedding. None trains the whole embedding alone.
-        matryoshka_weights (`list[float]`, *optional*):
-            Weights of the sizes in this mean; equal ones by default.
-        image_pooling (`str`, *optional*):
-            `"mean"` or `"last"`; set in the model's configuration. None leaves the model as it is.
-        head_learning_rate (`float`, *optional*):
-            Learning rate of the retrieval head; None takes `learning_rate`. Both follow the same schedule.
-        head_warmup_steps (`int`, *optional*, defaults to 0):
-            Number of first steps in which only the retrieval head is trained.
-        label_statistics_steps (`int`, *optional*, defaults to 10):
-            Every how many steps the statistics of the label matrix are computed for the log; 0 for never.
-        structure_loss_scope (`str`, *optional*, defaults to `"global"`):
-            `"global"`: pairs range over the batches of all processes. `"rank"`: each process forms pairs of its own
-            samples only.
-        mini_batch_size (`int`, *optional*):
-            The most samples in memory at once. A larger batch of `per_device_train_batch_size` is run in two passes
-            of mini-batches, with the result of the whole batch.
-        mini_batch_tokens (`int`, *optional*):
-            The same in tokens, padding included; with both, both hold.
-        nonfinite_loss (`str`, *optional*, defaults to `"error"`):
-            What happens when a loss or the norm of the gradient is NaN or infinite: `"error"` stops with the step and
-            the samples, `"skip"` leaves out the whole optimizer step, counts it and logs the count as
+        alpha_warmup_ratio: Share of the training steps over which alpha grows linearly from 0 to its value.
+        positions_per_sample: K, the number of slice ends drawn at random from each sample in each step. 0 takes all.
+        slice_seed: Seed of these draws; None takes `seed`.
+        objective: `"mse"` (eq. 5), or for comparison `"infonce"` and `"kl"`.
+        label_kernel: Label of two prefixes: `"calibrated"`, `"aligned"`, `"gak"` or `"mean"`.
+        delta: Bandwidth of the alignment kernel (eq. 3); see [`StructureLossConfig`].
+        single_slice: Label of one slice against one slice: their plain `"cosine"`, or the `"kernel"`.
+        same_sample: Label of two prefixes of one sample: `"one"` as in the paper, or the `"kernel"`.
+        teachers: `"triple"` (eq. 4), or `"clip"` for all pairs (the ablation without the triple kernel).
+        centring: Whether the cosines of each modality block are centred by their mean over unrelated pairs.
+        block_means: These means. None takes them from the teacher columns of the training set.
+        reduction: `"mean"` over all pairs, or `"paper"`: the sum over pairs divided by n, which grows with the batch.
+        temperature: Temperature of `"infonce"` and `"kl"`.
+        matryoshka_dims: Sizes to which embeddings may be cut later: the structure loss is the mean over these sizes of
+            the loss of the first numbers of each embedding. None trains the whole embedding alone.
+        matryoshka_weights: Weights of the sizes in this mean; equal ones by default.
+        image_pooling: `"mean"` or `"last"`; set in the model's configuration. None leaves the model as it is.
+        head_learning_rate: Learning rate of the retrieval head; None takes `learning_rate`. Both follow the same
+            schedule.
+        head_warmup_steps: Number of first steps in which only the retrieval head is trained.
+        label_statistics_steps: Every how many steps the statistics of the label matrix are logged; 0 for never.
+        structure_loss_scope: `"global"`: pairs range over the batches of all processes. `"rank"`: each process forms
+            pairs of its own samples only.
+        mini_batch_size: The most samples in memory at once. A larger batch of `per_device_train_batch_size` is run in
+            two passes of mini-batches, with the result of the whole batch.
+        mini_batch_tokens: The same in tokens, padding included; with both, both hold.
+        nonfinite_loss: What happens when a loss or the norm of the gradient is NaN or infinite: `"error"` stops with
+            the step and the samples, `"skip"` leaves out the whole optimizer step, and logs the count as
             `skipped_steps`. `"skip"` does not work with DeepSpeed and FSDP.
-        on_bad_sample (`str`, *optional*, defaults to `"error"`):
-            What happens to a sample that cannot be used: its image cannot be decoded, it is too long, the chat
-            template does not take its roles. `"error"` stops with its id and source; `"skip"` leaves it out of its
-            batch, in training and evaluation, says so, and logs the count as `skipped_samples`.
-        control_tokens_in_answers (`bool`, *optional*, defaults to `True`):
-            Whether control tokens in the assistant's texts are learnt as such, rather than letter by letter.
-        max_length (`int`, *optional*):
-            Longest sequence in tokens; None for no limit.
-        truncation (`str`, *optional*, defaults to `"error"`):
-            What happens to a longer sample: `"error"`, or `"slice"` to drop its last slices with a warning.
-        split_sentences (`bool`, *optional*, defaults to `False`):
-            Whether each sentence of a text segment is a slice of its own.
+        on_bad_sample: What happens to a sample that cannot be used: its image cannot be decoded, it is too long, the
+            chat template does not take its roles. `"error"` stops with its id and source; `"skip"` leaves it out of
+            its batch, in training and evaluation, and logs the count as `skipped_samples`.
+        control_tokens_in_answers: Whether control tokens in the assistant's texts are learnt as such, rather than
+            letter by letter.
+        max_length: Longest sequence in tokens; None for no limit.
+        truncation: What happens to a longer sample: `"error"`, or `"slice"` to drop its last slices with a warning.
+        split_sentences: Whether each sentence of a text segment is a slice of its own.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
