@@ -1,68 +1,114 @@
-"""Count the files of the library that one call walks through, in the order of its calls and returns.
+"""Follow one datum through the library: which files it enters, and how often it moves from one to another.
 
-    python benchmarks/walks.py training     # one step of SugarTrainer with its start-up check, on four samples
+    python benchmarks/walks.py             # all walks
+    python benchmarks/walks.py --files     # and the files of each, by visits
 
-Printed are the files, the moves between them (changes of file, calls and returns), and the returns among these, which
-lead into a file that was left before. Models and data are loaded outside of what is measured.
+A move is a change of the file that runs, among the files of the library, by calls and returns. Imports and the loading
+of models are not counted. The numbers show how much of the library a reader has to know to follow one thought.
 """
 
 import argparse
+import json
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import sugar_hf
 
-LIBRARY = Path(sugar_hf.__file__).parent
+ROOT = str(Path(sugar_hf.__file__).parent)
 
 
 class Walk:
-    """Records the files of a package that a block enters; a context manager.
+    """Records the files of the library in the order in which they are entered.
 
-    Args:
-        root: Folder of the package.
+    ```python
+    with Walk() as walk:
+        index.search("a red cat")
+    walk.moves, len(walk.visits)
+    ```
     """
 
-    def __init__(self, root: Path = LIBRARY) -> None:
-        self.root, self.visits, self.functions = f"{root}/", [], set()
+    def __init__(self) -> None:
+        self._files: list[str] = []
+        self.opened: Counter[str] = Counter()
 
     def _hook(self, frame: FrameType, event: str, _: Any) -> None:
-        if frame.f_code.co_filename.startswith(self.root):
-            inside: FrameType | None = frame if event == "call" else frame.f_back if event == "return" else None
-            while inside is not None and not inside.f_code.co_filename.startswith(self.root):
-                inside = inside.f_back
-            if inside is not None:
-                self.functions.add(inside.f_code)
-                if not self.visits or self.visits[-1] != inside.f_code.co_filename:
-                    self.visits.append(inside.f_code.co_filename)
+        if not frame.f_code.co_filename.startswith(ROOT):
+            return
+        there: FrameType | None = frame if event == "call" else frame.f_back if event == "return" else None
+        while there is not None and not there.f_code.co_filename.startswith(ROOT):
+            there = there.f_back
+        if there is not None and (not self._files or self._files[-1] != there.f_code.co_filename):
+            self._files.append(there.f_code.co_filename)
 
     def __enter__(self) -> "Walk":
+        sys.addaudithook(self._audit)
         sys.setprofile(self._hook)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
 
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and sys.getprofile() is not None and isinstance(arguments[0], str | Path):
+            self.opened[str(arguments[0])] += 1
+
     @property
-    def files(self) -> dict[str, int]:
-        """Visits of each file, in the order of the first."""
-        found: dict[str, int] = {}
-        for visit in self.visits:
-            name = visit.removeprefix(self.root)
-            found[name] = found.get(name, 0) + 1
-        return found
+    def visits(self) -> Counter[str]:
+        """How often each file was entered."""
+        return Counter(str(Path(file).relative_to(ROOT)) for file in self._files)
+
+    @property
+    def moves(self) -> int:
+        """How often another file was entered."""
+        return len(self._files)
 
     def __str__(self) -> str:
-        files, moves = self.files, max(0, len(self.visits) - 1)
-        returns = max(0, len(self.visits) - len(files))
-        counts = f"{len(files)} files, {moves} moves, {returns} of them returns, {len(self.functions)} functions"
-        return "\n".join([counts, *(f"  {visits:4}  {name}" for name, visits in files.items())])
+        return f"{len(self.visits)} files, {self.moves} moves"
 
 
-def walk_training() -> Walk:
-    """Walk through one step of SugarTrainer with its start-up check: four samples of the picturebook."""
+def row_to_answer() -> dict[str, Walk]:
+    """A JSONL row with one image becomes a document, is indexed, found, and answered from."""
+    from PIL import Image
+
+    from sugar_hf import SugarEmbedder, SugarIndex, SugarRag, picturebook, read_documents
+
+    embedder = SugarEmbedder.from_pretrained(picturebook.checkpoint("mini-sugar"), device="cpu")
+    whole = Walk()
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "cat.png")
+        Image.linear_gradient("L").convert("RGB").save(picture)
+        row = {"id": "1", "image": picture.name, "text": "a cat on a mat"}
+        file = Path(folder, "rows.jsonl")
+        file.write_text(json.dumps(row) + "\n")
+        index = SugarIndex.build(Path(folder, "warm"), ["a dog"], embedder, show_progress=False)
+        SugarRag(embedder.model, embedder.processor, index).answer("what is it?", max_new_tokens=2)  # late imports
+        legs = {name: Walk() for name in ("read", "build", "search", "answer")}
+        with whole:
+            documents = list(read_documents(file))
+            index = SugarIndex.build(Path(folder, "index"), documents, embedder, show_progress=False)
+            index.search("a cat", top_k=1)
+            rag = SugarRag(embedder.model, embedder.processor, index)
+            rag.answer("what is on the mat?", max_new_tokens=4)
+        with legs["read"]:
+            documents = list(read_documents(file))
+        with legs["build"]:
+            index = SugarIndex.build(Path(folder, "again"), documents, embedder, show_progress=False)
+        with legs["search"]:
+            index.search("a cat", top_k=1)
+        with legs["answer"]:
+            SugarRag(embedder.model, embedder.processor, index).answer("what is on the mat?", max_new_tokens=4)
+        assert legs["build"].opened[str(picture)] >= 1
+        print(f"  the image was opened {legs['build'].opened[str(picture)]} times while the index was built")
+    return {"whole": whole, **legs}
+
+
+def training_step() -> dict[str, Walk]:
+    """Four samples with one step of SugarTrainer and its start-up check."""
     from sugar_hf import (
         SugarForConditionalGeneration,
         SugarProcessor,
@@ -71,26 +117,38 @@ def walk_training() -> Walk:
         TripleTeacher,
         picturebook,
     )
+    from sugar_hf.data import to_sample
 
     mini = picturebook.checkpoint("mini-sugar")
     model, processor = SugarForConditionalGeneration.from_pretrained(mini), SugarProcessor.from_pretrained(mini)
     teacher = TripleTeacher.from_pretrained(**picturebook.mini_teachers(), device="cpu")
-    from sugar_hf.data import to_sample
-
     rows = teacher.cache(picturebook.load("train", size=4), lambda row: processor.slices(to_sample(row)))
+    options = {"per_device_train_batch_size": 4, "max_steps": 1, "use_cpu": True, "report_to": "none"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SugarTrainingArguments(
-            folder, per_device_train_batch_size=4, max_steps=1, use_cpu=True, report_to="none", save_strategy="no"
-        )
+        arguments = SugarTrainingArguments(folder, save_strategy="no", disable_tqdm=True, **options)
         trainer = SugarTrainer(model, arguments, train_dataset=rows, processing_class=processor)
+        trainer.train()  # late imports
         with Walk() as walk:
             trainer.train()
-    return walk
+    return {"step": walk}
 
 
-WALKS = {"training": walk_training}
+WALKS: dict[str, Callable[[], dict[str, Walk]]] = {"row to answer": row_to_answer, "training step": training_step}
+
+
+def main() -> None:
+    """Run the walks and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", action="store_true", help="print the files of each walk, by visits")
+    options = parser.parse_args()
+    for name, walk in WALKS.items():
+        print(name)
+        for leg, found in walk().items():
+            print(f"  {leg}: {found}")
+            if options.files:
+                for file, visits in found.visits.most_common():
+                    print(f"    {visits:5} {file}")
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("walk", choices=WALKS)
-    print(WALKS[parser.parse_args().walk]())
+    main()
