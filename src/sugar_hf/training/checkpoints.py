@@ -240,8 +240,8 @@ def _save_config(model: nn.Module, folder: Path) -> None:
 def _replace_model(folder: Path, target: Path) -> None:
     """Move the files of a model to their place, which never looks whole with files of two models in it."""
     new = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    for place in {folder / path for path in new}:
-        (target / place.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
     for mark in MARKS:
         (target / mark).unlink(missing_ok=True)
     stale = {path for pattern in WEIGHTS for path in target.glob(pattern)} - {target / path for path in new}

@@ -159,7 +159,7 @@ def _target_names(model: SugarForConditionalGeneration, wanted: str | Sequence[s
             )
         return [name for name in linear if name.rpartition(".")[2] in asked]
     targets: list[str] = []
-    for layer, _ in _decoder_layers(model):
+    for layer in _decoder_layers(model):
         inside = [name for name in linear if name.startswith(f"{layer}.")]
         for preset in PRESETS:
             # of the modules that have all of these: a layer may hold a second attention, to pictures
@@ -184,25 +184,22 @@ def _pattern(names: Sequence[str]) -> str:
 
 
 def _coverage(model: SugarForConditionalGeneration, names: Sequence[str]) -> LoraCoverage:
-    layers = [layer for layer, _ in _decoder_layers(model)]
+    layers = _decoder_layers(model)
     adapted = [layer for layer in layers if any(name.startswith(f"{layer}.") for name in names)]
     return LoraCoverage(len(adapted), len(layers), tuple(names))
 
 
-def _decoder_layers(model: SugarForConditionalGeneration) -> list[tuple[str, nn.Module]]:
-    """Return the layers of the language model: the entries of its lists of modules that are as long as it is deep."""
+def _decoder_layers(model: SugarForConditionalGeneration) -> list[str]:
+    """Name the layers of the language model: the entries of its lists of modules that are as long as it is deep."""
     depth = model.config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in _language_modules(model)
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    modules = _language_modules(model)
+    lists = [name for name, module in modules if isinstance(module, nn.ModuleList) and len(module) == depth]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     # a vision tower that lies in the decoder may be as deep: the language model's layers stand beside its embeddings
     embeddings = model.get_input_embeddings()
     beside = next((name.rpartition(".")[0] for name, module in model.named_modules() if module is embeddings), None)
-    outer.sort(key=lambda entry: entry[0].rpartition(".")[0] != beside)
-    return [(f"{name}.{i}", layer) for name, module in outer[:1] for i, layer in enumerate(module)]
+    outer.sort(key=lambda name: name.rpartition(".")[0] != beside)
+    return [f"{name}.{number}" for name in outer[:1] for number in range(depth)]
 
 
 def _linear_layers(model: SugarForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
