@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from . import model, retrieval  # these register the model and the pipelines
+from . import model, picturebook, retrieval  # these register the model and the pipelines
 
 if TYPE_CHECKING:
     from .data import load_dataset_file
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = version("sugar-hf")
+
+model.DefaultModel.shipped = picturebook.CHECKPOINTS / "mini-sugar"
 
 #: The public names, and the package that has each.
 _MODULE_OF = {

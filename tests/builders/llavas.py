@@ -22,7 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from sugar_hf.model.backbone_processor_sugar import without_video
+from sugar_hf.model.processing_sugar import without_video
 
 from .parts import QWEN_TEMPLATE, VICUNA_TEMPLATE, build_tokenizer, finish, text_config, vision_config
 

@@ -27,7 +27,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from sugar_hf.model.backbone_processor_sugar import without_video
+from sugar_hf.model.processing_sugar import without_video
 
 from .parts import (
     GEMMA_TEMPLATE,

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sugar_hf.model.backbone_processor_sugar import without_video
+from sugar_hf.model.processing_sugar import without_video
 
 from .parts import QWEN_TEMPLATE, build_tokenizer, finish, text_config
 

@@ -11,9 +11,9 @@ from tiny_processors import processor_forms, tiny_processor
 from transformers import AutoImageProcessor, AutoProcessor, MiniCPMV4_6Processor, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from sugar_hf.model import SugarConfig, SugarProcessor, backbone_processor_sugar, tokenizing_sugar
-from sugar_hf.model.backbone_processor_sugar import without_video
-from sugar_hf.model.locating_sugar import recorded_spans
+from sugar_hf.model import SugarConfig, SugarProcessor, processing_sugar, tokenizing_sugar
+from sugar_hf.model.processing_sugar import without_video
+from sugar_hf.model.tokenizing_sugar import recorded_spans
 from sugar_hf.retrieval.prefix_cache import shared_length
 
 ONE, TWO = picture(1, 40, 32), picture(2, 64, 32)
@@ -292,10 +292,8 @@ def test_torchvision_changes_no_pixel(model_type, tmp_path, monkeypatch):
         asked.append(kwargs["backend"])
         return AutoImageProcessor.from_pretrained(path, **kwargs)
 
-    monkeypatch.setattr(backbone_processor_sugar, "is_torchvision_available", lambda: True)
-    monkeypatch.setattr(
-        backbone_processor_sugar, "AutoImageProcessor", SimpleNamespace(from_pretrained=from_pretrained)
-    )
+    monkeypatch.setattr(processing_sugar, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(processing_sugar, "AutoImageProcessor", SimpleNamespace(from_pretrained=from_pretrained))
     config = tiny_config(model_type)
     backbone = tiny_processor(model_type, config)
     backbone.save_pretrained(tmp_path)

@@ -24,7 +24,7 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from transformers.utils import is_torchvision_available
 
 from sugar_hf.model import SugarProcessor
-from sugar_hf.model.backbone_processor_sugar import without_video
+from sugar_hf.model.processing_sugar import without_video
 from sugar_hf.model.rendering_sugar import image_placeholder
 
 #: Types that transformers maps to no processor; the folders of their models name one of these.

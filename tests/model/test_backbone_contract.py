@@ -207,7 +207,7 @@ def test_shards_hold_all_weights_and_leave_no_old_file(tmp_path):
 
 @pytest.mark.parametrize("dies_at", ["weights", "configuration"])
 def test_a_save_that_ends_early_leaves_no_mixture(dies_at, tmp_path, monkeypatch):
-    from sugar_hf.model import saving_sugar
+    from sugar_hf.model import checkpoint_sugar
 
     old, _ = build_sugar("llava")
     old.save_pretrained(tmp_path)
@@ -216,16 +216,18 @@ def test_a_save_that_ends_early_leaves_no_mixture(dies_at, tmp_path, monkeypatch
     with torch.no_grad():
         new.retrieval_head.pooled_to_hidden.weight.add_(1)
     if dies_at == "weights":
-        monkeypatch.setattr(saving_sugar, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr(
+            checkpoint_sugar, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+        )
     else:
-        replace = saving_sugar.os.replace
+        replace = checkpoint_sugar.os.replace
 
         def die(source, target):
             if str(target).endswith("config.json") and "generation" not in str(target):
                 raise KeyboardInterrupt
             replace(source, target)
 
-        monkeypatch.setattr(saving_sugar.os, "replace", die)
+        monkeypatch.setattr(checkpoint_sugar.os, "replace", die)
     with pytest.raises((OSError, KeyboardInterrupt)):
         new.save_pretrained(tmp_path)
     monkeypatch.undo()
@@ -281,7 +283,7 @@ def test_head_and_lm_head_may_lie_on_other_devices():
         seen.append(states.shape)
         return torch.empty(len(states), 50, device="meta")
 
-    from sugar_hf.model.loss_sugar import chunked_cross_entropy
+    from sugar_hf.model.modeling_sugar import chunked_cross_entropy
 
     with pytest.raises(NotImplementedError, match="meta"):
         chunked_cross_entropy(hidden, inputs["labels"], far_away, 50)

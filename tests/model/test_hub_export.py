@@ -13,9 +13,11 @@ from builders import picture
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from sugar_hf.model import SugarForConditionalGeneration, export_for_hub
-from sugar_hf.model.hub import CODE_FILES, model_card
+from sugar_hf.model.checkpoint_sugar import CODE_FILES
+from sugar_hf.model.hub import model_card
 
 FILES = {
     *CODE_FILES,
@@ -148,9 +150,13 @@ def test_exported_files(exported):
     assert config["custom_pipelines"].keys() == {"sugar-retrieval", "sugar-generation"}
 
 
-def test_code_is_flat_and_imports_its_neighbours_only():
+def test_what_travels_is_what_the_settings_name_and_what_that_imports():
     source = Path(sys.modules["sugar_hf.model.hub"].__file__).parent
-    assert {path.name for path in source.glob("*.py")} == {*CODE_FILES, "__init__.py"}
+    assert {path.name for path in source.glob("*_sugar.py")} == set(CODE_FILES)
+    named = ("configuration", "modeling", "processing", "pipeline", "input_module")
+    roots = [str(source / f"{name}_sugar.py") for name in named]
+    needed = {Path(file).name for root in roots for file in [root, *get_relative_import_files(root)]}
+    assert needed == set(CODE_FILES)
     for file in CODE_FILES:
         for line in (source / file).read_text().splitlines():
             assert not line.lstrip().startswith(("import sugar_hf", "from sugar_hf", "from . import", "from ..")), file

@@ -9,7 +9,7 @@ from versions import IS_BEFORE_5_23
 
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.model.backbone_sugar import same_logits
-from sugar_hf.model.loss_sugar import chunked_cross_entropy
+from sugar_hf.model.modeling_sugar import chunked_cross_entropy
 
 SAMPLES = [["A cat.", picture(1), "A dog sits."], ["The sun rises.", picture(2)], "Two balls."]
 

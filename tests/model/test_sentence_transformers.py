@@ -22,8 +22,8 @@ from training_tools import make_trainer
 
 from sugar_hf import SugarEmbedder, SugarForConditionalGeneration, SugarProcessor, merge_adapter, picturebook
 from sugar_hf.model import export_for_hub
+from sugar_hf.model.checkpoint_sugar import write_settings
 from sugar_hf.model.input_module_sugar import SugarModule
-from sugar_hf.model.sentence_transformers_sugar import write_settings
 
 FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 

@@ -6,7 +6,7 @@ from builders import picture
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sugar_hf.model import SugarForConditionalGeneration
-from sugar_hf.model.output_sugar import CACHE_NAME, find_cache
+from sugar_hf.model.modeling_sugar import CACHE_NAME, find_cache
 
 CHAT = [
     {"role": "user", "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What is it?"}]},

@@ -6,8 +6,9 @@ import torch
 from builders import build_tiny_llava, picture
 from transformers import pipeline
 
-from sugar_hf.model import CandidateIndex, SugarForConditionalGeneration, SugarProcessor
-from sugar_hf.model.pipeline_sugar import DefaultModel, split_inputs
+from sugar_hf import picturebook
+from sugar_hf.model import CandidateIndex, DefaultModel, SugarForConditionalGeneration, SugarProcessor
+from sugar_hf.model.pipeline_sugar import split_inputs
 
 RED, BLUE = picture(1), picture(2, 64, 20)
 CHAT = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "What?"}]}]
@@ -222,11 +223,10 @@ def test_default_model_is_sugar_in_the_working_folder(llava, tmp_path, monkeypat
 
 
 def test_default_model_is_looked_up_when_it_is_needed(tmp_path, monkeypatch):
-    from sugar_hf.model import pipeline_sugar
-
     monkeypatch.chdir(tmp_path)
-    shipped = tmp_path / "package" / "picturebook" / "checkpoints" / "mini-sugar"
-    monkeypatch.setattr(pipeline_sugar, "__file__", str(tmp_path / "package" / "model" / "pipeline_sugar.py"))
+    assert DefaultModel()["model"] == (picturebook.checkpoint("mini-sugar"), "main")
+    shipped = tmp_path / "package" / "mini-sugar"
+    monkeypatch.setattr(DefaultModel, "shipped", shipped)
     with pytest.raises(ValueError, match=r"neither \./sugar nor .*mini-sugar\. Pass model="):
         DefaultModel()["model"]
     shipped.mkdir(parents=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from sugar_hf.model import SugarProcessor
-from sugar_hf.model.backbone_processor_sugar import without_video
+from sugar_hf.model.processing_sugar import without_video
 from sugar_hf.model.samples_sugar import first_slices, parse_sample, sentence_spans
 
 RED, BLUE = picture(1), picture(2, 64, 20)

@@ -10,7 +10,7 @@ from builders import build_sugar, picture
 from peft import get_peft_model
 
 from sugar_hf.model import adapter_off, adapter_on
-from sugar_hf.model.modes_sugar import evaluation_mode
+from sugar_hf.model.backbone_sugar import evaluation_mode
 from sugar_hf.training import sugar_lora_config
 
 THREADS = 8

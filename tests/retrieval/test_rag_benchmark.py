@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sugar_hf.model import SugarForConditionalGeneration
-from sugar_hf.model.output_sugar import find_cache
+from sugar_hf.model.modeling_sugar import find_cache
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -9,7 +9,7 @@ import torch
 from builders import build_sugar, cached_sugar, picture
 
 from sugar_hf.model import SugarGenerationPipeline, SugarRetrievalPipeline
-from sugar_hf.model.prefixes_sugar import evaluation_mode
+from sugar_hf.model.backbone_sugar import evaluation_mode
 from sugar_hf.retrieval import QUESTION_FIRST, SugarEmbedder, SugarRag
 from sugar_hf.retrieval.prefix_cache import CachedPrefix, PromptCache
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from ..data import BadSampleError
 from ..model import SugarConfig, SugarProcessor
-from ..model.loading_sugar import read_config
+from ..model.checkpoint_sugar import read_config
 from ..retrieval.documents import Document
 from ..retrieval.embedder import SugarEmbedder
 from .baselines import Blip2Encoder, DualEncoder

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ..data import BadSampleError
-from ..model.prefixes_sugar import evaluation_mode
+from ..model.backbone_sugar import evaluation_mode
 from ..retrieval.documents import Document
 from ..retrieval.fingerprint import weights_digest
 

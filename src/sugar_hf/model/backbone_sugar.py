@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from .modes_sugar import evaluation_mode
-
 # Where this thread's forward pass puts the hidden states that the modules below hand on; each thread has its own.
 _CAPTURE: ContextVar[Capture | None] = ContextVar("sugar_capture", default=None)
 _REGISTERING = threading.Lock()
+_SWITCHING = threading.Lock()
+#: For each module that blocks hold in evaluation mode, how many do; the last one puts back training mode.
+_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 class BackboneError(ValueError):
@@ -203,3 +205,26 @@ def _plain_ids(config: PreTrainedConfig) -> Tensor:
     collect(config.to_dict())
     ordinary = [i for i in range(min(config.get_text_config().vocab_size, 1000)) if i not in special] or [0]
     return torch.tensor([[ordinary[len(ordinary) // 2], ordinary[-1]]])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and every module back into the mode it had.
+
+    A model that is in evaluation mode is not touched. Blocks of several threads may overlap: training mode comes back
+    when the last of them ends.
+    """
+    with _SWITCHING:
+        held = [module for module in model.modules() if module.training or module in _HELD]
+        for module in held:
+            _HELD[module] = _HELD.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _SWITCHING:
+            for module in held:
+                _HELD[module] -= 1
+                if not _HELD[module]:
+                    del _HELD[module]
+                    module.training = True

@@ -1,7 +1,6 @@
 """Export to the Hugging Face Hub: a folder that works where only transformers is installed."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,40 +9,11 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData
 from transformers import PreTrainedModel
 
-from .adapters_sugar import has_adapters
+from .adapters import has_adapters
+from .checkpoint_sugar import save_code, staged, write_settings
 from .pipeline_sugar import PIPELINES
 from .processing_sugar import SugarProcessor
-from .saving_sugar import staged
-from .sentence_transformers_sugar import write_settings
 
-# Flat, and importing each other only as `from .x import Y`: that is what remote code may look like.
-CODE_FILES = (
-    "adapters_sugar.py",
-    "backbone_processor_sugar.py",
-    "backbone_sugar.py",
-    "configuration_sugar.py",
-    "download_sugar.py",
-    "encoding_sugar.py",
-    "hub.py",
-    "image_bytes_sugar.py",
-    "images_sugar.py",
-    "input_module_sugar.py",
-    "lengths_sugar.py",
-    "loading_sugar.py",
-    "locating_sugar.py",
-    "loss_sugar.py",
-    "modeling_sugar.py",
-    "modes_sugar.py",
-    "output_sugar.py",
-    "pipeline_sugar.py",
-    "prefixes_sugar.py",
-    "processing_sugar.py",
-    "rendering_sugar.py",
-    "samples_sugar.py",
-    "saving_sugar.py",
-    "sentence_transformers_sugar.py",
-    "tokenizing_sugar.py",
-)
 _MODEL = "modeling_sugar.SugarForConditionalGeneration"
 CONFIG_ADDITIONS = {
     "auto_map": {
@@ -137,8 +107,7 @@ def export_for_hub(
         write_settings(stage, with_code=True)
         _add_settings(stage / "config.json", CONFIG_ADDITIONS)
         _add_settings(stage / "processor_config.json", PROCESSOR_ADDITIONS)
-        for file in CODE_FILES:
-            shutil.copyfile(Path(__file__).with_name(file), stage / file)
+        save_code(stage, model.config)
         card = model_card(model, name or folder.name, metrics, description, card_data)
         (stage / "README.md").write_text(card, encoding="utf-8")
     return folder

@@ -10,7 +10,9 @@ the orientation alone counts, and none of it decides whether the pixels can be r
 import base64
 import os
 import re
+import struct
 import threading
+from collections.abc import Iterator
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +22,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from .download_sugar import RefusedError, download
-from .image_bytes_sugar import without_metadata
 
 # Formats that are opened, all of them parsed in Pillow itself or in its codec libraries. EPS and PDF run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -50,6 +51,13 @@ _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY_16_FORMATS = ("PNG", "PPM")
 _RGB_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _SETTING = threading.Lock()  # one thread at a time changes what Pillow does
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_KEPT = (b"tRNS",)  # beside the chunks that a reader must know, whose names begin with a capital
+_ADOBE = 0xEE  # says what the channels are, as a JFIF block does
+_TIFF_KEPT = range(254, 533)  # fields of the pixels; names and dates among them are left out by their type
+_TIFF_TEXT = 2
+_TIFF_ORIENTATION = 274
 
 
 class BadImageError(ValueError):
@@ -303,3 +311,73 @@ def _bomb(name: str, detail: str) -> BadImageError:
 def _corrupt(name: str, error: Exception) -> _CorruptError:
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _CorruptError(f"{name} is truncated or corrupt ({detail})", _REPLACE)
+
+
+# --- files without what does not belong to their pixels
+#
+# Pillow reads text, colour profiles and camera data with the pixels, and fails where these are broken or huge.
+
+
+def without_metadata(data: bytes) -> Iterator[bytes]:
+    """Yield a file without its metadata: first with the block that may hold its orientation, then without.
+
+    Nothing that belongs to the pixels is changed: a file that was cut off stays so.
+
+    Args:
+        data: A PNG, JPEG or TIFF; nothing is yielded for others.
+    """
+    for keeps_exif in (True, False):
+        try:
+            if data.startswith(_PNG):
+                yield _png(data, keeps_exif)
+            elif data.startswith(b"\xff\xd8"):
+                yield _jpeg(data, keeps_exif)
+            elif data[:4] in (b"II*\0", b"MM\0*") and not keeps_exif:
+                yield _tiff(data)
+        except (struct.error, IndexError):  # too short to be taken apart
+            return
+
+
+def _png(data: bytes, keeps_exif: bool) -> bytes:
+    kept = [_PNG]
+    at = len(_PNG)
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        name = data[at + 4 : at + 8]
+        end = at + 12 + length
+        if name[:1].isupper() or name in _PNG_KEPT or (keeps_exif and name == b"eXIf"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _jpeg(data: bytes, keeps_exif: bool) -> bytes:
+    kept = [data[:2]]
+    at = 2
+    while data[at] == 0xFF and data[at + 1] != 0xDA:  # until the first scan, which has pixels
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        kind, end = data[at + 1], at + 2 + length
+        is_exif = kind == 0xE1 and data[at + 4 : at + 8] == b"Exif"
+        is_jfif = kind == 0xE0 and length >= 16
+        is_metadata = 0xE0 <= kind <= 0xEF or kind == 0xFE
+        if not is_metadata or kind == _ADOBE or is_jfif or (is_exif and keeps_exif):
+            kept.append(data[at:end])
+        at = end
+    return b"".join((*kept, data[at:]))
+
+
+def _tiff(data: bytes) -> bytes:
+    order = "<" if data.startswith(b"II") else ">"
+    (at,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, at)
+    entries = [data[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
+    kept = []
+    for entry in entries:
+        tag, kind, size = struct.unpack_from(f"{order}HHI", entry)
+        if tag in _TIFF_KEPT and kind != _TIFF_TEXT and (tag != _TIFF_ORIENTATION or size == 1):
+            kept.append(entry)
+    # a new directory at the end of the file, of one image
+    end = len(data) + len(data) % 2
+    header = data[:4] + struct.pack(f"{order}I", end)
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)
+    return header + data[8:].ljust(end - 8, b"\0") + directory

@@ -3,12 +3,16 @@
 import copy
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -19,6 +23,7 @@ from transformers import (
 )
 from transformers.core_model_loading import WeightRenaming
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import cached_file
 
@@ -32,8 +37,7 @@ from .backbone_sugar import (
     probe,
     same_logits,
 )
-from .configuration_sugar import SugarConfig
-from .loading_sugar import (
+from .checkpoint_sugar import (
     HEAD_PREFIX,
     OLD_HEAD_NAMES,
     VLM_PREFIX,
@@ -43,16 +47,62 @@ from .loading_sugar import (
     is_sugar,
     plain_backbone,
     require_complete,
+    save_backbone,
+    save_code,
+    staged,
     unlanded,
+    upload_files,
+    write_settings,
 )
-from .loss_sugar import chunked_cross_entropy
-from .output_sugar import CACHE_NAME, SugarOutput, find_cache
-from .saving_sugar import save_backbone, staged, upload_files
-from .sentence_transformers_sugar import write_settings
+from .configuration_sugar import SugarConfig
 
+# What transformers calls the cache of keys and values, in outputs and as an input: `cache` from 5.24 on.
+CACHE_NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 ADAPTER_FILE = "adapter_model.safetensors"
 # What a quantised backbone has, and trainers, adapters and saving ask the whole model for.
 QUANTISED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+IGNORED = -100
+
+
+def find_cache(output: Mapping[str, Any]) -> Any | None:
+    """Return the cache in a model's output, whichever name it has there, or `None` if there is none."""
+    return next((output[name] for name in ("cache", "past_key_values") if name in output.keys()), None)  # noqa: SIM118
+
+
+@dataclass
+class SugarOutput(CausalLMOutputWithPast):
+    """Output of [`SugarForConditionalGeneration`]. B samples of L tokens, at most S slices each.
+
+    The cache of keys and values, if it was asked for, has the name that transformers gives it: `cache` from version
+    5.24 on, `past_key_values` before.
+
+    Args:
+        loss: () next-token loss L_g of the backbone, if `labels` were given.
+        logits: (B, L, vocabulary) scores of the next token; `None` with `skip_logits`.
+        hidden_states: The backbone's hidden states, if they were asked for.
+        attentions: The backbone's attentions, if they were asked for.
+        retrieval_embeds: (B, S, retrieval_dim) float32 unit vectors r, zeros where a sample has no such slice; only if
+            a `slice_map` was given.
+        retrieval_mask: (B, S) bool, true where a sample has the slice.
+        last_hidden_state: (B, L, hidden) states after the final norm; only with a `slice_map` or `skip_logits`.
+    """
+
+    retrieval_embeds: Tensor | None = None
+    retrieval_mask: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+    @property
+    def last_embeds(self) -> Tensor:
+        """Not there any more: settings for sentence-transformers of earlier versions ask for it.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "this Sugar model was saved for sentence-transformers by an earlier version, whose settings give no Sugar "
+            "embeddings any more. Load model and processor and save them once more with save_pretrained, which writes "
+            "modules.json and sentence_bert_config.json anew."
+        )
 
 
 class RetrievalHead(nn.Module):
@@ -121,12 +171,59 @@ def pool_slices(hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean") 
     return pooled, mask
 
 
+def chunked_cross_entropy(
+    hidden: Tensor,
+    labels: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    num_items_in_batch: Tensor | int | None = None,
+    max_logits: int | None = 2**25,
+) -> Tensor:
+    """Next-token cross entropy, equal in value and gradient to that of all logits, at a fraction of their memory.
+
+    Only positions with a label go through the head, in chunks whose logits are dropped and computed again in the
+    backward pass. A batch whose logits fit into one chunk pays for no second computation.
+
+    Args:
+        hidden: (B, L, H) states before the head.
+        labels: (B, L) int64 ids, -100 where there is nothing to learn; position t is predicted from t - 1.
+        head: Maps (n, H) states to (n, vocab_size) logits.
+        vocab_size: Number of logits of a position.
+        num_items_in_batch: What the sum is divided by; the number of labels when `None`.
+        max_logits: The most logits in memory at once; `None` for no limit.
+
+    Returns:
+        () float32 loss; 0 if nothing has a label.
+    """
+    targets = labels[:, 1:].to(hidden.device)
+    is_label = targets != IGNORED
+    states = hidden[:, :-1][is_label]  # (n, H)
+    targets = targets[is_label]  # (n,)
+    rows = len(targets) if max_logits is None else max_logits // vocab_size
+    chunks = list(zip(states.split(max(1, rows)), targets.split(max(1, rows)), strict=True))
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for chunk in chunks:  # one at least, empty if need be: a sharded head waits for all processes
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            total = total + checkpoint(_summed, head, *chunk, use_reentrant=False)
+        else:
+            total = total + _summed(head, *chunk)
+    count = len(targets) if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def _summed(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
+    logits = head(states)  # on whichever device the head lies
+    return cross_entropy(logits.float(), targets.to(logits.device), reduction="sum").to(states.device)
+
+
 class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Any image-text-to-text model, whole and unchanged, with a retrieval head on its last hidden states.
 
     `forward` takes what the backbone takes plus `slice_map` and `skip_logits`; `generate` is the backbone's own.
     """
 
+    #: `sugar_hf.model.hub.push_to_hub`, which the package hands over; `None` where this file came from the Hub.
+    upload: ClassVar[Callable[..., str] | None] = None
     # The most logits that a loss without logits holds at once, 128 MiB in float32; None for no limit.
     max_logits: int | None = 2**25
     # Whether the backbone's logits are its head's output and nothing more; unknown before the first loss.
@@ -543,6 +640,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 save_backbone(self.vlm, folder, VLM_PREFIX, head, {**kwargs, **given})
             if self._auto_class is not None:
                 custom_object_save(self, folder, config=self.config)
+                save_code(folder, self.config)
             self.config.dtype = self.dtype
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(folder)
@@ -553,14 +651,18 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def push_to_hub(self, repo_id: str, processor: ProcessorMixin | None = None, **kwargs: Any) -> str:
         """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options.
 
+        A model whose code comes from the Hub, where `sugar_hf` is not installed, writes no model card of ours. It then
+        takes the options of `PreTrainedModel.push_to_hub`.
+
         Raises:
             ValueError: If the processor is missing, without which the model is of no use.
         """
         if processor is None:
             raise ValueError("processor is missing: model.push_to_hub(repo_id, processor=processor).")
-        from .hub import push_to_hub  # which imports this module
-
-        return push_to_hub(self, processor, repo_id, **kwargs)
+        if self.upload is not None:
+            return self.upload(processor, repo_id, **kwargs)
+        super().push_to_hub(repo_id, **kwargs)
+        return str(processor.push_to_hub(repo_id, **kwargs))
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Forwarded to the backbone: families override it."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
+from .embedding_sugar import PrefixCheck, check_prefix_embeddings
 from .modeling_sugar import SugarForConditionalGeneration
-from .prefixes_sugar import PrefixCheck, check_prefix_embeddings
 from .processing_sugar import SugarProcessor
 from .samples_sugar import is_chat, longest_first, parse_sample, sample_size
 
@@ -156,19 +156,12 @@ class SugarPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save model and processor, to be loaded with the Auto classes and `pipeline`."""
-        from .hub import export_for_hub  # which imports this module
-
-        if self.model._auto_class is not None:  # loaded from the Hub with its code: the code goes along
-            export_for_hub(self.model, self.processor, save_directory)
-            return
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload model, processor, code and model card; see `sugar_hf.model.hub.push_to_hub` for the options."""
-        from .hub import push_to_hub  # which imports this module
-
-        return push_to_hub(self.model, self.processor, repo_id, **kwargs)
+        """Upload model and processor as `model.push_to_hub` does."""
+        return self.model.push_to_hub(repo_id, processor=self.processor, **kwargs)
 
     def _run(self, samples: list[Any], names: list[str], batch_size: int | None, **kwargs: Any) -> list[Any]:
         items = [_Item(sample, name) for sample, name in zip(samples, names, strict=True)]
@@ -456,20 +449,3 @@ def generation_options(
 def sequences_of(output: Any) -> Tensor:
     """The sequences (B, L) of what `generate` returned, with `return_dict_in_generate` or without."""
     return output if isinstance(output, Tensor) else output.sequences
-
-
-class DefaultModel(dict):
-    """The `default` of a registered pipeline, looked up when it is needed.
-
-    `./sugar`, where training leaves its result, else the checkpoint that ships with the package.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(model=None)
-
-    def __getitem__(self, key: str) -> tuple[str, str]:
-        shipped = Path(__file__).resolve().parents[1] / "picturebook" / "checkpoints" / "mini-sugar"
-        for folder in (Path("sugar"), shipped):
-            if (folder / "config.json").is_file():
-                return str(folder.resolve()), "main"
-        raise ValueError(f"no model: there is neither ./sugar nor {shipped}. Pass model=, or train one first.")

@@ -13,8 +13,8 @@ from transformers import BatchFeature
 
 from ..data import BadSampleError
 from ..model import SugarForConditionalGeneration, SugarProcessor
-from ..model.adapters_sugar import adapters_are_on
-from ..model.prefixes_sugar import evaluation_mode
+from ..model.adapters import adapters_are_on
+from ..model.backbone_sugar import evaluation_mode
 from ..model.samples_sugar import longest_first, sample_size
 from .documents import Document
 from .fingerprint import ModelFingerprint

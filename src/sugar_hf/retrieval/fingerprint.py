@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
-from ..model.adapters_sugar import adapters_are_on
-from ..model.prefixes_sugar import drawn_picture, evaluation_mode
+from ..model.adapters import adapters_are_on
+from ..model.backbone_sugar import evaluation_mode
+from ..model.embedding_sugar import drawn_picture
 
 SAMPLED = 64  # numbers looked at in each weight
 # Distances of unit vectors, in float32 and in half precision. Equal weights differ by rounding only, through dozens of

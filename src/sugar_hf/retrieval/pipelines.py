@@ -4,10 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from ..model import DefaultModel, RetrievalIndex
+from ..model import RetrievalIndex, register_pipelines
 from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, SugarPipeline, split_inputs
 from .chat import SugarChat
 from .index import SugarIndex
@@ -171,13 +168,4 @@ class SugarChatPipeline(_IndexPipeline):
         return [{"generated_text": model_outputs["chat"]}]
 
 
-def register() -> None:
-    """Make `pipeline` know both. Repeating it does no harm."""
-    for task, pipeline_class in (("sugar-rag", SugarRagPipeline), ("sugar-chat", SugarChatPipeline)):
-        if task not in PIPELINE_REGISTRY.get_supported_tasks():
-            PIPELINE_REGISTRY.register_pipeline(
-                task, pipeline_class, pt_model=AutoModel, default=DefaultModel(), type="multimodal"
-            )
-
-
-register()
+register_pipelines({"sugar-rag": SugarRagPipeline, "sugar-chat": SugarChatPipeline})

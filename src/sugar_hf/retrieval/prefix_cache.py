@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Cache
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
-from ..model.output_sugar import CACHE_NAME, find_cache
-from ..model.prefixes_sugar import evaluation_mode
+from ..model.backbone_sugar import evaluation_mode
+from ..model.modeling_sugar import CACHE_NAME, find_cache
 
 # Distances of logits, relative to their size, that rounding alone may make.
 TOLERANCE = 1e-3

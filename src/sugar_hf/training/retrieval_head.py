@@ -8,7 +8,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ..model import SugarForConditionalGeneration
-from ..model.adapters_sugar import has_adapters
+from ..model.adapters import has_adapters
 
 RETRIEVAL_HEAD = "retrieval_head"
 

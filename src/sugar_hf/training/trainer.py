@@ -22,7 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from ..data import FEATURES, BadSampleError
 from ..model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
-from ..model.output_sugar import CACHE_NAME
+from ..model.modeling_sugar import CACHE_NAME
 from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, TripleTeacher, block_means, check_cache
 from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints

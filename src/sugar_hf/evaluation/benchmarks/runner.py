@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..._files import atomic_write
 from ...model import SugarForConditionalGeneration, SugarProcessor
-from ...model.loading_sugar import read_config
+from ...model.checkpoint_sugar import read_config
 from ..encoders import Encoder, open_encoder
 from .sources import Source
 from .tasks import Task

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from .backbone_sugar import evaluation_mode
 from .modeling_sugar import SugarForConditionalGeneration
-from .modes_sugar import evaluation_mode
 from .processing_sugar import SugarProcessor
 
 # Distances of unit vectors that rounding alone may make, after dozens of layers.
