@@ -27,7 +27,6 @@ class WindowMeans:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self.mark()
 
     def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
         """Add one observation of each value; tensors are not synchronised."""
@@ -40,16 +39,7 @@ class WindowMeans:
         """Return the means and start a new window."""
         means = {name: (total / self._weights[name]).item() for name, total in self._sums.items()}
         self._sums, self._weights = {}, {}
-        self.mark()
         return means
-
-    def mark(self) -> None:
-        """Remember what has been added so far, for [`rollback`]."""
-        self._marked = dict(self._sums), dict(self._weights)
-
-    def rollback(self) -> None:
-        """Forget what has been added since the last [`mark`]."""
-        self._sums, self._weights = dict(self._marked[0]), dict(self._marked[1])
 
 
 @dataclass
@@ -82,6 +72,7 @@ class LossGuard:
         self.means = WindowMeans()
         self.in_a_row = 0
         self._observations: list[Observation] = []
+        self._logged: list[tuple[Mapping[str, Tensor | float], float]] = []  # of this step
         self._gradient_norm: Tensor | None = None
         self._first_step: int | None = None
         self._judged = 0
@@ -90,8 +81,7 @@ class LossGuard:
     def start_step(self, global_step: int) -> None:
         """Begin an optimizer step, with the number of those made so far; see [`check_judged`] for the error."""
         self.check_judged(global_step)
-        self._observations, self._gradient_norm = [], None
-        self.means.mark()
+        self._observations, self._logged, self._gradient_norm = [], [], None
 
     def check_judged(self, global_step: int) -> None:
         """Check that every step made so far was judged.
@@ -119,6 +109,10 @@ class LossGuard:
         kept = {name: loss.detach() for name, loss in losses.items()}
         self._observations.append(Observation(kept, sample_ids or (), bad_samples))
 
+    def log(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
+        """Add values to the means, if this step is found to be finite."""
+        self._logged.append((values, weight))
+
     def judge(self, gradient_norm: Any = None, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> bool:
         """Tell whether the optimizer step may be made; the answer is the same in all processes.
 
@@ -132,17 +126,18 @@ class LossGuard:
         if gradient_norm is not None:
             self._gradient_norm = _plain(torch.as_tensor(gradient_norm))
             values.append(self._gradient_norm)
-        if not values:
-            return True
-        device = values[0].device
-        bad = ~torch.stack([value.to(device, torch.float32) for value in values]).isfinite().all()
-        is_bad = bool(bad if sum_over_processes is None else sum_over_processes(bad.int()))
+        is_bad = False
+        if values:
+            device = values[0].device
+            bad = ~torch.stack([value.to(device, torch.float32) for value in values]).isfinite().all()
+            is_bad = bool(bad if sum_over_processes is None else sum_over_processes(bad.int()))
         self.in_a_row = self.in_a_row + 1 if is_bad else 0
+        for logged, weight in [] if is_bad else self._logged:
+            self.means.add(logged, weight)
         return not is_bad
 
     def leave_out(self) -> None:
-        """Keep the current step out of all means."""
-        self.means.rollback()
+        """Count the step as one that was not made, for [`mean_loss`]."""
         self._left_out += 1
 
     def mean_loss(self, loss: float) -> float:

@@ -68,6 +68,6 @@ class SugarSFTTrainer(SugarTrainer, SFTTrainer):
         labels = inputs["labels"][:, 1:]
         counted = labels != -100
         right = (outputs.logits[:, :-1].argmax(dim=-1) == labels) & counted
-        means = self.guard.means if model.training else self._eval_means
-        means.add({"mean_token_accuracy": right.sum() / counted.sum().clamp(min=1)})
+        log = self.guard.log if model.training else self._eval_means.add
+        log({"mean_token_accuracy": right.sum() / counted.sum().clamp(min=1)})
         return (loss, outputs) if return_outputs else loss

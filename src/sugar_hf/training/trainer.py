@@ -429,7 +429,7 @@ class SugarTrainer(AtomicCheckpoints, Trainer):
         parts, vectors, all_ends = zip(*drawn, strict=True)
         joined = torch.cat(parts), SliceFeatures.cat(vectors), torch.cat(all_ends)
         value, gradient, statistics = self._structure_term(*joined, training=True)
-        self.guard.means.add(statistics, weight=1 / self.current_gradient_accumulation_steps)
+        self.guard.log(statistics, weight=1 / self.current_gradient_accumulation_steps)
         gradients = torch.as_tensor(gradient).split([len(part) for part in parts])
         return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
 
@@ -540,7 +540,7 @@ class SugarTrainer(AtomicCheckpoints, Trainer):
             mask = inputs["attention_mask"][:samples]
             self.guard.check(losses, names, nonfinite_samples(outputs, mask, features))
             if not self._is_empty_step:
-                self.guard.means.add(losses | statistics, weight=1 / parts)
+                self.guard.log(losses | statistics, weight=1 / parts)
         else:
             if self.args.on_bad_sample == "skip":  # some processes may have fewer: they share one normaliser
                 samples = int(self._sum_over_processes(torch.tensor(samples, device=self.args.device)))
