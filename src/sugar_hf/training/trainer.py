@@ -483,15 +483,6 @@ class SugarTrainer(AtomicCheckpoints, Trainer):
     ) -> Tensor | tuple[Tensor, SugarOutput]:
         """Compute L_g + alpha * L_d of a micro-batch, scaled for gradient accumulation (eq. 1).
 
-        Args:
-            model: The model, possibly wrapped.
-            inputs: A batch of [`SugarCollator`].
-            return_outputs: Whether the model's outputs are returned too.
-            num_items_in_batch: Number of label tokens in the accumulated batch; None outside the training loop.
-
-        Returns:
-            The loss, or the loss and the outputs.
-
         Raises:
             ValueError: If alpha is positive and the batch has no teacher vectors.
         """
