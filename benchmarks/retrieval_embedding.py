@@ -17,7 +17,7 @@ from sugar_hf.data import to_sample
 from sugar_hf.evaluation import recall_at_k, target_ranks
 from sugar_hf.picturebook.retrieval_tasks import retrieval_tasks
 from sugar_hf.retrieval.embedder import SugarEmbedder
-from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.backends import FaissBackend, Rows
 from sugar_hf.retrieval.store.codecs import Codec
 
 TEXTS, BATCH = 1024, 32
@@ -96,7 +96,7 @@ def stored_recall(stored: str, queries: np.ndarray, candidates: np.ndarray, targ
     codec = Codec.fit(stored.split(",")[0], [candidates])
     count = len(candidates)
     options = {"rescore": 0} if stored == "binary" else {}
-    backend = open_backend("faiss", dim=codec.dim, codec=codec, options=options)
+    backend = FaissBackend(codec, options=options)
     names = [str(number) for number in range(count)]
     rows = Rows(0, codec.encode(candidates), candidates, names, np.zeros(count, np.int32), [{}] * count)
     backend.add(iter([rows]))

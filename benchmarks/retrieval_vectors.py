@@ -206,7 +206,7 @@ def measure_folder(size: int) -> dict[str, Any]:
     few = [{"id": f"new {i}", "text": "one more"} for i in range(10)]
     with tempfile.TemporaryDirectory() as folder:
         index = SugarIndex.create(Path(folder, "index"), dim=DIM)
-        figures = {"size": size, "add all": seconds(lambda: index.add_embedded(documents, vectors))}
+        figures = {"size": size, "add all": seconds(lambda: index.add(documents, vectors))}
         opened = SugarIndex.load(index.folder)
         calls: dict[str, Callable[[], Any]] = {
             "open": lambda: SugarIndex.load(index.folder),
@@ -217,7 +217,7 @@ def measure_folder(size: int) -> dict[str, Any]:
             "search with a filter": lambda: opened.search_embeddings(queries[:1], TOP_K, where={"year": 1950}),
             "first document by id": lambda: opened.get("500"),
             "document by id": lambda: opened.get("501"),
-            "add 10": lambda: opened.add_embedded(few, queries[:10]),
+            "add 10": lambda: opened.add(few, queries[:10]),
             "delete 2": lambda: opened.delete(["new 1", "7"]),
         }
         figures |= {name: seconds(call) for name, call in calls.items()}

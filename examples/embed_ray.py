@@ -3,11 +3,11 @@
     pip install "sugar-hf[ray]"
     python examples/embed_ray.py documents.parquet big.index --model sugar --workers 8 --gpus-per-worker 1
 
-Workers are actors of Ray Data that hold the model; each embeds whole parts of the data set and stages them in the
-index, which this process commits at the end. Data set, model and index lie where every node can read them, such as a
-network file system. RAY_ADDRESS names the cluster; without it one is started on this machine. A run that was stopped
-goes on with the parts that are missing, and the result is that of one process. On one machine with several GPUs,
-torchrun needs no Ray:
+Workers are actors of Ray Data that hold the model. Each embeds whole parts of the data set and stages them in the
+index (`index.writer()`, which is advanced); this process commits them at the end. Data set, model and index lie where
+every node can read them, such as a network file system. RAY_ADDRESS names the cluster; without it one is started on
+this machine. A run that was stopped resumes with the parts that are missing, and the result is that of one process. On
+one machine with several GPUs, torchrun needs no Ray:
 
     torchrun --nproc_per_node 8 -m sugar_cli index build big.index documents.parquet --model sugar
 """
@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 from sugar_hf.retrieval.documents import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.index import SugarIndex
-from sugar_hf.retrieval.store.staging import Staging
 
 
 def open_rows(path: str) -> Dataset:
@@ -36,9 +35,9 @@ def open_rows(path: str) -> Dataset:
 class EmbedParts:
     """An actor: opens model, data set and index once, then embeds the parts whose numbers it is given."""
 
-    def __init__(self, path: str, index: str, part_documents: int, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, path: str, pending: Any, part_documents: int, model: str, options: dict[str, Any]) -> None:
         self.rows = open_rows(path)
-        self.staging = Staging.open(index)
+        self.pending = pending
         self.part_documents = part_documents
         self.embedder = SugarEmbedder.from_pretrained(model, **options)
 
@@ -49,8 +48,8 @@ class EmbedParts:
             first = number * self.part_documents
             last = min(first + self.part_documents, len(self.rows))
             documents = [as_document(self.rows[i], i) for i in range(first, last)]
-            if not self.staging.holds(number, documents):
-                self.staging.stage(number, documents, self.embedder.embed_documents(documents))
+            if not self.pending.holds(number, documents):
+                self.pending.stage(number, documents, self.embedder.embed_documents(documents))
             counts.append(len(documents))
         return {"documents": np.array(counts)}
 
@@ -78,11 +77,10 @@ def main(command: list[str] | None = None) -> None:
     ray.init(include_dashboard=False)
     try:
         with index.writer() as writer, tqdm(total=count, unit="documents") as bar:
-            _ = writer.staging  # begins the write that the actors join
             parts = ray.data.from_items([{"number": i} for i in numbers], override_num_blocks=len(numbers))
             embedded = parts.map_batches(
                 EmbedParts,
-                fn_constructor_args=(path, folder, args.part_documents, args.model, options),
+                fn_constructor_args=(path, writer.pending, args.part_documents, args.model, options),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=args.workers),
                 num_gpus=args.gpus_per_worker,

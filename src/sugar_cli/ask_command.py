@@ -67,7 +67,7 @@ def ask(
     with interruptible("the answers so far are whole"):
         for number, question in enumerate(questions):
             streamer = _streamer(rag) if shows_words else None
-            answer = rag.answer(question, where=condition, max_new_tokens=max_new_tokens, streamer=streamer)
+            answer = rag.answer({"query": question}, where=condition, max_new_tokens=max_new_tokens, streamer=streamer)
             if is_stream:
                 emit({"query": number, **answer.to_dict()})
             elif as_json:

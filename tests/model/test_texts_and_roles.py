@@ -50,7 +50,7 @@ def doors(llava):
         "retrieval": lambda sample: retrieve({"query": sample}, ["a cat"]),
         "candidates": lambda sample: retrieve("a cat", [sample]),
         "answer": lambda sample: rag.answer(sample, **NEW),
-        "answers": lambda sample: rag.answers([sample, "What?"], **NEW),
+        "answers": lambda sample: rag.answer([sample, "What?"], **NEW),
         "find": rag.find,
         "chat": lambda sample: chat(sample, **NEW) if is_chat(sample) else rag.generate(sample, **NEW),
     }

@@ -25,8 +25,8 @@ from sugar_hf.retrieval import (
     SugarIndex,
     read_documents,
 )
+from sugar_hf.retrieval.store import read_current, write_current
 from sugar_hf.retrieval.store.layout import as_json
-from sugar_hf.retrieval.store.manifest import read_current, write_current
 
 # ---- Vectors ----
 
@@ -48,22 +48,22 @@ for _what, _change, _says in (
 
     @refused("Vectors", _what, ValueError, _says)
     def _(place, change=_change):
-        place.index().add_embedded([Document("bad", "a")], [_unit(place, **change)])
+        place.index().add([Document("bad", "a")], [_unit(place, **change)])
 
 
 @refused("Vectors", "Another number of dimensions", IndexMismatchError, "expected vectors of 16 dimensions")
 def _(place):
-    place.index().add_embedded([Document("bad", "a")], [np.ones(7, np.float32)])
+    place.index().add([Document("bad", "a")], [np.ones(7, np.float32)])
 
 
 @refused("Vectors", "Fewer vectors than documents", ValueError, "'bad' has no vector")
 def _(place):
-    place.index().add_embedded([Document("good", "a"), Document("bad", "b")], [_unit(place)])
+    place.index().add([Document("good", "a"), Document("bad", "b")], [_unit(place)])
 
 
 @refused("Vectors", "More vectors than documents", ValueError, "more vectors than documents")
 def _(place):
-    place.index().add_embedded([Document("good", "a")], [_unit(place)] * 2)
+    place.index().add([Document("good", "a")], [_unit(place)] * 2)
 
 
 @refused("Vectors", "A query of other dimensions", IndexMismatchError, "expected embeddings of the shape (q, 16)")
@@ -320,8 +320,8 @@ def _(place):
 @refused("Paths and addresses", "An index that names a Milvus server", ValueError, "If you trust it, pass")
 def _(place):
     manifest = read_current(place.index_folder)
-    head = dataclasses.replace(manifest.head, backend="milvus", backend_options={"uri": place.address})
-    write_current(place.index_folder, dataclasses.replace(manifest, head=head, graph=None))
+    spec = dataclasses.replace(manifest.spec, backend="milvus", backend_options={"uri": place.address})
+    write_current(place.index_folder, dataclasses.replace(manifest, spec=spec, graph=None))
     place.index()
 
 

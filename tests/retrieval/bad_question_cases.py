@@ -7,7 +7,7 @@ from bad_input_cases import PNG, refused, used
 from PIL import Image
 
 from sugar_hf.retrieval import IndexMismatchError, SugarChat, SugarEmbedder, SugarIndex, SugarRag
-from sugar_hf.retrieval.store.manifest import read_current, write_current
+from sugar_hf.retrieval.store import read_current, write_current
 
 NEW = {"max_new_tokens": 2, "do_sample": False}
 
@@ -46,7 +46,7 @@ def _(place):
 
 @refused("Questions", "The second of several is broken", ValueError, "question 1")
 def _(place):
-    rag(place).answers(["What?", [Image.new("RGB", (8, 8)), ""]], **NEW)
+    rag(place).answer(["What?", [Image.new("RGB", (8, 8)), ""]], **NEW)
 
 
 @refused("Questions", "A template without a place for documents", ValueError, "needs {documents} and {question}")
@@ -65,8 +65,8 @@ def _(place):
     embedder = SugarEmbedder(place.embedder.model, place.embedder.processor, truncate_dim=4)
     index = SugarIndex.build(place.folder / "four", ["a cat"], embedder, show_progress=False)
     manifest = read_current(index.folder)
-    settings = {**manifest.head.settings, "truncate_dim": None}
-    write_current(index.folder, replace(manifest, head=replace(manifest.head, settings=settings)))
+    settings = {**manifest.spec.settings, "truncate_dim": None}
+    write_current(index.folder, replace(manifest, spec=replace(manifest.spec, settings=settings)))
     SugarRag(place.embedder.model, place.embedder.processor, index.folder)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sugar_hf.retrieval.filters import Filter
-from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.backends import FaissBackend, Rows
 from sugar_hf.retrieval.store.codecs import CODECS, Codec
 
 DIM, COUNT = 24, 1500
@@ -31,7 +31,7 @@ def rows_of(codec, vectors=VECTORS, first=0, step=400):
 
 def make(name="float32", options=None, vectors=VECTORS, folder=None):
     codec = Codec.fit(name, [VECTORS])
-    backend = open_backend("faiss", dim=DIM, codec=codec, options=options, folder=folder)
+    backend = FaissBackend(codec, options=options, folder=folder)
     backend.add(rows_of(codec, vectors))
     return backend, codec
 
@@ -162,7 +162,7 @@ def test_a_saved_graph_goes_on(name, tmp_path):
     assert backend.save(tmp_path) == ["graph.faiss"]
     size = (tmp_path / "graph.faiss").stat().st_size
     assert size < 1100 * (2 * 2 * 8 * 4 + 40)  # links alone, no vectors
-    loaded = open_backend("faiss", dim=DIM, codec=codec, options=GRAPH, folder=tmp_path)
+    loaded = FaissBackend(codec, options=GRAPH, folder=tmp_path)
     with pytest.raises(ValueError, match="saved graph is of 1100 rows, but 0 are there"):
         loaded.search(QUERIES, 5, row_count=0)
     loaded.add(rows_of(codec, VECTORS, step=300))  # the graph ends in the middle of a block
@@ -170,7 +170,7 @@ def test_a_saved_graph_goes_on(name, tmp_path):
     before, same = backend.search(QUERIES, 5, row_count=1100), loaded.search(QUERIES, 5, row_count=1100)
     assert recall(same[1], before[1]) > 0.85
     assert recall(loaded.search(QUERIES, 5, row_count=COUNT)[1], brute_force(codec, 5)[1]) >= 0.85
-    reloaded = open_backend("faiss", dim=DIM, codec=codec, options=GRAPH, folder=tmp_path)
+    reloaded = FaissBackend(codec, options=GRAPH, folder=tmp_path)
     reloaded.add(rows_of(codec, VECTORS[:1100]))
     again = reloaded.search(QUERIES, 5, row_count=1100)
     assert np.array_equal(again[1], before[1])
@@ -187,12 +187,12 @@ def test_a_graph_of_other_vectors(tmp_path):
     make("float32", GRAPH)[0].save(tmp_path)
     codec = Codec.fit("float32", [unit(2, dim=8)])
     with pytest.raises(ValueError, match="no graph of vectors of 8 dimensions"):
-        open_backend("faiss", dim=8, codec=codec, options=GRAPH, folder=tmp_path)
+        FaissBackend(codec, options=GRAPH, folder=tmp_path)
 
 
 def test_added_bit_by_bit_is_added_at_once():
     at_once, codec = make("int8", GRAPH)
-    backend = open_backend("faiss", dim=DIM, codec=codec, options=GRAPH)
+    backend = FaissBackend(codec, options=GRAPH)
     for first in range(0, COUNT, 250):
         backend.add(rows_of(codec, VECTORS[first : first + 250], first=first, step=70))
     assert recall(backend.search(QUERIES, 5, row_count=COUNT)[1], brute_force(codec, 5)[1]) >= 0.85
@@ -240,8 +240,6 @@ def test_wrong_calls():
         (lambda: make(options={"nprobe": 3}), "Unknown option 'nprobe'"),
         (lambda: make(options={"m": 1}), "m=1: give a whole number of 2"),
         (lambda: make("binary", {"kind": "hnsw"}), "binary is searched flat"),
-        (lambda: open_backend("annoy", dim=DIM, codec=codec), "backend='annoy': give one of 'faiss', 'milvus'"),
-        (lambda: open_backend("faiss", dim=25, codec=codec), "25 dimensions, the codec was fitted to 24"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

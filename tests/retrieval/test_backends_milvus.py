@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sugar_hf.retrieval.filters import Filter
-from sugar_hf.retrieval.store.backends import Rows, open_backend
-from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions
+from sugar_hf.retrieval.store.backends import MilvusBackend, Rows
 from sugar_hf.retrieval.store.codecs import CODECS, Codec
 
 DIM, COUNT = 16, 1200
@@ -42,7 +41,7 @@ def brute_force(top_k, allowed=None):
 @pytest.fixture(scope="module", params=["flat", "hnsw"])
 def filled(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    backend = open_backend("milvus", dim=DIM, codec=CODEC, options={"kind": request.param}, folder=folder)
+    backend = MilvusBackend(CODEC, options={"kind": request.param}, folder=folder)
     backend.add(rows_of())
     yield backend
     backend.close()
@@ -50,7 +49,7 @@ def filled(request, tmp_path_factory):
 
 @pytest.fixture
 def empty(tmp_path):
-    backend = open_backend("milvus", dim=DIM, codec=CODEC, folder=tmp_path)
+    backend = MilvusBackend(CODEC, folder=tmp_path)
     yield backend
     backend.close()
 
@@ -105,7 +104,7 @@ def test_an_empty_collection(empty):
 
 
 def test_removed_and_trimmed_rows_are_gone_after_reopening(tmp_path):
-    backend = open_backend("milvus", dim=DIM, codec=CODEC, folder=tmp_path)
+    backend = MilvusBackend(CODEC, folder=tmp_path)
     backend.add(rows_of())
     backend.trim(1000)
     backend.remove(np.arange(0, 1100, 2))
@@ -116,7 +115,7 @@ def test_removed_and_trimmed_rows_are_gone_after_reopening(tmp_path):
         assert left[rows].all()
         assert recall(rows, brute_force(5, left)[1]) >= 0.95
         backend.close()
-        backend = open_backend("milvus", dim=DIM, codec=CODEC, folder=tmp_path)
+        backend = MilvusBackend(CODEC, folder=tmp_path)
     other = unit(100, seed=4)
     backend.add(rows_of(1000, 1100, vectors=other))  # their numbers are given to other rows
     _, rows = backend.search(other[:3], 1, row_count=1100)
@@ -143,8 +142,7 @@ def test_a_row_has_its_document_and_slice(empty):
 
 def test_collections_of_one_folder_are_apart_and_can_be_dropped(tmp_path):
     first, second = (
-        open_backend("milvus", dim=DIM, codec=CODEC, options={"collection": name}, folder=tmp_path)
-        for name in ("first", "second")
+        MilvusBackend(CODEC, options={"collection": name}, folder=tmp_path) for name in ("first", "second")
     )
     first.add(rows_of(0, 10))
     assert (second.search(QUERIES, 2, row_count=COUNT)[1] == -1).all()
@@ -152,22 +150,22 @@ def test_collections_of_one_folder_are_apart_and_can_be_dropped(tmp_path):
     first.drop()
     assert (second.search(QUERIES, 2, row_count=COUNT)[1] >= 0).all()
     first.close()
-    again = open_backend("milvus", dim=DIM, codec=CODEC, options={"collection": "first"}, folder=tmp_path)
+    again = MilvusBackend(CODEC, options={"collection": "first"}, folder=tmp_path)
     assert (again.search(QUERIES, 2, row_count=COUNT)[1] == -1).all()
     again.close()
 
 
 def test_a_collection_of_other_vectors(tmp_path):
-    open_backend("milvus", dim=DIM, codec=CODEC, folder=tmp_path).close()
+    MilvusBackend(CODEC, folder=tmp_path).close()
     with pytest.raises(ValueError, match=r"vectors of 16 dimensions instead of 17. Give another `collection`"):
-        open_backend("milvus", dim=17, codec=Codec.fit("float32", [unit(2, dim=17)]), folder=tmp_path)
+        MilvusBackend(Codec.fit("float32", [unit(2, dim=17)]), folder=tmp_path)
 
 
 def test_the_token_is_never_written_or_shown(tmp_path, monkeypatch):
     secret = "s3cret-token"
     monkeypatch.setenv("MILVUS_TOKEN", "s3cret-token-of-the-environment")
     options = {"token": secret, "collection": "quiet"}
-    backend = open_backend("milvus", dim=DIM, codec=CODEC, options=options, folder=tmp_path)
+    backend = MilvusBackend(CODEC, options=options, folder=tmp_path)
     backend.add(rows_of(0, 3))
     assert "s3cret" not in repr(backend.options)
     assert backend.save(tmp_path) == []
@@ -181,12 +179,12 @@ def test_wrong_calls(empty, tmp_path):
         (lambda: empty.search(QUERIES, 0, row_count=5), "top_k=0"),
         (lambda: empty.search(QUERIES, 1, row_count=5, allowed=np.ones(5, bool)), "`where` and `excluded`"),
         (lambda: empty.add(rows_of(0, 2, vectors=unit(2, dim=17))), r"\(n, 16\); got \(2, 17\)"),
-        (lambda: open_backend("milvus", dim=DIM, codec=CODEC), "a uri, or a folder"),
-        (lambda: MilvusOptions.read({"host": "x"}), "Unknown option 'host' of the Milvus backend"),
-        (lambda: MilvusOptions.read({"kind": "ivf"}), "kind='ivf'"),
+        (lambda: MilvusBackend(CODEC), "a uri, or a folder"),
+        (lambda: MilvusBackend.check_options({"host": "x"}, "float32"), "Unknown option 'host' of the Milvus backend"),
+        (lambda: MilvusBackend.check_options({"kind": "ivf"}, "float32"), "kind='ivf'"),
         *(
             (
-                lambda name=name: open_backend("milvus", dim=DIM, codec=Codec.fit(name, [VECTORS]), folder=tmp_path),
+                lambda name=name: MilvusBackend(Codec.fit(name, [VECTORS]), folder=tmp_path),
                 name,
             )
             for name in CODECS[1:]
@@ -207,4 +205,4 @@ def test_without_the_packages(missing, monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=rf'needs {missing}: pip install "sugar-hf\[milvus\]"'):
-        open_backend("milvus", dim=DIM, codec=CODEC, folder=tmp_path)
+        MilvusBackend(CODEC, folder=tmp_path)

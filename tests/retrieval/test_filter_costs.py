@@ -9,7 +9,7 @@ from index_tools import DIM, FakeEmbedder, make, unit
 
 from sugar_hf.retrieval import Document, SugarIndex
 from sugar_hf.retrieval.filters import Filter, typed_metadata
-from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.backends import MilvusBackend, Rows
 from sugar_hf.retrieval.store.codecs import Codec
 
 METADATA = [{"n": i, "t": f"t{i}", "tags": [f"t{i}"]} for i in range(1000)]
@@ -94,7 +94,7 @@ def test_the_least_number_that_can_be_stored_can_be_found(tmp_path):
     assert typed_metadata(metadata[0]) == {"number": {"n": least}}
     vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (3, 1))
     codec = Codec.fit("float32", [vectors])
-    backend = open_backend("milvus", dim=2, codec=codec, options={"kind": "flat"}, folder=tmp_path)
+    backend = MilvusBackend(codec, options={"kind": "flat"}, folder=tmp_path)
     backend.add(iter([Rows(0, vectors, vectors, ["a", "b", "c"], np.zeros(3, np.int32), metadata)]))
     for where, count in (({"n": {"$gte": least}}, 3), ({"n": {"$in": [least, 5]}}, 1), ({"n": {"$gt": 0}}, 1)):
         _, rows = backend.search(vectors[:1], 3, row_count=3, where=Filter.parse(where))
@@ -109,7 +109,7 @@ def test_the_least_number_that_can_be_stored_can_be_found(tmp_path):
 def index(tmp_path):
     documents = [Document(f"d{i}", f"t{i}", {"year": str(1990 + i), "tags": ["sea"], "n": i}) for i in range(20)]
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
-    index.add_embedded(documents, unit(20))
+    index.add(documents, unit(20))
     return index
 
 
@@ -129,7 +129,7 @@ def test_a_comparison_with_a_column_of_another_kind_says_so(index, where, word):
     with pytest.warns(UserWarning, match=word):
         index.search_embeddings(unit(1), 3, where=where)
     with pytest.warns(UserWarning, match=word):
-        index.generation.matching(Filter.parse(where))
+        index.store.snapshot.matching(Filter.parse(where))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_other_comparisons_say_nothing(index, where):
 
 
 def test_a_column_of_both_kinds_is_no_fault(index):
-    index.add_embedded([Document("new", "t", {"year": 2001})], unit(21)[20:])
+    index.add([Document("new", "t", {"year": 2001})], unit(21)[20:])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, places = index.search_embeddings(unit(1), 3, where={"year": {"$gte": 2000}})
@@ -173,9 +173,9 @@ def test_top_k_is_a_whole_number_of_at_least_one(index, top_k):
     with pytest.raises(ValueError, match=r"top_k=.*(whole number of 1 or more|at least one)"):
         index.search_embeddings(unit(1), top_k)
     with pytest.raises(ValueError, match="top_k="):
-        index.generation.search(unit(1), top_k)
+        index.store.snapshot.search(unit(1), top_k)
     with pytest.raises(ValueError, match="top_k="):
-        index.generation.backend.search(unit(1), top_k, row_count=20)
+        index.store.snapshot.backend.search(unit(1), top_k, row_count=20)
     assert index.search_embeddings(unit(1), np.int64(3))[1].shape == (1, 3)
 
 
@@ -184,16 +184,16 @@ def test_no_array_is_made_for_more_results_than_there_are(index, top_k):
     for scores, places in (
         index.search_embeddings(unit(3), top_k),
         index.search_embeddings(unit(3), top_k, where={"n": {"$lt": 10}}),
-        index.generation.search(unit(3), top_k)[:2],
-        index.generation.backend.search(unit(3), top_k, row_count=20),
+        index.store.snapshot.search(unit(3), top_k)[:2],
+        index.store.snapshot.backend.search(unit(3), top_k, row_count=20),
     ):
         assert scores.shape == places.shape == (3, 128)
         assert len(set(places[0].tolist()) - {-1}) in (10, 20)
-    assert len(index.find(unit(1), top_k)[0]) == 20
+    assert len(index.search_vectors(unit(1), top_k)[0]) == 20
 
 
 @pytest.mark.parametrize(("vectors", "options"), [("binary", {}), ("int8", {"kind": "hnsw", "m": 2, "ef_search": 1})])
 def test_all_results_of_other_backends(tmp_path, vectors, options):
     index = SugarIndex.create(tmp_path / "i", dim=DIM, vectors=vectors, backend_options=options)
-    index.add_embedded([make(i) for i in range(200)], unit(200))
+    index.add([make(i) for i in range(200)], unit(200))
     assert sorted(index.search_embeddings(unit(1), 10**12)[1][0].tolist()) == list(range(200))

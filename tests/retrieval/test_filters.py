@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sugar_hf.retrieval.filters import Filter, milvus_string, typed_metadata
-from sugar_hf.retrieval.store.backends import Rows, open_backend
+from sugar_hf.retrieval.store.backends import MilvusBackend, Rows
 from sugar_hf.retrieval.store.codecs import Codec
 
 NASTY = [
@@ -104,13 +104,8 @@ def test_the_mask_is_what_the_table_says(where, metadata):
 @pytest.fixture(scope="module")
 def milvus(tmp_path_factory):
     """A function that asks milvus-lite which of some metadata a filter lets through."""
-    backend = open_backend(
-        "milvus",
-        dim=2,
-        codec=Codec.fit("float32", [np.eye(2)]),
-        options={"kind": "flat"},
-        folder=tmp_path_factory.mktemp("filters"),
-    )
+    codec = Codec.fit("float32", [np.eye(2)])
+    backend = MilvusBackend(codec, {"kind": "flat"}, tmp_path_factory.mktemp("filters"))
 
     def mask(where, metadata):
         backend.trim(0)

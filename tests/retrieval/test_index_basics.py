@@ -9,9 +9,8 @@ from index_tools import DIM, FakeEmbedder, make, state, texts, unit, vector
 
 from sugar_hf.data import SkippedRowsWarning
 from sugar_hf.retrieval import Document, DuplicateIdError, IndexMismatchError, SugarIndex
-from sugar_hf.retrieval.store import index_writer as writing
-from sugar_hf.retrieval.store import segments
-from sugar_hf.retrieval.store.index_store import make_head
+from sugar_hf.retrieval.index import index_spec
+from sugar_hf.retrieval.store.segments import Limits
 
 
 @pytest.fixture
@@ -270,8 +269,8 @@ def test_info_is_json(index):
 
 def test_a_token_is_not_written():
     options = {"uri": "http://localhost:1", "token": "secret"}
-    head, secrets = make_head(None, 4, "milvus", "float32", None, options)
-    assert head.backend_options == {"uri": "http://localhost:1"}
+    spec, secrets = index_spec(None, 4, "milvus", "float32", None, options)
+    assert spec.backend_options == {"uri": "http://localhost:1"}
     assert secrets == options  # an address is not trusted when it is read
 
 
@@ -305,27 +304,26 @@ def test_queries_need_no_positions_but_documents_do(index, tmp_path):
 # --- files
 
 
-def test_segments_are_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "MOST_DOCUMENTS", 10)
-    monkeypatch.setattr(segments, "BATCH_DOCUMENTS", 4)
+def test_segments_are_of_bounded_size(tmp_path):
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
-    index.add_embedded(map(make, range(45)), unit(45))
-    assert [entry.documents for entry in index.generation.manifest.segments] == [12, 12, 12, 9]
+    index.store.limits = Limits(segment_documents=10, batch_documents=4)
+    index.add(map(make, range(45)), unit(45))
+    assert [entry.documents for entry in index.store.snapshot.manifest.segments] == [12, 12, 12, 9]
     opened = SugarIndex.load(tmp_path / "i")
     assert [document.id for document in opened] == [f"d{i}" for i in range(45)]
     _, places = opened.search_embeddings(unit(45), 1)
     assert places[:, 0].tolist() == list(range(45))
 
 
-def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "MOST_SMALL_SEGMENTS", 4)
+def test_many_small_writes_leave_few_files(tmp_path):
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    index.store.limits = Limits(most_small_segments=4)
     for number in range(12):
-        index.add_embedded([make(number)], unit(number + 1)[-1:])
+        index.add([make(number)], unit(number + 1)[-1:])
         if number == 6:
             index.delete("d2")
         if number == 8:
-            index.add_embedded([make(2, "again")], unit(3)[-1:])
+            index.add([make(2, "again")], unit(3)[-1:])
     assert index.info()["segments"] <= 4
     assert len(list((tmp_path / "i" / "segments").iterdir())) <= 2 * 8
     for opened in (index, SugarIndex.load(tmp_path / "i")):

@@ -170,8 +170,8 @@ def test_deleting_in_between_keeps_the_parts(tmp_path):
 def test_parts_of_another_write_or_model_do_not_count(tmp_path):
     folder = tmp_path / "i"
     index = SugarIndex.create(folder, FakeEmbedder())
-    with index.writer("add_embedded") as writer:
-        writer.staging.stage(0, [make(0)], [vector("elsewhere")])
+    with index.writer("add_vectors") as writer:
+        writer.pending.stage(0, [make(0)], [vector("elsewhere")])
     index.add([make(0)], **PARTS)
     assert index.embedder.embedded == ["d0"]
     with pytest.raises(ValueError, match="broken"):
@@ -198,24 +198,24 @@ def test_a_damaged_part_is_made_anew(tmp_path):
 
 
 def test_other_processes_stage_parts(tmp_path):
-    from sugar_hf.retrieval import Staging
+    from sugar_hf.retrieval.store import PendingParts
 
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
     with pytest.raises(FileNotFoundError, match="not being written"):
-        Staging.open(tmp_path / "i")
+        PendingParts.open(tmp_path / "i")
     with index.writer() as writer:
-        writer.prepare()
+        _ = writer.pending
         for number in (1, 0):
-            staging = Staging.open(tmp_path / "i")
+            pending = PendingParts.open(tmp_path / "i")
             part = [make(2 * number), make(2 * number + 1)]
-            assert not staging.holds(number, part)
-            staging.stage(number, part, [vector(texts(document)[-1]) for document in part])
-            assert staging.holds(number, part)
+            assert not pending.holds(number, part)
+            pending.stage(number, part, [vector(texts(document)[-1]) for document in part])
+            assert pending.holds(number, part)
         report = writer.commit()
     assert report.added == 4
     assert [document.id for document in index] == ["d0", "d1", "d2", "d3"]
     with index.writer() as writer:
-        writer.staging.stage(0, [make(7)], [vector("x")])
+        writer.pending.stage(0, [make(7)], [vector("x")])
         with pytest.raises(DamagedIndexError, match="part 1 of the write is missing"):
             writer.commit(range(2))
     assert len(index) == 4

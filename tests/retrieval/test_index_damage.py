@@ -12,8 +12,8 @@ import pytest
 from index_tools import DIM, FakeEmbedder, make, state
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
+from sugar_hf.retrieval.store import read_current
 from sugar_hf.retrieval.store.layout import as_json
-from sugar_hf.retrieval.store.manifest import read_current
 
 QUIET = {"show_progress": False}
 

@@ -15,8 +15,8 @@ from index_tools import DIM, FakeEmbedder, make
 from safetensors.numpy import load_file, save_file
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
+from sugar_hf.retrieval.store import read_current
 from sugar_hf.retrieval.store.layout import as_json
-from sugar_hf.retrieval.store.manifest import read_current
 from sugar_hf.retrieval.store.segments import SCHEMA
 
 QUIET = {"show_progress": False}

@@ -12,7 +12,7 @@ from index_tools import FakeEmbedder, make, state, texts
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
 from sugar_hf.retrieval import index_hub as hub
-from sugar_hf.retrieval.store.manifest import read_current
+from sugar_hf.retrieval.store import read_current
 
 QUIET = {"show_progress": False}
 
@@ -143,20 +143,20 @@ def test_the_documents_can_be_loaded_as_a_data_set(index, repository, tmp_path):
 def test_what_could_harm_is_not_taken(index, repository, tmp_path):
     index.push_to_hub("stories")
     manifest = read_current(repository.folder)
-    for change in ({"graph": index.generation.manifest.graph}, {"uri": "http://evil.example"}):
-        head = manifest.head
+    for change in ({"graph": index.store.snapshot.manifest.graph}, {"uri": "http://evil.example"}):
+        spec = manifest.spec
         if "uri" in change:
-            head = hub.replace(head, backend="milvus", backend_options=change)
-        hub.write_current(repository.folder, hub.replace(manifest, graph=change.get("graph", None), head=head))
+            spec = hub.replace(spec, backend="milvus", backend_options=change)
+        hub.write_current(repository.folder, hub.replace(manifest, graph=change.get("graph", None), spec=spec))
         with pytest.raises(DamagedIndexError, match="was not written by push_to_hub"):
             SugarIndex.from_hub("me/stories", folder=tmp_path / "pulled")
 
 
 def test_an_address_of_a_server_is_not_uploaded(index):
     options = {"uri": "http://inside:19530", "collection": "secret", "kind": "flat"}
-    generation = index.generation
-    head = hub.replace(generation.manifest.head, backend="milvus", backend_options=options)
-    index.replace_generation(hub.replace(generation, manifest=hub.replace(generation.manifest, head=head)))
-    folder = hub.export(index, index.folder.parent / "exported", "me/x")
-    assert read_current(folder).head.backend_options == {"kind": "flat"}
+    snapshot = index.store.snapshot
+    spec = hub.replace(snapshot.manifest.spec, backend="milvus", backend_options=options)
+    index.store.snapshot = hub.replace(snapshot, manifest=hub.replace(snapshot.manifest, spec=spec))
+    folder = hub.export(index.store, index.folder.parent / "exported", "me/x")
+    assert read_current(folder).spec.backend_options == {"kind": "flat"}
     assert b"inside" not in (folder / "manifest-000001.json").read_bytes()

@@ -13,12 +13,9 @@ from index_tools import DIM, FakeEmbedder, make, state
 from safetensors import SafetensorError
 
 from sugar_hf.retrieval import LockedIndexError, SugarIndex
-from sugar_hf.retrieval.store import index_writer as writing
-from sugar_hf.retrieval.store import layout as files
-from sugar_hf.retrieval.store import segments, staging
+from sugar_hf.retrieval.index import index_spec
+from sugar_hf.retrieval.store import index_writer, layout, read_current, segments
 from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions, public_address
-from sugar_hf.retrieval.store.index_store import make_head
-from sugar_hf.retrieval.store.manifest import read_current
 
 PARTS = {"part_documents": 3, "show_progress": False}
 QUIET = {"show_progress": False}
@@ -170,8 +167,7 @@ def test_what_is_no_file_or_leads_elsewhere_is_no_part(folder, tmp_path):
 
 
 def test_parts_of_another_write_that_could_not_be_removed_do_not_count(folder, monkeypatch):
-    monkeypatch.setattr(staging, "remove", lambda path: None)
-    monkeypatch.setattr(writing, "remove", lambda path: None)
+    monkeypatch.setattr(index_writer, "remove", lambda path: None)
     (folder / "pending" / "plan.json").write_text("{}")
     assert goes_on(folder) == [f"d{i}" for i in range(6)]
 
@@ -180,7 +176,7 @@ def test_parts_of_another_write_that_could_not_be_removed_do_not_count(folder, m
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("place", ["write_plan", "read_plan", "clean"])
+@pytest.mark.parametrize("place", ["atomic_write", "_read_plan", "clean"])
 def test_the_lock_goes_when_preparing_fails(folder, monkeypatch, number, place):
     index = SugarIndex.load(folder, FakeEmbedder())
 
@@ -189,7 +185,7 @@ def test_the_lock_goes_when_preparing_fails(folder, monkeypatch, number, place):
 
     shutil.rmtree(folder / "pending")
     with monkeypatch.context() as patch:
-        patch.setattr(writing, place, fail)
+        patch.setattr(index_writer, place, fail)
         with pytest.raises(OSError, match=os.strerror(number)) as kept:
             index.add([make(7)], **QUIET)
     other = SugarIndex.load(folder, FakeEmbedder())
@@ -244,7 +240,7 @@ def test_that_the_disk_has_not_confirmed_a_write_is_said(folder, monkeypatch):
 def test_an_error_before_a_write_counts_is_an_error(folder, monkeypatch):
     index = SugarIndex.load(folder, FakeEmbedder())
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(layout.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
         with pytest.raises(OSError, match="Input/output"):
             index.delete("d90")
     assert "d90" in state(SugarIndex.load(folder))
@@ -281,7 +277,7 @@ def test_a_full_disk_is_an_oserror_whichever_library_says_it(folder, monkeypatch
 
 def test_the_folder_of_an_upload_that_was_killed_goes_with_the_next_write(folder):
     index = SugarIndex.load(folder, FakeEmbedder())
-    with files.held_folder(folder) as place:
+    with layout.held_folder(folder) as place:
         (place / "big").write_text("x")
         shutil.copytree(place.parent, folder / "export-killed.tmp")  # one whose lock nobody holds
         index.add([make(7)], **QUIET)
@@ -307,8 +303,8 @@ def test_the_folder_of_an_upload_that_was_killed_goes_with_the_next_write(folder
     ],
 )
 def test_what_is_secret_in_an_address_is_not_written(uri, public):
-    head, secrets = make_head(None, DIM, "milvus", "float32", None, {"uri": uri, "collection": "c"})
-    assert head.backend_options == {"uri": public, "collection": "c"}
+    spec, secrets = index_spec(None, DIM, "milvus", "float32", None, {"uri": uri, "collection": "c"})
+    assert spec.backend_options == {"uri": public, "collection": "c"}
     assert secrets["uri"] == uri  # which is what is connected to
     assert public_address(public) == public
     assert repr(MilvusOptions(uri=uri)).count(public) == 1
@@ -319,7 +315,7 @@ def test_what_is_secret_in_an_address_is_not_written(uri, public):
 @pytest.mark.parametrize("uri", ["http://u:p/w@host", "http://host?token=a@b", "", "@", 3])
 def test_an_address_of_which_it_cannot_be_told_is_refused_and_not_shown(uri):
     with pytest.raises(ValueError, match=r"no address of a server|give texts") as error:
-        make_head(None, DIM, "milvus", "float32", None, {"uri": uri})
+        index_spec(None, DIM, "milvus", "float32", None, {"uri": uri})
     assert not isinstance(uri, str) or len(uri) < 2 or uri not in str(error.value)
 
 
@@ -328,4 +324,4 @@ def test_a_lock_is_still_a_lock(folder):
     with index.writer(), pytest.raises(LockedIndexError):
         other.delete("d90")
     assert read_current(folder).generation == 1
-    assert np.isfinite(index.generation.vectors([0])).all()
+    assert np.isfinite(index.store.snapshot.vectors([0])).all()

@@ -8,7 +8,7 @@ import pytest
 from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import SugarIndex
-from sugar_hf.retrieval.store.manifest import read_current, write_current
+from sugar_hf.retrieval.store import read_current, write_current
 
 QUIET = {"show_progress": False}
 
@@ -86,8 +86,8 @@ def test_only_a_server_that_the_user_names_is_connected_to(tmp_path, monkeypatch
     index.close()
     manifest = read_current(index.folder)
     address = "http://evil.example:19530"
-    head = replace(manifest.head, backend_options={"uri": address})
-    write_current(index.folder, replace(manifest, head=head))
+    spec = replace(manifest.spec, backend_options={"uri": address})
+    write_current(index.folder, replace(manifest, spec=spec))
     connected = []
 
     def connect(uri, **_):

@@ -88,7 +88,7 @@ def test_every_slice_end_is_found(tmp_path, rows):
 def test_all_ways_to_keep_vectors_find_the_same(tmp_path, rows, vectors, embedder):
     for codec in CODECS:
         index = SugarIndex.create(tmp_path / codec, embedder, vectors=codec)
-        index.add_embedded(rows, vectors)
+        index.add(rows, vectors)
         found = [hits[0].id for hits in index.search([to_sample(row) for row in rows[:6]], 1)]
         assert found == [row["id"] for row in rows[:6]], codec
 

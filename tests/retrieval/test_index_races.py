@@ -1,6 +1,7 @@
 """Two writes land between any two steps of a reader. No step is left to luck: each is tried in turn."""
 
 import shutil
+from dataclasses import replace
 
 import faiss
 import pytest
@@ -8,11 +9,8 @@ from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import DamagedIndexError, LockedIndexError, SugarIndex
 from sugar_hf.retrieval.index_hub import export
-from sugar_hf.retrieval.store import index_store as opening
-from sugar_hf.retrieval.store import layout as files
-from sugar_hf.retrieval.store import manifest, segments
-from sugar_hf.retrieval.store.backends import graph_file
-from sugar_hf.retrieval.store.manifest import read_current
+from sugar_hf.retrieval.store import index_store, layout, read_current, segments, write_current
+from sugar_hf.retrieval.store.backends import faiss_backend
 
 QUIET = {"show_progress": False}
 GRAPH = {"backend_options": {"kind": "hnsw", "m": 2, "ef_search": 1}}
@@ -32,17 +30,16 @@ class Steps:
         self.count, self.at, self.event = 0, None, None
         self.inside = False
         for place in (
-            (opening, "_current"),
-            (opening, "read_current"),
-            (manifest, "inside"),
-            (files, "inside"),
+            (layout, "_current_bytes"),
+            (index_store, "read_current"),
+            (layout, "inside"),
             (segments, "map_table"),
             (segments, "open_tensors"),
             (segments.pa, "memory_map"),
             (segments, "safe_open"),
-            (graph_file, "_check"),
+            (faiss_backend, "_check_graph"),
             (faiss, "read_index"),
-            (files.hashlib, "file_digest"),
+            (layout.hashlib, "file_digest"),
         ):
             monkeypatch.setattr(*place, self._counted(getattr(*place)))
 
@@ -104,7 +101,7 @@ def test_writes_between_any_two_steps_of_a_reader(start, tmp_path, monkeypatch, 
         result = steps.run(lambda opened=opened, folder=folder: read(folder, opened), at, two_writes)
         found.add("d90" in state(result))
         assert state(result).keys() - {"d90"} == {f"d{i}" for i in range(1, 12)}
-        assert result.generation.search(writer.generation.vectors([0]), 3)[1].shape == (1, 3)
+        assert len(result.search_vectors(writer.store.snapshot.vectors([0]), 3)[0]) == 3
         shutil.rmtree(folder)
         if not happened:
             break
@@ -120,7 +117,7 @@ def test_an_export_takes_what_is_there_when_files_go(start, tmp_path):
     for _ in range(3):
         other.compact()
     with pytest.raises(DamagedIndexError, match="missing"):
-        export(index, tmp_path / "old", "me/x")  # what was opened has no files any more
+        export(index.store, tmp_path / "old", "me/x")  # what was opened has no files any more
     from sugar_hf.retrieval import index_hub as hub
 
     # the next write lands after the export has begun
@@ -136,7 +133,9 @@ def test_an_export_takes_what_is_there_when_files_go(start, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "_copy", copy)
-        made = opening.settled(folder, lambda: hub._export_current(index, tmp_path / "place", "me/x", "", None))
+        made = layout.read_settled(
+            folder, lambda: hub._export_current(index.store, tmp_path / "place", "me/x", "", None)
+        )
     assert state(SugarIndex.load(made)).keys() == {f"d{i}" for i in range(1, 12)}
 
 
@@ -146,10 +145,10 @@ def test_a_folder_that_never_rests_is_said_to_be_so(start, tmp_path, monkeypatch
     current = read_current(folder)
 
     def read(folder):
-        manifest.write_current(folder, manifest.replace(current, generation=read_current(folder).generation + 1))
+        write_current(folder, replace(current, generation=read_current(folder).generation + 1))
         raise RuntimeError("a library's own word for a file that is gone")
 
-    monkeypatch.setattr(opening, "read_current", read)
+    monkeypatch.setattr(index_store, "read_current", read)
     with pytest.raises(LockedIndexError, match="written faster than it can be read"):
         SugarIndex.load(folder)
 
@@ -162,7 +161,7 @@ def test_an_error_while_nothing_is_written_is_told(start, monkeypatch, error):
         calls.append(folder)
         raise error
 
-    monkeypatch.setattr(opening, "read_current", fail)
+    monkeypatch.setattr(index_store, "read_current", fail)
     with pytest.raises(type(error)):
         SugarIndex.load(start)
     assert len(calls) == 1

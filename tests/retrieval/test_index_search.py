@@ -71,7 +71,7 @@ def test_a_long_document_does_not_hide_the_others(tmp_path):
     near = np.stack([vector("q") + 0.001 * vector(str(i)) for i in range(300)])
     near /= np.linalg.norm(near, axis=1, keepdims=True)
     others = [vector(f"o{i}")[None] for i in range(5)]
-    index.add_embedded([{"id": name, "text": "t"} for name in ("long", *"abcde")], [near, *others])
+    index.add([{"id": name, "text": "t"} for name in ("long", *"abcde")], [near, *others])
     scores, places = index.search_embeddings(vector("q")[None], 6)
     assert sorted(places[0].tolist()) == [0, 1, 2, 3, 4, 5]
     assert places[0, 0] == 0
@@ -96,8 +96,8 @@ def test_bad_embeddings_are_refused(index):
 
 def test_vectors_of_ones_own(tmp_path):
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
-    assert index.add_embedded(map(make, range(5)), unit(5)).added == 5
-    report = index.add_embedded(map(make, (3, 5)), [unit(9)[8], unit(8)[7]], on_duplicate="skip")
+    assert index.add(map(make, range(5)), unit(5)).added == 5
+    report = index.add(map(make, (3, 5)), [unit(9)[8], unit(8)[7]], on_duplicate="skip")
     assert (report.added, report.duplicates) == (1, 1)
     _, places = index.search_embeddings(unit(8)[7:], 1)
     assert places.tolist() == [[5]]
@@ -123,7 +123,7 @@ def test_vectors_of_ones_own(tmp_path):
 def test_bad_vectors_are_refused(tmp_path, vectors, error, message):
     index = SugarIndex.create(tmp_path / "i", dim=DIM)
     with pytest.raises(error, match=message):
-        index.add_embedded([make(0), make(1)], vectors)
+        index.add([make(0), make(1)], vectors)
     assert len(index) == 0
 
 
@@ -143,25 +143,25 @@ def test_smaller_vectors(tmp_path, vectors, embedder):
 def test_numbers_outside_of_the_first_ones_ranges_are_counted(tmp_path):
     index = SugarIndex.create(tmp_path / "i", dim=DIM, vectors="int8")
     narrow = np.abs(unit(50))
-    index.add_embedded(map(make, range(50)), narrow)
-    codec = index.generation.codec.to_dict()
+    index.add(map(make, range(50)), narrow)
+    codec = index.store.snapshot.codec.to_dict()
     with pytest.warns(UserWarning, match="3 of 3 new vectors lie outside"):
-        index.add_embedded(map(make, range(50, 53)), -narrow[:3])
+        index.add(map(make, range(50, 53)), -narrow[:3])
     assert index.info()["clipped"] == 3
-    assert SugarIndex.load(tmp_path / "i").generation.codec.to_dict() == codec
+    assert SugarIndex.load(tmp_path / "i").store.snapshot.codec.to_dict() == codec
 
 
 def test_a_graph_is_kept_and_grows(tmp_path):
     options = {"kind": "hnsw", "m": 4, "ef_search": 8}
     index = SugarIndex.create(tmp_path / "i", dim=DIM, backend_options=options)
     vectors = unit(600)
-    index.add_embedded(map(make, range(500)), vectors[:500])
-    graph = index.generation.manifest.graph
+    index.add(map(make, range(500)), vectors[:500])
+    graph = index.store.snapshot.manifest.graph
     assert graph.rows == 500
-    index.add_embedded(map(make, range(500, 510)), vectors[500:510])
-    assert index.generation.manifest.graph == graph  # ten rows are no reason to write it again
-    index.add_embedded(map(make, range(510, 600)), vectors[510:])
-    assert index.generation.manifest.graph.rows == 600
+    index.add(map(make, range(500, 510)), vectors[500:510])
+    assert index.store.snapshot.manifest.graph == graph  # ten rows are no reason to write it again
+    index.add(map(make, range(510, 600)), vectors[510:])
+    assert index.store.snapshot.manifest.graph.rows == 600
     for opened in (index, SugarIndex.load(tmp_path / "i")):
         _, places = opened.search_embeddings(vectors, 1)
         assert (places[:, 0] == np.arange(600)).mean() > 0.95

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from index_tools import FakeEmbedder, make, state, texts
 
-from sugar_hf.retrieval import DamagedIndexError, Staging, SugarIndex
+from sugar_hf.retrieval import DamagedIndexError, SugarIndex
+from sugar_hf.retrieval.store import PendingParts
 
 SCRIPT = Path(__file__).with_name("killed_index.py")
 KILLS = 30
@@ -49,8 +50,8 @@ def start(folder, number, log):
 def staged(folder):
     """Ids of the documents in parts that are whole."""
     try:
-        staging = Staging.open(folder)
-        return {name for number in staging.numbers() for name in staging.read(number).ids}
+        pending = PendingParts.open(folder)
+        return {name for number in pending.numbers() for name in pending.read(number).ids}
     except (FileNotFoundError, DamagedIndexError):
         return set()
 

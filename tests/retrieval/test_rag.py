@@ -9,9 +9,16 @@ from transformers import pipeline
 
 from sugar_hf import SugarIndex, SugarRag, picturebook
 from sugar_hf.model import CandidateIndex
-from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, Document, IndexMismatchError, RagTemplate, SugarEmbedder
+from sugar_hf.retrieval import (
+    KNOWLEDGE_VQA,
+    QUESTION_FIRST,
+    Document,
+    Hit,
+    IndexMismatchError,
+    RagTemplate,
+    SugarEmbedder,
+)
 from sugar_hf.retrieval.prompts import Question, fit
-from sugar_hf.retrieval.results import Hit
 
 FACTS = [
     {"id": "tower", "document": ["The tower is made of iron.", picture(5)], "metadata": {"kind": "place"}},
@@ -180,7 +187,7 @@ def test_a_batch_gives_the_answers_of_each_alone(llava, index, options):
     questions = ["Where is the boat?", [picture(0), "Is this", picture(1), "the tower?"], "Who sleeps?"]
     questions.append([*chat, {"role": "user", "content": "Who sleeps?"}])
     alone = [rag.answer(question, **NEW) for question in questions]
-    together = rag.answers(questions, batch_size=3, **NEW)
+    together = rag.answer(questions, batch_size=3, **NEW)
     for one, other in zip(alone, together, strict=True):
         assert one.text == other.text
         assert [hit.id for hit in one.hits] == [hit.id for hit in other.hits]
@@ -189,7 +196,7 @@ def test_a_batch_gives_the_answers_of_each_alone(llava, index, options):
 
 
 def test_sequences_of_one_question_stay_together(rag):
-    answers = rag.answers(["Who?", "Where is the boat, and why?"], num_beams=2, num_return_sequences=2, **NEW)
+    answers = rag.answer(["Who?", "Where is the boat, and why?"], num_beams=2, num_return_sequences=2, **NEW)
     assert len(answers) == 2
     assert [answer.prompt[-1] for answer in answers] == ["Who?", "Where is the boat, and why?"]
 
@@ -282,3 +289,12 @@ def test_facts_are_found_and_are_in_the_prompt():
         found.append(answer.hits[0].id == rows[number]["id"])
         assert all(hit.used == len(rag.processor.slices(hit.document.load())) for hit in answer.hits)
     assert sum(found) >= 2
+
+
+def test_one_question_or_a_list(rag):
+    for one in ("Who?", picture(0), [picture(0), "Who?"], [{"role": "user", "content": "Who?"}], {"query": ["Who?"]}):
+        assert rag.answer(one, **NEW).text is not None
+    for several in (["Who?"], ["Who?", "Where?"], [[picture(0), "Who?"]], [{"query": ["Who?"]}], [picture(0)]):
+        assert len(rag.answer(several, **NEW)) == len(several)
+    with pytest.raises(ValueError, match="question: has neither"):
+        rag.answer([], **NEW)

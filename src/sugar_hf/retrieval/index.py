@@ -1,30 +1,71 @@
 """The index on disk: add, delete and search interleaved documents."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.columns import ColumnChoice
+from ..model.pipeline_sugar import split_inputs
+from .documents import Document
 from .embedder import SugarEmbedder
+from .explain import Explanation, explain
 from .filters import Filter
+from .fingerprint import ModelFingerprint
 from .index_hub import pull, push
-from .ingest import add_documents, add_vectors, report_skipped
-from .results import Hit
-from .searching import SearchableIndex
-from .store.index_errors import IndexMismatchError
-from .store.index_store import create_folder, make_head, open_folder, settled
-from .store.index_writer import AddReport, IndexWriter
-from .store.manifest import Head, holds_index, read_current
-from .store.process_group import Ranks
+from .ingest import AddOptions, add_documents, add_vectors
+from .settings import EmbeddingSettings
+from .store import (
+    MUCH_DELETED,
+    AddReport,
+    DocumentNumber,
+    IndexMismatchError,
+    IndexSpec,
+    IndexStore,
+    IndexWriter,
+    Snapshot,
+    checked_spec,
+    holds_index,
+    open_writer,
+    read_current,
+    read_settled,
+)
+from .store.process_group import ProcessGroup
 
-__all__ = ["AddReport", "Hit", "SugarIndex"]
+__all__ = ["Hit", "SugarIndex"]
 
 PART_DOCUMENTS = 1024
 
 
-class SugarIndex(SearchableIndex):
+@dataclass(frozen=True)
+class Hit:
+    """A document that a search found.
+
+    Args:
+        id: Its id.
+        score: The cosine of query and document.
+        slice: The 0-based slice of the document at whose end the embedding was taken that matched; -1, the last, in
+            an index with one embedding for each document.
+        document: The document.
+        vector: (dim,) float32, the embedding that matched, if it was asked for.
+    """
+
+    id: str
+    score: float
+    slice: int
+    document: Document
+    vector: np.ndarray | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the document."""
+        return self.document.metadata
+
+
+class SugarIndex:
     """Interleaved documents and their embeddings in a folder.
 
     ```python
@@ -32,17 +73,23 @@ class SugarIndex(SearchableIndex):
     index.search(["a story about", image], top_k=5)  # [Hit(id="7", score=0.83, ...), ...]
     ```
 
-    Every change is on the disk when its call returns, as a whole; a kill leaves the state before it. Any number of
-    processes may search while one writes. What was opened stays as it is until `refresh`.
+    Every change is atomic and on disk when its call returns; a kill leaves the state before it. Any number of
+    processes may search while one writes. An open index stays as it is until `refresh`.
+
+    Use `create`, `build`, `load` or `from_hub` instead of the constructor.
 
     Args:
-        folder: Where it is. Use `create`, `build`, `load` or `from_hub` instead of the constructor.
-        generation: What was opened.
+        store: Its files.
         embedder: Embeds queries and documents.
-        secrets: Options of the backend that are not written to disk.
     """
 
-    # ---- Making and opening ----
+    def __init__(self, store: IndexStore, embedder: SugarEmbedder | None = None) -> None:
+        self.store = store
+        self._embedder: SugarEmbedder | None = None
+        self._agrees: tuple[ModelFingerprint, IndexSpec] | None = None  # a check that passed
+        self.embedder = embedder
+
+    # ---- Create and open ----
 
     @classmethod
     def create(
@@ -57,10 +104,10 @@ class SugarIndex(SearchableIndex):
         backend_options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> "SugarIndex":
-        """Make an empty index.
+        """Create an empty index.
 
         Args:
-            folder: Where to; made if it is not there.
+            folder: Its folder, which is created where needed.
             embedder: Embeds documents and queries; `None` for vectors from elsewhere.
             dim: Width of the vectors, if there is no embedder.
             backend: `"faiss"` or `"milvus"`.
@@ -68,21 +115,20 @@ class SugarIndex(SearchableIndex):
             positions: `"last"`: a vector for each document, `"all"`: for each of its slices; the embedder's, or
                 `"last"`, when `None`.
             backend_options: See `FaissOptions` and `MilvusOptions`; a token is not written to disk.
-            overwrite: Empty an index that is there.
+            overwrite: Empty an existing index.
 
         Raises:
             FileExistsError: The folder holds an index, or other files.
             ValueError: An argument has a value that it cannot have.
         """
-        folder, ranks = Path(folder), Ranks()
-        head, secrets = make_head(embedder, dim, backend, vectors, positions, backend_options)
-        with ranks.together():
-            if ranks.is_first and overwrite and holds_index(folder):
-                there = cls(folder, open_folder(folder, None, True), None, secrets)
-                with there.writer("build", head) as writer:
+        folder, group = Path(folder), ProcessGroup()
+        spec, secrets = index_spec(embedder, dim, backend, vectors, positions, backend_options)
+        with group.together():
+            if group.is_first and overwrite and holds_index(folder):
+                with open_writer(IndexStore.open(folder, secrets=secrets), "build", spec) as writer:
                     writer.commit(())
-            elif ranks.is_first:
-                create_folder(folder, head)
+            elif group.is_first:
+                IndexStore.create(folder, spec)
         return cls.load(folder, embedder, backend_options=secrets)
 
     @classmethod
@@ -97,19 +143,17 @@ class SugarIndex(SearchableIndex):
         """Open an index.
 
         Args:
-            folder: Where it is.
-            embedder: Embeds queries and documents; without one only embeddings can be searched.
+            folder: Its folder.
+            embedder: Embeds queries and documents; without one only vectors can be searched.
             verify: Compare the content of every file with what was written; else only the sizes.
-            backend_options: Options that go before those the index was made with, such as `token` or `ef_search`.
+            backend_options: Options that take precedence over those on disk, such as `token` or `ef_search`.
 
         Raises:
             FileNotFoundError: There is no index.
             DamagedIndexError: A file is missing or damaged, or the format is a newer one.
-            IndexMismatchError: The embedder's embeddings are not those of the index; says what differs.
+            IndexMismatchError: The embedder's embeddings are not those of the index; names what differs.
         """
-        folder = Path(folder)
-        generation = open_folder(folder, None, verify, backend_options or {})
-        return cls(folder, generation, embedder, backend_options)
+        return cls(IndexStore.open(Path(folder), verify=verify, secrets=backend_options), embedder)
 
     @classmethod
     def build(
@@ -128,21 +172,21 @@ class SugarIndex(SearchableIndex):
         part_documents: int = PART_DOCUMENTS,
         show_progress: bool = True,
     ) -> "SugarIndex":
-        """Make an index of documents. If it is killed, the same call goes on from the last part that was embedded.
+        """Create an index of documents. If interrupted, repeat the call: it resumes at the last part.
 
         Args:
-            folder: Where to.
+            folder: Its folder.
             documents: Anything that `as_document` takes, from a list, a data set or a generator. They are read once
                 and never all at the same time.
             embedder: Embeds them.
             backend: See [`create`].
             vectors: See [`create`].
             backend_options: See [`create`].
-            overwrite: Replace an index that is there, once the new one is whole.
+            overwrite: Replace an existing index, once the new one is complete.
             columns: Read these columns of rows alone.
             drop_columns: Read all columns of rows but these.
             on_error: `"raise"` at the first document that cannot be embedded, or `"skip"` those, with a warning.
-            part_documents: How many documents are embedded between two points from which a killed call goes on.
+            part_documents: Documents that are embedded between two points from which an interrupted call resumes.
             show_progress: Show a bar.
 
         Raises:
@@ -151,182 +195,25 @@ class SugarIndex(SearchableIndex):
             DuplicateIdError: Two documents have the same id.
             BadSampleError: A document cannot be embedded.
         """
-        folder, ranks = Path(folder), Ranks()
+        folder, group = Path(folder), ProcessGroup()
         choice = ColumnChoice.of(columns, drop_columns)
-        head, secrets = make_head(embedder, None, backend, vectors, None, backend_options)
-        with ranks.together():
-            if ranks.is_first:
-                if not holds_index(folder):
-                    create_folder(folder, head)
-                elif not overwrite and (there := settled(folder, lambda: read_current(folder)).documents):
-                    raise FileExistsError(
-                        f"{folder} holds an index of {there} documents. Pass overwrite=True to replace it, or use "
-                        "SugarIndex.load(folder, embedder).add(documents)."
-                    )
-        index = cls(folder, open_folder(folder, None, True, secrets), None, secrets)
-        report_skipped(
-            add_documents(
-                index,
-                documents,
-                embedder,
-                on_error=on_error,
-                kind="build",
-                head=head,
-                choice=choice,
-                on_duplicate="raise",
-                part_documents=part_documents,
-                show_progress=show_progress,
-            )
-        )
-        index.embedder = embedder
-        return index
-
-    # ---- Writing ----
-
-    def writer(self, kind: str = "add", head: Head | None = None) -> IndexWriter:
-        """Begin a write of which several processes stage the parts; see [`IndexWriter`].
-
-        Raises:
-            LockedIndexError: On entering: another process is writing.
-            PermissionError: On entering: the folder cannot be written.
-        """
-        return IndexWriter(self, kind, head)
-
-    def add(
-        self,
-        documents: Iterable[Any],
-        *,
-        columns: Sequence[str] | None = None,
-        drop_columns: Sequence[str] | None = None,
-        on_error: str = "raise",
-        on_duplicate: str = "raise",
-        part_documents: int = PART_DOCUMENTS,
-        show_progress: bool = True,
-    ) -> AddReport:
-        """Embed and add documents, all or none of them. A killed call is gone on with by the same call.
-
-        In a process group (torchrun, accelerate) every process makes the same call, each embeds its share, and the
-        result is that of one process.
-
-        Args:
-            documents: See [`build`].
-            columns: See [`build`].
-            drop_columns: See [`build`].
-            on_error: `"raise"`, or `"skip"` documents that cannot be embedded, with a warning.
-            on_duplicate: What an id does that is there already: `"raise"`, `"skip"` the new document (also the second
-                of one call), or `"update"` the old one.
-            part_documents: See [`build`].
-            show_progress: Show a bar.
-
-        Raises:
-            DuplicateIdError: An id is there already or comes twice; nothing was added.
-            BadSampleError: A document cannot be embedded; nothing was added.
-            LockedIndexError: Another process is writing.
-        """
-        choice = ColumnChoice.of(columns, drop_columns)
-        return self._add(documents, on_error, on_duplicate, part_documents, show_progress, choice=choice)
-
-    def update(self, documents: Iterable[Any], **options: Any) -> AddReport:
-        """Replace documents by others of the same ids; options are those of `add`.
-
-        Raises:
-            KeyError: An id is not there; nothing was changed.
-        """
-        options = {"on_error": "raise", "part_documents": PART_DOCUMENTS, "show_progress": True, **options}
-        options["choice"] = ColumnChoice.of(options.pop("columns", None), options.pop("drop_columns", None))
-        return self._add(documents, on_duplicate="update", must_exist=True, **options)
-
-    def _add(
-        self,
-        documents: Iterable[Any],
-        on_error: str,
-        on_duplicate: str,
-        part_documents: int,
-        show_progress: bool,
-        must_exist: bool = False,
-        choice: ColumnChoice | None = None,
-    ) -> AddReport:
-        embedder = self._checked_embedder()
-        positions = self._generation.manifest.head.positions
-        if embedder.positions != positions:
-            raise IndexMismatchError(
-                f"{self.folder} holds embeddings of positions={positions!r}, the embedder gives those of "
-                f"{embedder.positions!r}. Use SugarEmbedder(..., positions={positions!r})."
-            )
-        return report_skipped(
-            add_documents(
-                self,
-                documents,
-                embedder,
-                on_error=on_error,
-                on_duplicate=on_duplicate,
-                must_exist=must_exist,
-                choice=choice,
-                part_documents=part_documents,
-                show_progress=show_progress,
-            )
-        )
-
-    def add_embedded(
-        self, documents: Iterable[Any], vectors: Iterable[np.ndarray], *, on_duplicate: str = "raise"
-    ) -> AddReport:
-        """Add documents with vectors of your own, all or none of them.
-
-        Args:
-            documents: See [`build`].
-            vectors: For each document its unit vector (dim,), or its vectors (S, dim) with positions `"all"`.
-            on_duplicate: See [`add`].
-
-        Raises:
-            IndexMismatchError: Vectors have another width.
-            ValueError: Vectors are not finite or not of length 1, or there are more or fewer than documents.
-        """
-        return add_vectors(self, documents, vectors, on_duplicate=on_duplicate, part_documents=PART_DOCUMENTS)
-
-    def delete(self, ids: str | Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
-        """Delete documents.
-
-        Args:
-            ids: An id, or several.
-            where: Instead: a filter on metadata, see `Filter`.
-
-        Returns:
-            How many.
-
-        Raises:
-            KeyError: An id is not there; nothing was deleted.
-            ValueError: Neither or both of the arguments are given, or the filter cannot be read.
-        """
-        condition = Filter.parse(where)
-        if (ids is None) == (condition is None):
-            raise ValueError("give ids, or a filter with where=.")
-        with self.writer() as writer:
-            generation = writer.generation
-            if condition is not None:
-                numbers = generation.matching(condition).tolist()
-            else:
-                names = dict.fromkeys([ids] if isinstance(ids, str) else ids or ())
-                found = {name: generation.number(name) for name in names}
-                if missing := [name for name, number in found.items() if number is None]:
-                    raise KeyError(f"no document of id {', '.join(map(repr, missing[:5]))}; nothing was deleted.")
-                numbers = [number for number in found.values() if number is not None]
-            writer.delete(numbers)
-        return len(numbers)
-
-    def compact(self) -> None:
-        """Give back the space of deleted documents, and join small files. Nothing is embedded anew."""
-        with self.writer() as writer:
-            writer.compact()
-
-    # ---- Hub ----
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the index as a data set repository; see `sugar_hf.retrieval.index_hub.push` for the options.
-
-        Returns:
-            The address of the commit.
-        """
-        return push(self, repo_id, **options)
+        options = AddOptions(on_error, "raise", False, part_documents, show_progress, choice)
+        spec, secrets = index_spec(embedder, None, backend, vectors, None, backend_options)
+        with group.together():
+            if group.is_first and not holds_index(folder):
+                IndexStore.create(folder, spec)
+            elif (
+                group.is_first
+                and not overwrite
+                and (count := read_settled(folder, lambda: read_current(folder)).documents)
+            ):
+                raise FileExistsError(
+                    f"{folder} holds an index of {count} documents. Pass overwrite=True to replace it, or use "
+                    "SugarIndex.load(folder, embedder).add(documents)."
+                )
+        store = IndexStore.open(folder, secrets=secrets)
+        add_documents(store, documents, embedder, options, kind="build", spec=spec)
+        return cls(store, embedder)
 
     @classmethod
     def from_hub(
@@ -341,3 +228,440 @@ class SugarIndex(SearchableIndex):
     ) -> "SugarIndex":
         """Download an index; see `sugar_hf.retrieval.index_hub.pull`."""
         return cls.load(pull(repo_id, folder, revision=revision, token=token), embedder, verify=verify)
+
+    # ---- The embedder ----
+
+    @property
+    def embedder(self) -> SugarEmbedder | None:
+        """Embeds queries and documents. One whose embeddings are not those of the index is refused."""
+        return self._embedder
+
+    @embedder.setter
+    def embedder(self, embedder: SugarEmbedder | None) -> None:
+        if embedder is not None:
+            self._check(embedder)
+        self._embedder = embedder
+
+    def _checked_embedder(self) -> SugarEmbedder:
+        if self._embedder is None:
+            raise ValueError(
+                f"{self.folder} was opened without a model. Open it with SugarIndex.load(folder, embedder), or use "
+                "search_vectors(vectors) and add(documents, vectors)."
+            )
+        self._check(self._embedder)
+        return self._embedder
+
+    def _check(self, embedder: SugarEmbedder) -> None:
+        spec, fingerprint = self.store.spec, embedder.fingerprint
+        if self._agrees is None or self._agrees[0] is not fingerprint or self._agrees[1] is not spec:
+            check_embedder(spec, embedder, self.folder)
+            self._agrees = fingerprint, spec
+
+    # ---- Write ----
+
+    def add(
+        self,
+        documents: Iterable[Any],
+        vectors: Iterable[np.ndarray] | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        drop_columns: Sequence[str] | None = None,
+        on_error: str = "raise",
+        on_duplicate: str = "raise",
+        part_documents: int = PART_DOCUMENTS,
+        show_progress: bool = True,
+    ) -> AddReport:
+        """Embed and add documents, all or none of them. If interrupted, repeat the call: it resumes.
+
+        In a process group (torchrun, accelerate) every process makes the same call, each embeds its share, and the
+        result is that of one process.
+
+        Args:
+            documents: See [`build`].
+            vectors: Vectors of your own, so that nothing is embedded: for each document its unit vector (dim,), or its
+                vectors (S, dim) with positions `"all"`.
+            columns: See [`build`].
+            drop_columns: See [`build`].
+            on_error: `"raise"`, or `"skip"` documents that cannot be embedded, with a warning.
+            on_duplicate: What to do with an id that the index has: `"raise"`, `"skip"` the new document (also the
+                second of one call), or `"update"` the old one.
+            part_documents: See [`build`].
+            show_progress: Show a bar.
+
+        Raises:
+            DuplicateIdError: The index has an id, or it comes twice; nothing was added.
+            BadSampleError: A document cannot be embedded; nothing was added.
+            IndexMismatchError: The vectors or the embedder are not those of the index.
+            ValueError: Vectors are not finite or not of length 1, or there are more or fewer than documents.
+            LockedIndexError: Another process is writing.
+        """
+        choice = ColumnChoice.of(columns, drop_columns)
+        options = AddOptions(on_error, on_duplicate, False, part_documents, show_progress, choice)
+        if vectors is not None:
+            return add_vectors(self.store, documents, vectors, options)
+        return add_documents(self.store, documents, self._embedder_of_documents(), options)
+
+    def update(
+        self,
+        documents: Iterable[Any],
+        *,
+        columns: Sequence[str] | None = None,
+        drop_columns: Sequence[str] | None = None,
+        on_error: str = "raise",
+        part_documents: int = PART_DOCUMENTS,
+        show_progress: bool = True,
+    ) -> AddReport:
+        """Replace documents by others of the same ids. Arguments are those of [`add`].
+
+        Raises:
+            KeyError: The index does not have an id; nothing was changed.
+        """
+        choice = ColumnChoice.of(columns, drop_columns)
+        options = AddOptions(on_error, "update", True, part_documents, show_progress, choice)
+        return add_documents(self.store, documents, self._embedder_of_documents(), options)
+
+    def _embedder_of_documents(self) -> SugarEmbedder:
+        embedder, positions = self._checked_embedder(), self.store.spec.positions
+        if embedder.positions != positions:
+            raise IndexMismatchError(
+                f"{self.folder} holds embeddings of positions={positions!r}, the embedder gives those of "
+                f"{embedder.positions!r}. Use SugarEmbedder(..., positions={positions!r})."
+            )
+        return embedder
+
+    def delete(self, ids: str | Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
+        """Delete documents.
+
+        Args:
+            ids: An id, or several.
+            where: Instead: a filter on metadata, see `search`.
+
+        Returns:
+            How many.
+
+        Raises:
+            KeyError: The index does not have an id; nothing was deleted.
+            ValueError: Neither or both of the arguments are given, or the filter cannot be read.
+        """
+        condition = Filter.parse(where)
+        if (ids is None) == (condition is None):
+            raise ValueError("give ids, or a filter with where=.")
+        with self.writer() as writer:
+            snapshot = writer.snapshot
+            if condition is not None:
+                numbers = snapshot.matching(condition).tolist()
+            else:
+                names = dict.fromkeys([ids] if isinstance(ids, str) else ids or ())
+                known = {name: snapshot.number(name) for name in names}
+                if missing := [name for name, number in known.items() if number is None]:
+                    raise KeyError(f"no document of id {', '.join(map(repr, missing[:5]))}; nothing was deleted.")
+                numbers = [number for number in known.values() if number is not None]
+            writer.delete(numbers)
+        return len(numbers)
+
+    def compact(self) -> None:
+        """Free the space of deleted documents, and join small files. Nothing is embedded anew."""
+        with self.writer() as writer:
+            writer.compact()
+
+    def writer(self, kind: str = "add") -> AbstractContextManager[IndexWriter]:
+        """Begin a write whose parts other processes stage. Advanced: `add` does this for torchrun and accelerate.
+
+        ```python
+        with index.writer() as writer:
+            writer.pending.stage(0, documents, vectors)  # `pending` may be sent to other processes
+            writer.commit()
+        ```
+
+        Raises:
+            LockedIndexError: On entering: another process is writing.
+            PermissionError: On entering: the folder cannot be written.
+        """
+        return open_writer(self.store, kind)
+
+    # ---- Search ----
+
+    def search(
+        self,
+        queries: Any,
+        top_k: int = 10,
+        *,
+        where: Mapping[str, Any] | Filter | None = None,
+        return_vectors: bool = False,
+    ) -> Any:
+        """Find the documents nearest to samples.
+
+        Args:
+            queries: One query (str, PIL image, Path, chat, or `{"query": interleaved list}`), or a list of queries,
+                interleaved ones as lists.
+            top_k: How many documents.
+            where: A filter on metadata, such as `{"kind": "story", "year": {"$gte": 2000}}`; see
+                `sugar_hf.retrieval.filters`.
+            return_vectors: Whether hits have the embedding that matched, as it is stored.
+
+        Returns:
+            For one query a list of [`Hit`], best first; for a list of queries a list of those.
+
+        Raises:
+            ValueError: A query or the filter cannot be read, or there is no embedder.
+            IndexMismatchError: The embedder's model was changed since it was given.
+        """
+        embedder = self._checked_embedder()
+        condition = None if where is None else Filter.parse(where)
+        samples, is_single = split_inputs(queries)
+        vectors = embedder.encode(samples, names=[f"query {i}" for i in range(len(samples))])
+        hits = self.search_vectors(vectors, top_k, where=condition, return_vectors=return_vectors)
+        return hits[0] if is_single else hits
+
+    def search_vectors(
+        self,
+        vectors: np.ndarray,
+        top_k: int = 10,
+        *,
+        where: Mapping[str, Any] | Filter | None = None,
+        return_vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the documents nearest to vectors.
+
+        Args:
+            vectors: (q, dim) float32 unit vectors.
+            top_k: See [`search`].
+            where: See [`search`].
+            return_vectors: See [`search`].
+
+        Returns:
+            For each vector a list of [`Hit`], best first.
+
+        Raises:
+            IndexMismatchError: The vectors are of another width.
+            ValueError: They are not finite, or `top_k` is no whole number of 1 or more.
+        """
+        snapshot, matches = self._search(vectors, top_k, where)
+        return [
+            [
+                Hit(
+                    (document := snapshot.document(number)).id,
+                    score,
+                    int(snapshot.row_slice[row]),
+                    document,
+                    snapshot.vectors([row])[0] if return_vectors else None,
+                )
+                for score, number, row in zip(*line, strict=True)
+                if number >= 0
+            ]
+            for line in zip(*(columns.tolist() for columns in matches), strict=True)
+        ]
+
+    def _search(self, vectors: np.ndarray, top_k: int, where: Mapping[str, Any] | Filter | None) -> Any:
+        condition = None if where is None else Filter.parse(where)
+        vectors = np.asarray(vectors, np.float32)
+        dim = self.store.spec.dim
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise IndexMismatchError(f"expected embeddings of the shape (q, {dim}), got {vectors.shape}.")
+        if not np.isfinite(vectors).all():
+            raise ValueError("the embeddings have NaN or infinite numbers.")
+        return self.store.search(vectors, top_k, condition)
+
+    def explain(self, query: Any, hit: Hit | str, **options: Any) -> Explanation:
+        """Explain why a document was found: compare its slices with the query's, as this index embeds them.
+
+        Args:
+            query: The query, one sample; `{"query": ...}`, as for a search, is one, too.
+            hit: What `search` gave, or the id of a document. Of a hit in an index with positions `"all"`, the slices
+                up to the one that matched.
+            **options: `teacher`, `embeddings`, `config` and `sigma` of [`sugar_hf.retrieval.explain`].
+
+        Raises:
+            KeyError: There is no document of this id.
+            ValueError: The query or an option cannot be read, or there is no embedder.
+        """
+        embedder = self._checked_embedder()
+        document = self.get(hit) if isinstance(hit, str) else hit.document
+        return explain(
+            query["query"] if isinstance(query, dict) and "query" in query else query,
+            document,
+            embedder.model,
+            embedder.processor,
+            document_slices=None if isinstance(hit, str) or hit.slice < 0 else hit.slice + 1,
+            batch_size=embedder.batch_size,
+            truncate_dim=embedder.truncate_dim,
+            split_sentences=embedder.split_sentences,
+            max_length=embedder.max_length,
+            truncation=embedder.truncation,
+            **options,
+        )
+
+    # ---- Read ----
+
+    def get(self, name: str) -> Document:
+        """Read the document of an id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        snapshot = self.store.snapshot
+        number = snapshot.number(name)
+        if number is None:
+            raise KeyError(f"no document of id {name!r} in {self.folder}.")
+        return snapshot.document(number)
+
+    def __len__(self) -> int:
+        return len(self.store.snapshot.live_numbers)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.store.snapshot.number(name) is not None
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read all documents, in the order in which they were added."""
+        snapshot = self.store.snapshot
+        return (snapshot.document(DocumentNumber(number)) for number in snapshot.live_numbers.tolist())
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.store.folder
+
+    def refresh(self) -> bool:
+        """Take over what other processes have written.
+
+        Returns:
+            Whether there was something new.
+
+        Raises:
+            DamagedIndexError: A file is missing or damaged.
+        """
+        return self.store.refresh()
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self.store.close()
+
+    def info(self) -> dict[str, Any]:
+        """Describe what the index holds and how it was made, fit for JSON."""
+        snapshot, spec = self.store.snapshot, self.store.spec
+        manifest = snapshot.manifest
+        deleted = len(snapshot.deleted) / max(1, manifest.documents)
+        files = [file for entry in manifest.segments for file in (entry.texts, entry.vectors)]
+        return {
+            "folder": str(self.folder),
+            "documents": len(self),
+            "rows": manifest.rows,
+            "deleted_share": round(deleted, 4),
+            "positions": spec.positions,
+            "dim": spec.dim,
+            "vectors": spec.vectors,
+            "bytes_per_vector": None if snapshot.codec is None else snapshot.codec.bytes_per_vector,
+            "bytes_on_disk": sum(file.size for file in files),
+            "clipped": manifest.clipped,
+            "backend": spec.backend,
+            "backend_options": spec.backend_options,
+            "generation": manifest.generation,
+            "segments": len(manifest.segments),
+            "model": None if spec.settings is None else spec.settings.get("model", ""),
+            "settings": spec.settings,
+            "advice": "compact() gives back the space of deleted documents" if deleted > MUCH_DELETED else None,
+        }
+
+    # ---- The interface of pipelines: `RetrievalIndex` ----
+
+    @property
+    def documents(self) -> Sequence[Any]:
+        """The documents as samples, read when they are asked for, in the order of `__iter__`."""
+        return _Samples(self.store.snapshot)
+
+    def search_embeddings(
+        self, embeddings: np.ndarray, top_k: int, *, where: Mapping[str, Any] | Filter | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the documents nearest to vectors, by where they stand in `documents`; see [`search_vectors`].
+
+        Returns:
+            Scores (q, k) float32, best first, and indices (q, k) int64 into `documents`; -inf and -1 fill up short
+            results. k is `top_k`, unless that is over 128 and over the number of documents: then the larger of these.
+        """
+        snapshot, matches = self._search(embeddings, top_k, where)
+        at = np.searchsorted(snapshot.live_numbers, matches.documents)
+        return matches.scores, np.where(matches.documents < 0, -1, at)
+
+    # ---- Hub ----
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the index as a data set repository; see `sugar_hf.retrieval.index_hub.push` for the options.
+
+        Returns:
+            The address of the commit.
+        """
+        return push(self.store, repo_id, **options)
+
+
+class _Samples(Sequence[Any]):
+    """The documents of a snapshot as samples, read and decoded when they are asked for."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __len__(self) -> int:
+        return len(self._snapshot.live_numbers)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._snapshot.document(DocumentNumber(int(self._snapshot.live_numbers[at]))).load()
+
+
+def index_spec(
+    embedder: SugarEmbedder | None,
+    dim: int | None,
+    backend: str,
+    vectors: str,
+    positions: str | None,
+    backend_options: Mapping[str, Any] | None,
+) -> tuple[IndexSpec, dict[str, Any]]:
+    """Check how an index is to be made; for the arguments see `SugarIndex.create`.
+
+    Returns:
+        See `sugar_hf.retrieval.store.checked_spec`.
+
+    Raises:
+        ValueError: An argument has a value that it cannot have.
+        ImportError: The backend needs a package that is not installed.
+    """
+    if embedder is None and (type(dim) is not int or dim < 1):
+        raise ValueError(f"dim={dim!r}: give an embedder, or the width of your vectors.")
+    width = dim if embedder is None else embedder.dim
+    if dim is not None and dim != width:
+        raise ValueError(
+            f"dim={dim}: the embedder gives {width} dimensions. Use SugarEmbedder(..., truncate_dim={dim})."
+        )
+    if positions is None:
+        positions = "last" if embedder is None else embedder.positions
+    spec = IndexSpec(
+        dim=int(width or 0),
+        positions=positions,
+        vectors=vectors,
+        backend=backend,
+        backend_options=dict(backend_options or {}),
+        settings=None if embedder is None else embedder.settings.to_dict(),
+        fingerprint=None if embedder is None else embedder.fingerprint.to_dict(),
+    )
+    return checked_spec(spec)  # now, and not when documents are embedded already
+
+
+def check_embedder(spec: IndexSpec, embedder: SugarEmbedder, folder: Path) -> None:
+    """Refuse an embedder whose embeddings cannot be compared with those of an index.
+
+    Raises:
+        IndexMismatchError: Names what differs.
+    """
+    if embedder.dim != spec.dim:
+        raise IndexMismatchError(
+            f"{folder} holds embeddings of {spec.dim} dimensions, the embedder gives {embedder.dim}. Open it with the "
+            "model and the truncate_dim that made it, or build it again."
+        )
+    if spec.settings is None or spec.fingerprint is None:
+        return  # vectors from elsewhere: who added them knows where they are from
+    mine = EmbeddingSettings.from_dict(spec.settings)
+    difference = mine.difference(embedder.settings)
+    difference = difference or ModelFingerprint.from_dict(spec.fingerprint).difference(embedder.fingerprint)
+    if difference:
+        raise IndexMismatchError(
+            f"{folder} was made with another model or other settings (by {mine.model or 'a model without a name'}); "
+            f"the index's value first: {difference}. Open it with the model that made it, or build it again."
+        )

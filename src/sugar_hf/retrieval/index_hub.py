@@ -4,18 +4,22 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
 from ..model.hub import in_code, in_line, without_html
-from .store.index_errors import DamagedIndexError
-from .store.index_store import settled
-from .store.layout import held_folder, inside
-from .store.manifest import Manifest, read_current, write_current
-
-if TYPE_CHECKING:
-    from .index import SugarIndex
+from .store import (
+    DamagedIndexError,
+    IndexStore,
+    Manifest,
+    held_folder,
+    inside,
+    open_writer,
+    read_current,
+    read_settled,
+    write_current,
+)
 
 _FILES = ["CURRENT", "manifest-*.json", "deleted-*.safetensors", "segments/*.arrow", "segments/*.safetensors"]
 _CARD = """---
@@ -43,7 +47,7 @@ index.search("a red cat", top_k=5)
 
 
 def push(
-    index: "SugarIndex",
+    store: IndexStore,
     repo_id: str,
     *,
     description: str = "",
@@ -59,7 +63,7 @@ def push(
     Deleted documents are still in the files of an index, so that one with deleted documents is compacted first.
 
     Args:
-        index: The index.
+        store: The store of the index.
         repo_id: `user/index`; made if it is not there.
         description: A paragraph for the card.
         card_data: Further metadata of the card (`license`, `language`, ...).
@@ -74,8 +78,8 @@ def push(
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    with held_folder(index.folder if os.access(index.folder, os.W_OK) else None) as place:
-        folder = settled(index.folder, lambda: _export_current(index, place, repo_id, description, card_data))
+    with held_folder(store.folder if os.access(store.folder, os.W_OK) else None) as place:
+        folder = read_settled(store.folder, lambda: _export_current(store, place, repo_id, description, card_data))
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
@@ -89,23 +93,24 @@ def push(
 
 
 def _export_current(
-    index: "SugarIndex", place: Path, name: str, description: str, card_data: dict[str, Any] | None
+    store: IndexStore, place: Path, name: str, description: str, card_data: dict[str, Any] | None
 ) -> Path:
-    """Write what is in the index now, deleted documents left out."""
-    index.refresh()
-    if len(index.generation.deleted):
-        index.compact()
+    """Write the newest snapshot, without deleted documents."""
+    store.refresh()
+    if len(store.snapshot.deleted):
+        with open_writer(store) as writer:
+            writer.compact()
     shutil.rmtree(place / "whole", ignore_errors=True)  # of a try that came in between two writes
-    return export(index, place / "whole", name, description, card_data)
+    return export(store, place / "whole", name, description, card_data)
 
 
 def export(
-    index: "SugarIndex", folder: Path, name: str, description: str = "", card_data: dict[str, Any] | None = None
+    store: IndexStore, folder: Path, name: str, description: str = "", card_data: dict[str, Any] | None = None
 ) -> Path:
-    """Write what is uploaded: the current generation and a card. What a backend saved is made anew where it is used.
+    """Write what is uploaded: the snapshot and a card. What a backend saved is made anew where it is used.
 
     Args:
-        index: The index.
+        store: The store of the index.
         folder: Where to.
         name: Name of the repository.
         description: A paragraph for the card.
@@ -117,14 +122,14 @@ def export(
     Raises:
         DamagedIndexError: A file is missing or damaged.
     """
-    manifest = index.generation.manifest
+    manifest = store.snapshot.manifest
     (folder / "segments").mkdir(parents=True)
     for entry in manifest.segments:
         for file in (entry.texts, entry.vectors):
-            _copy(file.check(inside(index.folder, "segments"), verify=True), folder / "segments" / file.name)
+            _copy(file.check(inside(store.folder, "segments"), verify=True), folder / "segments" / file.name)
     # whoever downloads it has no access to the server that searched it here
-    options = {key: value for key, value in manifest.head.backend_options.items() if key not in ("uri", "collection")}
-    write_current(folder, replace(manifest, graph=None, head=replace(manifest.head, backend_options=options)))
+    options = {key: value for key, value in manifest.spec.backend_options.items() if key not in ("uri", "collection")}
+    write_current(folder, replace(manifest, graph=None, spec=replace(manifest.spec, backend_options=options)))
     (folder / "README.md").write_text(_card(manifest, name, description, card_data or {}), encoding="utf-8")
     return folder
 
@@ -162,8 +167,8 @@ def pull(
             allow_patterns=_FILES,
         )
     )
-    manifest = settled(folder, lambda: read_current(folder))
-    if manifest.graph is not None or "uri" in manifest.head.backend_options:
+    manifest = read_settled(folder, lambda: read_current(folder))
+    if manifest.graph is not None or "uri" in manifest.spec.backend_options:
         # FAISS reads graphs without checking them, and a server would be sent this user's token
         raise DamagedIndexError(
             f"{repo_id} was not written by push_to_hub: it comes with a graph or the address of a server. To trust it "
@@ -180,7 +185,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _card(manifest: Manifest, repo_id: str, description: str, card_data: dict[str, Any]) -> str:
-    head = manifest.head
+    spec = manifest.spec
     data = {
         "tags": ["sugar", "multimodal-retrieval", "image", "text"],
         "size_categories": _size(manifest.documents),
@@ -194,7 +199,7 @@ def _card(manifest: Manifest, repo_id: str, description: str, card_data: dict[st
         ],
         **card_data,
     }
-    model = in_code((head.settings or {}).get("model") or "")
+    model = in_code((spec.settings or {}).get("model") or "")
     text = _CARD.format(
         metadata=DatasetCardData(**data).to_yaml().strip(),
         name=in_line(repo_id.split("/")[-1]),
@@ -202,8 +207,8 @@ def _card(manifest: Manifest, repo_id: str, description: str, card_data: dict[st
         description=without_html(description),
         documents=manifest.documents,
         rows=manifest.rows,
-        dim=head.dim,
-        vectors=head.vectors,
+        dim=spec.dim,
+        vectors=spec.vectors,
         model=f"`{model}`" if model else "a model without a name",
         model_name=model or "sugar",
     )

@@ -100,9 +100,9 @@ class SugarRagPipeline(_IndexPipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         questions, first = model_inputs["questions"], model_inputs["first"]
-        if len(questions) == 1:
-            return {"answers": [self.rag.answer(questions[0], name=f"question {first}", **options)]}
-        return {"answers": self.rag.answers(questions, batch_size=len(questions), first=first, **options)}
+        names = [f"question {first + i}" for i in range(len(questions))]
+        asked = [{"query": question} for question in questions]
+        return {"answers": self.rag.answer(asked, batch_size=len(asked), names=names, **options)}
 
     def postprocess(self, model_outputs: dict[str, list[RagAnswer]]) -> list[dict[str, Any]]:
         """Turn answers into dicts."""

@@ -1,4 +1,4 @@
-"""Keys and values of a prompt's beginning, computed once and used again where that changes nothing."""
+"""A cache of prompt prefixes: keys and values that are computed once and reused where that changes nothing."""
 
 import copy
 import threading
@@ -13,12 +13,11 @@ from transformers import Cache
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.backbone_sugar import evaluation_mode
 from ..model.modeling_sugar import CACHE_NAME, find_cache
+from .prompts import Features, as_prompt, prepared
 
 # Distances of logits, relative to their size, that rounding alone may make.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
-
-Features = dict[str, Tensor]
 
 
 def belongs_to_tokens(name: str) -> bool:
@@ -291,21 +290,6 @@ def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor)
                 return ReuseCheck(deviation, (f"tokens see what comes after them (logits differ by {deviation:.2g})",))
             found[obstacle] = None
     return ReuseCheck(0.0, tuple(found))
-
-
-def prepared(
-    model: SugarForConditionalGeneration, processor: SugarProcessor, prompts: list[Any], **options: Any
-) -> Features:
-    """Process prompts for generation, padded on the left, on the model's device."""
-    options = {"padding_side": "left", "add_generation_prompt": True, **options}
-    return dict(processor(prompts, **options).to(model.device, dtype=model.dtype))
-
-
-def as_prompt(processor: SugarProcessor, parts: list[Any], history: list[dict[str, Any]] | None = None) -> Any:
-    """Make a sample of the user's turn: a chat, or the bare parts where the model has no chat template."""
-    if processor.chat_template is None:
-        return parts
-    return [*(history or []), {"role": "user", "content": parts}]
 
 
 def _deviation(model: SugarForConditionalGeneration, prefix: CachedPrefix, whole: Features) -> float:

@@ -1,4 +1,4 @@
-"""What a question and the documents that were found become: a prompt, within a budget of tokens."""
+"""Prompts of a question and the documents found for it, within a budget of tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
-from ..model import SugarProcessor
+from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.samples_sugar import first_slices, is_chat, parse_sample
-from .results import Hit
+from .index import Hit
 
 Parts = list[str | Image.Image]
+Features = dict[str, Tensor]
 _PLACE = re.compile(r"\{(documents|question)\}")
 
 
@@ -87,10 +89,12 @@ class Question:
     Args:
         parts: Texts and images of the user's last turn.
         history: The turns before it.
+        name: What errors call it.
     """
 
     parts: Parts
     history: tuple[Mapping[str, Any], ...] = ()
+    name: str = "question"
 
     @classmethod
     def read(cls, sample: Any, name: str = "question") -> "Question":
@@ -105,7 +109,28 @@ class Question:
         if is_chat(sample) and messages[-1].role != "user":
             raise ValueError(f"{name}: the chat ends with the turn of {messages[-1].role}. End it with the user's.")
         parts: Parts = [part.load() if part.is_image else part.text for part in messages[-1].parts]
-        return cls(parts, tuple(sample[:-1]) if is_chat(sample) else ())
+        return cls(parts, tuple(sample[:-1]) if is_chat(sample) else (), name)
+
+
+def split_questions(questions: Any) -> tuple[list[Any], bool]:
+    """Tell one question from several.
+
+    A list is several questions, but for a chat, and for a flat list of texts and images, which is one question.
+
+    Returns:
+        The questions, and whether there was one.
+    """
+    is_several = isinstance(questions, list | tuple) and len(questions) > 0 and not is_chat(questions)
+    if not is_several or {_kind(item) for item in questions} == {"text", "image"}:
+        return [questions], True
+    return list(questions), False
+
+
+def _kind(item: Any) -> str:
+    """Whether an item of a list is a question of its own, or a text or image, which may be a part of one."""
+    if isinstance(item, list | tuple) or (isinstance(item, Mapping) and "query" in item):
+        return "question"
+    return "text" if isinstance(item, str) or (isinstance(item, Mapping) and item.get("type") == "text") else "image"
 
 
 def fit(
@@ -152,3 +177,18 @@ def _slice_ends(sample: Any, processor: SugarProcessor, split_sentences: bool) -
     found = processor([sample], split_sentences=split_sentences)["slice_map"][0]
     marked = found.nonzero()[:, 0]
     return [int(marked[found[marked] == number].max()) + 1 for number in range(1, int(found.max()) + 1)]
+
+
+def prepared(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, prompts: list[Any], **options: Any
+) -> Features:
+    """Process prompts for generation, padded on the left, on the model's device."""
+    options = {"padding_side": "left", "add_generation_prompt": True, **options}
+    return dict(processor(prompts, **options).to(model.device, dtype=model.dtype))
+
+
+def as_prompt(processor: SugarProcessor, parts: list[Any], history: list[dict[str, Any]] | None = None) -> Any:
+    """Make a sample of the user's turn: a chat, or the bare parts where the model has no chat template."""
+    if processor.chat_template is None:
+        return parts
+    return [*(history or []), {"role": "user", "content": parts}]

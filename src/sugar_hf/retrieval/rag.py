@@ -1,8 +1,9 @@
-"""Answers with what is found: one model embeds the question, and generates from it and the documents."""
+"""Retrieval-augmented generation: one model embeds the question, and answers from it and the documents found."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from transformers import GenerationConfig
 
 from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
-from ..model.pipeline_sugar import generation_options, sequences_of
+from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, generation_options, sequences_of
 from .documents import Document, as_document
 from .embedder import SugarEmbedder
-from .index import SugarIndex
+from .index import Hit, SugarIndex, check_embedder
 from .prefix_cache import (
     CachedPrefix,
     Features,
@@ -30,11 +31,11 @@ from .prefix_cache import (
     remaining_images,
     shared_length,
 )
-from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit
-from .results import Hit
-from .store.index_store import check_embedder
+from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit, split_questions
 
 QUERY_FORMS = ("prompt", "sample")
+#: Embeddings (1, dim) to hits, their parts, and why there are none.
+Search = Callable[[np.ndarray], tuple[list[RagHit], list[Parts], str | None]]
 _SETTINGS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
 
 
@@ -138,7 +139,7 @@ class SugarRag:
         self._query_form = query_form
         self._wants_reuse = reuse
         self._is_exact: bool | None = None  # whether reuse is, once it is known
-        self._cache = PromptCache(model, cached_prompts)
+        self._cache = PromptCache(model, cached_prompts) if cached_prompts else None
 
     @classmethod
     def from_pretrained(
@@ -156,8 +157,15 @@ class SugarRag:
 
     @property
     def reuses(self) -> bool:
-        """Whether something of a question's prompt is computed once for search and answer."""
-        return self._may_reuse()
+        """Whether a part of a question's prompt is computed once for search and answer, or for several questions."""
+        if not self._wants_reuse or not (self.template.is_question_first or self._cache is not None):
+            return False
+        if self._is_exact is None:
+            check = check_reuse(self.model, self.processor)
+            self._is_exact = check.is_exact
+            if not check.is_exact:
+                warnings.warn(str(check), stacklevel=4)
+        return self._is_exact
 
     def find(self, query: Any, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
@@ -167,7 +175,7 @@ class SugarRag:
 
     @torch.no_grad()
     def generate(self, sample: Any, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
-        """Answer without looking for documents. Arguments are those of [`answer`]."""
+        """Answer one question without searching. Arguments are those of [`answer`]."""
         asked = Question.read(sample)
         features = self._prepared([self._as_prompt(asked.parts, asked)])
         options = generation_options(self.model, self.processor, generate_kwargs)
@@ -178,41 +186,66 @@ class SugarRag:
     @torch.no_grad()
     def answer(
         self,
-        question: Any,
+        questions: Any,
         *,
         top_k: int | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
-        name: str = "question",
+        batch_size: int | None = None,
+        names: Sequence[str] | None = None,
         skip_special_tokens: bool = True,
         **generate_kwargs: Any,
-    ) -> RagAnswer:
-        """Answer a question.
+    ) -> Any:
+        """Answer one question, or a list of questions.
 
         Args:
-            question: A sample of any form, or a chat that ends with the user's turn.
-            top_k: As for the constructor, here for this question.
+            questions: One question: a text, an image, an interleaved list of both, or a chat that ends with the user's
+                turn. Or a list of questions, interleaved ones as lists.
+            top_k: As for the constructor, here for these questions.
             min_score: Likewise.
-            where: A filter on the documents' metadata; a `SugarIndex` knows how.
-            name: What to call the question in errors.
-            skip_special_tokens: Leave special tokens out of the answer.
+            where: A filter on the documents' metadata, which needs a `SugarIndex`.
+            batch_size: Questions in one call of `generate`, which reuse nothing; 1 where keys and values are reused,
+                else 8, when `None`.
+            names: What to call the questions in errors; "question 0", ... when `None`.
+            skip_special_tokens: Leave special tokens out of the answers.
             **generate_kwargs: Passed to `generate` (`max_new_tokens`, `do_sample`, `streamer`, ...).
 
+        Returns:
+            For one question a [`RagAnswer`], for a list of questions a list of those.
+
         Raises:
-            ValueError: The question cannot be read.
+            ValueError: A question cannot be read; the error names it.
         """
-        asked = Question.read(question, name)
+        samples, is_single = split_questions(questions)
+        if names is None:
+            names = ["question"] if is_single else [f"question {i}" for i in range(len(samples))]
+        asked = [Question.read(*row) for row in zip(samples, names, strict=True)]
+        search = partial(self._find, top_k=top_k, min_score=min_score, where=where)
+        step = batch_size or (1 if is_single or self.reuses else DEFAULT_BATCH_SIZE)
         options = generation_options(self.model, self.processor, generate_kwargs)
-        may_reuse = _is_single(self.model.generation_config, options) and self._may_reuse()
+        answers: list[RagAnswer] = []
+        for start in range(0, len(asked), step):
+            batch = asked[start : start + step]
+            if step == 1:
+                answers.append(self._answer_one(batch[0], search, options, skip_special_tokens))
+            else:
+                answers += self._answer_batch(batch, search, options, skip_special_tokens)
+        return answers[0] if is_single else answers
+
+    def _answer_one(
+        self, question: Question, search: Search, options: dict[str, Any], skip_special_tokens: bool
+    ) -> RagAnswer:
+        """Answer a question, with what is computed already where that is exact."""
+        may_reuse = _is_single(self.model.generation_config, options) and self.reuses
         prefix = None
         if self._form() == "prompt":
-            prefix, embedding = self._embedded_in_prompt(asked)
+            prefix, embedding = self._embed_in_prompt(question)
         else:
-            embedding = self._embedded_alone([asked])
-        hits, documents, note = self._found(embedding, top_k, min_score, where)
-        prompt = self.template.fill(asked.parts, documents)
-        features = self._prepared([self._as_prompt(prompt, asked)])
-        beginning = self._beginning(prefix, features, asked, documents) if may_reuse else None
+            embedding = self._embed_alone([question])
+        hits, documents, note = search(embedding)
+        prompt = self.template.fill(question.parts, documents)
+        features = self._prepared([self._as_prompt(prompt, question)])
+        beginning = self._beginning(prefix, features, question, documents) if may_reuse else None
         del prefix  # if it is not used again, its keys and values need not stay while the answer is generated
         reused = 0 if beginning is None else beginning.length
         if beginning is None:
@@ -223,64 +256,35 @@ class SugarRag:
         [text] = self._decoded(sequences_of(output)[:1, length:], skip_special_tokens)
         return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused)
 
-    @torch.no_grad()
-    def answers(
-        self,
-        questions: Sequence[Any],
-        *,
-        batch_size: int = 8,
-        first: int = 0,
-        top_k: int | None = None,
-        min_score: float | None = None,
-        where: Mapping[str, Any] | None = None,
-        skip_special_tokens: bool = True,
-        **generate_kwargs: Any,
+    def _answer_batch(
+        self, batch: Sequence[Question], search: Search, options: dict[str, Any], skip_special_tokens: bool
     ) -> list[RagAnswer]:
-        """Answer several questions, a batch at a time. Arguments are those of [`answer`]; nothing is reused.
+        """Answer several questions with one call of `generate`."""
+        if self._form() == "prompt":
+            embeddings = np.concatenate([self._embed_in_prompt(question)[1] for question in batch])
+        else:
+            embeddings = self._embed_alone(batch)
+        results = [search(row[None]) for row in embeddings]
+        prompts = [
+            self.template.fill(question.parts, documents)
+            for question, (_, documents, _) in zip(batch, results, strict=True)
+        ]
+        features = self._prepared([self._as_prompt(*row) for row in zip(prompts, batch, strict=True)])
+        output = sequences_of(self.model.generate(**features, **options))
+        sequences = output[:: len(output) // len(batch), features["input_ids"].shape[1] :]
+        texts = self._decoded(sequences, skip_special_tokens)
+        tokens = features["attention_mask"].sum(1).tolist()
+        return [
+            RagAnswer(text, tuple(hits), note, tuple(prompt), count)
+            for text, (hits, _, note), prompt, count in zip(texts, results, prompts, tokens, strict=True)
+        ]
 
-        Args:
-            questions: See [`answer`].
-            batch_size: Questions in one call of `generate`.
-            first: Number of the first question, in errors.
-            top_k: See [`answer`].
-            min_score: See [`answer`].
-            where: See [`answer`].
-            skip_special_tokens: See [`answer`].
-            **generate_kwargs: See [`answer`].
+    # ---- Search ----
 
-        Raises:
-            ValueError: A question cannot be read; the error names it.
-        """
-        asked = [Question.read(question, f"question {first + i}") for i, question in enumerate(questions)]
-        options = generation_options(self.model, self.processor, generate_kwargs)
-        answers: list[RagAnswer] = []
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            if self._form() == "prompt":
-                embeddings = np.concatenate([self._embedded_in_prompt(each)[1] for each in batch])
-            else:
-                embeddings = self._embedded_alone(batch, first + start)
-            found = [self._found(row[None], top_k, min_score, where) for row in embeddings]
-            prompts = [
-                self.template.fill(each.parts, documents) for each, (_, documents, _) in zip(batch, found, strict=True)
-            ]
-            features = self._prepared([self._as_prompt(*row) for row in zip(prompts, batch, strict=True)])
-            output = sequences_of(self.model.generate(**features, **options))
-            sequences = output[:: len(output) // len(batch), features["input_ids"].shape[1] :]
-            texts = self._decoded(sequences, skip_special_tokens)
-            tokens = features["attention_mask"].sum(1).tolist()
-            answers += [
-                RagAnswer(text, tuple(hits), note, tuple(prompt), count)
-                for text, (hits, _, note), prompt, count in zip(texts, found, prompts, tokens, strict=True)
-            ]
-        return answers
-
-    # ---- Finding ----
-
-    def _found(
+    def _find(
         self, embedding: np.ndarray, top_k: int | None, min_score: float | None, where: Mapping[str, Any] | None
     ) -> tuple[list[RagHit], list[Parts], str | None]:
-        """Search, and take what fits; the hits, their parts, and why there are none."""
+        """Search, and take what fits. Returns the hits, their parts, and why there are none."""
         least = self.min_score if min_score is None else min_score
         hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
         kept = [hit for hit in hits if least is None or hit.score >= least]
@@ -296,7 +300,7 @@ class SugarRag:
 
     def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
         if isinstance(self.index, SugarIndex):
-            return self.index.find(embedding, top_k, where=where)[0]
+            return self.index.search_vectors(embedding, top_k, where=where)[0]
         if where is not None:
             raise ValueError(f"where= needs a SugarIndex, {type(self.index).__name__} knows no metadata.")
         scores, places = self.index.search_embeddings(embedding, top_k)
@@ -306,35 +310,25 @@ class SugarRag:
             if place >= 0
         ]
 
-    # ---- The question ----
+    # ---- Embed the question ----
 
     def _form(self) -> str:
         if self._query_form is not None:
             return self._query_form
-        return "prompt" if self.template.is_question_first and self._may_reuse() else "sample"
+        return "prompt" if self.template.is_question_first and self.reuses else "sample"
 
-    def _embedded_in_prompt(self, question: Question) -> tuple[CachedPrefix, np.ndarray]:
+    def _embed_in_prompt(self, question: Question) -> tuple[CachedPrefix, np.ndarray]:
         """Run the question as the beginning of its prompt; (1, dim) at its last slice."""
         features = self._prepared([self._as_prompt(question.parts, question)])
         prefix, embeddings = encode_prefix(self.model, features, end_of_last_slice(features))
         found = embeddings[-1:, : self.embedder.dim].cpu().numpy()
         return prefix, found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def _embedded_alone(self, questions: Sequence[Question], first: int = 0) -> np.ndarray:
-        names = [f"question {first + i}" for i in range(len(questions))]
+    def _embed_alone(self, questions: Sequence[Question]) -> np.ndarray:
+        names = [question.name for question in questions]
         return self.embedder.encode([question.parts for question in questions], show_progress=False, names=names)
 
-    # ---- Generating ----
-
-    def _may_reuse(self) -> bool:
-        if not self._wants_reuse or not (self.template.is_question_first or self._cache.size):
-            return False
-        if self._is_exact is None:
-            found = check_reuse(self.model, self.processor)
-            self._is_exact = found.is_exact
-            if not found.is_exact:
-                warnings.warn(str(found), stacklevel=4)
-        return self._is_exact
+    # ---- Generate ----
 
     def _beginning(
         self, prefix: CachedPrefix | None, features: Features, question: Question, documents: Sequence[Parts]
@@ -343,7 +337,7 @@ class SugarRag:
         image_token_id = self.model.config.image_token_id
         if prefix is not None and (found := matching(prefix, features, image_token_id)) is not None:
             return found
-        if not self._cache.size or self.template.is_question_first or not documents:
+        if self._cache is None or self.template.is_question_first or not documents:
             return None
         if (found := self._cache.find(features)) is not None:
             return found
@@ -382,7 +376,7 @@ def _opened(
     if isinstance(index, SugarIndex):
         settings = index.info()["settings"] or {}
         embedder = SugarEmbedder(model, processor, **{name: settings[name] for name in _SETTINGS if name in settings})
-        check_embedder(index.generation.manifest.head, embedder, index.folder)
+        check_embedder(index.store.spec, embedder, index.folder)
         return embedder, index
     embedder = SugarEmbedder(model, processor)
     if isinstance(index, RetrievalIndex):

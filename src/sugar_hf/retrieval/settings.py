@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+#: Where documents are embedded: at their last slice, or at the end of each.
+POSITIONS = ("last", "all")
 #: Settings by which embeddings differ. Where a query is embedded does not depend on `positions`.
 _COMPARED = ("dim", "retrieval_dim", "image_pooling", "split_sentences")
 

@@ -1,4 +1,4 @@
-"""What an index says when it cannot be opened, searched or written."""
+"""Errors of an index that cannot be opened, searched or written."""
 
 
 class DamagedIndexError(ValueError):

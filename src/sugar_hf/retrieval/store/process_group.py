@@ -1,4 +1,4 @@
-"""Several processes that write one index, as torchrun and accelerate start them; one process is a group of one."""
+"""The group of processes that write one index, as torchrun and accelerate start them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +9,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-class Ranks:
-    """This process among those that do the same work."""
+class ProcessGroup:
+    """This process among those that make the same call; without torch.distributed a group of one."""
 
     def __init__(self) -> None:
         is_group = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if is_group else 0
         self.count = dist.get_world_size() if is_group else 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process opens and commits the write."""
-        return self.rank == 0
+        self.is_first = self.rank == 0  # it opens and commits the write
 
     @contextmanager
     def together(self) -> Iterator[None]:

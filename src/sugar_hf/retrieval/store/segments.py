@@ -18,25 +18,40 @@ from ...data import BadSampleError
 from ..documents import DOCUMENT_FEATURES, Document
 from .codecs import Codec
 from .index_errors import DamagedIndexError
-from .layout import MEND, FileEntry, reading
-from .manifest import SegmentEntry
+from .layout import FIX, FileEntry, SegmentEntry, checked_read
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema
-# A segment ends after this many documents, or bytes of either file.
-MOST_DOCUMENTS = 65536
-MOST_BYTES = 512 * 2**20
-BATCH_DOCUMENTS = 256
-BATCH_BYTES = 32 * 2**20
 
 
-def record_batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of what a store writes.
+
+    Args:
+        batch_documents: The most documents of a record batch.
+        batch_bytes: A batch ends after this many bytes of images.
+        segment_documents: A segment ends after this many documents.
+        segment_bytes: Or after this many bytes of either of its files.
+        small_segment: A segment of fewer documents is small.
+        most_small_segments: Once so many small segments stand at the end, the next write joins them.
+    """
+
+    batch_documents: int = 256
+    batch_bytes: int = 32 * 2**20
+    segment_documents: int = 65536
+    segment_bytes: int = 512 * 2**20
+    small_segment: int = 1024
+    most_small_segments: int = 32
+
+
+def record_batches(rows: Iterable[Mapping[str, Any]], limits: Limits) -> Iterator[pa.RecordBatch]:
     """Put stored documents into record batches of bounded size."""
     waiting: list[Mapping[str, Any]] = []
     size = 0
     for row in rows:
         waiting.append(row)
         size += sum(len(image["bytes"]) for image in row["images"])
-        if len(waiting) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
+        if len(waiting) == limits.batch_documents or size >= limits.batch_bytes:
             yield pa.RecordBatch.from_pylist(waiting, schema=SCHEMA)
             waiting, size = [], 0
     if waiting:
@@ -46,14 +61,14 @@ def record_batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch
 def map_table(path: Path) -> pa.Table:
     """Open an Arrow file of documents without copying it; it stays readable when its name is gone.
 
-    Whoever wrote it: Arrow follows the offsets in a file wherever they lead, so that all of them are looked at first,
-    and nothing is decompressed, which could take any amount of memory.
+    Whoever wrote it: Arrow follows the offsets in a file wherever they lead, so all of them are checked first. Nothing
+    is decompressed, which could take any amount of memory.
 
     Raises:
         MissingFileError: It is not there.
         DamagedIndexError: It is no such file.
     """
-    with reading(path):
+    with checked_read(path):
         source = pa.memory_map(str(path))
         _check_messages(source)
         source.seek(0)
@@ -83,7 +98,7 @@ def _check_messages(source: Any) -> None:
 
 
 def _field(data: bytes, table: int, number: int) -> int | None:
-    """Where the table leads that a field of a table refers to, in the encoding of FlatBuffers; `None` if not set."""
+    """Return where the table begins that a field of a table refers to, in FlatBuffers; `None` if not set."""
     fields = table - struct.unpack_from("<i", data, table)[0]
     (size,) = struct.unpack_from("<H", data, fields)
     if size < 6 + 2 * number:
@@ -93,7 +108,7 @@ def _field(data: bytes, table: int, number: int) -> int | None:
 
 
 def _check_nulls(table: pa.Table) -> None:
-    """Refuse documents of which something is missing that a document has."""
+    """Refuse documents that lack something."""
     for name in table.column_names:
         if table[name].null_count:
             raise ValueError(f"a document has no {name}")
@@ -129,7 +144,7 @@ def open_tensors(path: Path) -> Any:
         MissingFileError: It is not there.
         DamagedIndexError: It is none.
     """
-    with reading(path):
+    with checked_read(path):
         return safe_open(path, framework="numpy")
 
 
@@ -174,7 +189,7 @@ class Segment:
 
     @classmethod
     def open(cls, folder: Path, entry: SegmentEntry, codec: Codec | None, positions: str, verify: bool) -> "Segment":
-        """Open a segment. What is in its files is checked in any case as far as reading them is safe afterwards.
+        """Open a segment. Its files are always checked so far that reading them is safe afterwards.
 
         Args:
             folder: The folder `segments`.
@@ -191,9 +206,9 @@ class Segment:
         segment = cls(entry, map_table(texts), open_tensors(vectors))
         if segment.table.num_rows != entry.documents:
             raise DamagedIndexError(
-                f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}. {MEND}."
+                f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}. {FIX}."
             )
-        with reading(vectors):
+        with checked_read(vectors):
             rows = (entry.rows,)
             lengths = {segment.tensors.get_slice(name).get_shape()[0] for name in ("codes", "document", "slice")}
             if lengths != {entry.rows}:
@@ -241,7 +256,7 @@ class Segment:
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:
             raise DamagedIndexError(
-                f"{self.entry.texts.name} has metadata that is no JSON ({error}). {MEND}."
+                f"{self.entry.texts.name} has metadata that is no JSON ({error}). {FIX}."
             ) from error
         return found
 
@@ -254,7 +269,7 @@ class Segment:
         try:
             return Document.from_row(self.table.slice(number, 1).to_pylist()[0])
         except (BadSampleError, RecursionError) as error:
-            raise DamagedIndexError(f"{self.entry.texts.name} holds no document ({error}). {MEND}.") from error
+            raise DamagedIndexError(f"{self.entry.texts.name} holds no document ({error}). {FIX}.") from error
 
 
 class SegmentWriter:
@@ -263,11 +278,13 @@ class SegmentWriter:
     Args:
         folder: The folder `segments` of the index.
         number: Number of the first segment to be written.
+        limits: Sizes of segments.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, limits: Limits) -> None:
         self.folder = folder
         self.number = number
+        self._limits = limits
         self.entries: list[SegmentEntry] = []
         self._writer: Any = None
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -290,7 +307,8 @@ class SegmentWriter:
         self._documents += batch.num_rows
         self._bytes += batch.nbytes
         self._code_bytes += codes.nbytes
-        if self._documents >= MOST_DOCUMENTS or max(self._bytes, self._code_bytes) >= MOST_BYTES:
+        limits = self._limits
+        if self._documents >= limits.segment_documents or max(self._bytes, self._code_bytes) >= limits.segment_bytes:
             self._end()
 
     def finish(self) -> list[SegmentEntry]:

@@ -1,6 +1,9 @@
 """Where vectors are searched: FAISS in this process, or Milvus."""
 
 from .base import Rows, VectorBackend
-from .registry import BACKENDS, open_backend
+from .faiss_backend import FaissBackend
+from .milvus_backend import MilvusBackend
 
-__all__ = ["BACKENDS", "Rows", "VectorBackend", "open_backend"]
+__all__ = ["BACKENDS", "FaissBackend", "MilvusBackend", "Rows", "VectorBackend"]
+
+BACKENDS: dict[str, type[VectorBackend]] = {"faiss": FaissBackend, "milvus": MilvusBackend}

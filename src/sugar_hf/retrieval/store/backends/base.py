@@ -1,17 +1,21 @@
-"""What an index asks of the place where its vectors are searched."""
+"""The interface between an index and the backend that searches its vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ...filters import Filter
+from ..codecs import Codec
 
 # Short results are filled up to so many columns, however few rows there are; to more only if there are more rows.
 FILLED_UP = 128
+MOST = 2**20  # of any count
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,15 @@ class VectorBackend(ABC):
     """Finds the nearest rows by inner product.
 
     An index commits by writing its manifest; a backend may hold rows that no manifest knows yet, after a crash. The
-    index therefore names the rows that count in each search, and calls `trim` before it writes.
+    index therefore names the rows that exist in each search, and calls `trim` before it writes.
+
+    Args:
+        codec: How the index stores vectors.
+        options: Options of the backend.
+        folder: Where its files are: FAISS: what `save` wrote. Milvus without a `uri`: its local files.
+
+    Raises:
+        ValueError: An unknown option, or a codec that the backend does not take.
     """
 
     #: Whether rows are kept where the backend keeps them, so that the index stores no vectors of its own.
@@ -47,13 +59,16 @@ class VectorBackend(ABC):
     #: Whether the backend filters by metadata itself. If not, the index evaluates filters and passes `allowed`.
     filters_metadata: ClassVar[bool] = False
 
+    @abstractmethod
+    def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None: ...
+
     @classmethod
     @abstractmethod
-    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
-        """Refuse options that there are not, or not for vectors that are stored so.
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> Any:
+        """Return the options of the backend, for vectors that are stored so.
 
         Raises:
-            ValueError: Names the option.
+            ValueError: There is no such option, or it has a value that it cannot have; names it.
         """
 
     def check_rows(self) -> None:
@@ -86,7 +101,7 @@ class VectorBackend(ABC):
             top_k: How many rows for each query.
             row_count: Rows from this number on do not exist for this search.
             allowed: (row_count,) bool, the rows that may be found; all when `None`. Given to backends that do not
-                filter by themselves, deleted rows already taken out.
+                filter by themselves, without the deleted ones.
             excluded: Sorted row numbers that may not be found (deleted ones), for backends that filter by themselves.
             where: The filter on metadata, for backends that filter by themselves.
 
@@ -116,14 +131,28 @@ class VectorBackend(ABC):
         return
 
 
-def check_count(name: str, value: Any, least: int = 1, most: int = 2**20) -> None:
-    """Refuse a value of an option that is no whole number, or one that takes all memory.
+def read_options(kind: type[T], values: Mapping[str, Any] | None, backend: str) -> T:
+    """Make the options of a backend from a dict.
+
+    Raises:
+        ValueError: There is no such option, or it has a value that it cannot have.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(set(values or {}) - set(names)):
+        raise ValueError(f"Unknown option {unknown[0]!r} of the {backend} backend; there are {', '.join(names)}.")
+    return kind(**(values or {}))
+
+
+def check_counts(options: Any, **bounds: tuple[int, int]) -> None:
+    """Refuse options that are no whole numbers within bounds. Without an upper bound one could take all memory.
 
     Raises:
         ValueError: Names the option.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
+    for name, (least, most) in bounds.items():
+        value = vars(options)[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
 
 
 def check_top_k(top_k: Any) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from ...filters import Filter
 from ..codecs import BinaryCodec, Codec, Int8Codec
-from .base import Rows, VectorBackend, check_count, check_queries, filled_up
-from .graph_file import read_graph
+from ..layout import checked_read
+from .base import MOST, Rows, VectorBackend, check_counts, check_queries, filled_up, read_options
 
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
@@ -24,6 +25,12 @@ BLOCK = 65536
 NEAR, EQUAL = 1e-3, 1e-5
 # Numbers of decoded vectors at once while signs are rescored.
 MOST_DECODED = 2**26
+
+# The file of a graph: kind, d, rows, two that are not used, is trained, metric; then arrays; then entry point, top
+# level, two options, one that is not used, kind of the storage.
+_KINDS = (b"IH00", b"IHNf", b"IHNs")
+_HEADER, _TAIL = struct.Struct("<4siqqq?i"), struct.Struct("<iiiii4s")
+_TYPES = (np.float64, np.int32, np.int32, np.uint64, np.int32)
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,8 @@ class FaissOptions:
     def __post_init__(self) -> None:
         if self.kind not in ("flat", "hnsw"):
             raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
-        check_count("m", self.m, 2, 2048)
-        check_count("ef_construction", self.ef_construction)
-        check_count("ef_search", self.ef_search)
-        check_count("rescore", self.rescore, 0)
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any] | None) -> FaissOptions:
-        """Options from a dict; an unknown one is an error."""
-        names = [field.name for field in fields(cls)]
-        unknown = sorted(set(values or {}) - set(names))
-        if unknown:
-            raise ValueError(f"Unknown option {unknown[0]!r} of the FAISS backend; there are {', '.join(names)}.")
-        return cls(**(values or {}))
+        bounds = {"m": (2, 2048), "ef_construction": (1, MOST), "ef_search": (1, MOST), "rescore": (0, MOST)}
+        check_counts(self, **bounds)
 
 
 class FaissBackend(VectorBackend):
@@ -87,8 +83,7 @@ class FaissBackend(VectorBackend):
     """
 
     def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
-        self.check_options(options or {}, codec.name)
-        self.codec, self.options = codec, FaissOptions.read(options)
+        self.codec, self.options = codec, self.check_options(options or {}, codec.name)
         self._signs: Any = faiss.IndexBinaryFlat(8 * codec.sign_width) if isinstance(codec, BinaryCodec) else None
         self._blocks = _Blocks()
         self._storage: Any = None if self._signs is not None else _storage(codec)
@@ -97,10 +92,12 @@ class FaissBackend(VectorBackend):
             self._graph = self._read_graph(folder / GRAPH_FILE)
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
-        """Refuse options that there are not, or not for vectors that are stored so; see [`FaissOptions`]."""
-        if FaissOptions.read(options).kind == "hnsw" and vectors == BinaryCodec.name:
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> FaissOptions:
+        """Return the options; see [`FaissOptions`]."""
+        read = read_options(FaissOptions, options, "FAISS")
+        if read.kind == "hnsw" and vectors == BinaryCodec.name:
             raise ValueError("kind='hnsw' takes vectors='float32', 'float16' or 'int8'; binary is searched flat.")
+        return read
 
     def __len__(self) -> int:
         return int((self._storage if self._signs is None else self._signs).ntotal)
@@ -360,3 +357,73 @@ def _storage(codec: Codec) -> Any:
         storage.is_trained = True
         return storage
     raise ValueError(f"FAISS holds no codes of {codec.name}.")
+
+
+# ---- The file of a graph ----
+
+
+def read_graph(path: Path, dim: int) -> Any:
+    """Read the HNSW graph that FAISS wrote without its vectors, after a check of every number in the file.
+
+    FAISS itself follows whatever numbers a file holds.
+
+    Args:
+        path: The file.
+        dim: Width of the vectors.
+
+    Raises:
+        MissingFileError: It is not there.
+        DamagedIndexError: It is no graph of such vectors.
+    """
+    with checked_read(path):
+        data = path.read_bytes()
+        _check_graph(data, dim)
+        reader = faiss.VectorIOReader()  # what was checked, and not the file again
+        faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
+        graph = faiss.read_index(reader, faiss.IO_FLAG_SKIP_STORAGE)
+        if not isinstance(graph, faiss.IndexHNSW):
+            raise ValueError("it is no graph")
+    return graph
+
+
+def _check_graph(data: bytes, dim: int) -> None:
+    """Raise a ValueError if any number in the file of a graph leads nowhere."""
+    kind, width, count, _, _, _, metric = _HEADER.unpack_from(data)
+    if kind not in _KINDS:
+        raise ValueError(f"{kind!r} is no graph")
+    if width != dim:
+        raise ValueError(f"it is no graph of vectors of {dim} dimensions")
+    if metric != faiss.METRIC_INNER_PRODUCT or count < 1:
+        raise ValueError("it is no graph of inner products")
+    place = _HEADER.size
+    arrays: list[np.ndarray] = []
+    for type_ in _TYPES:
+        (length,) = struct.unpack_from("<Q", data, place)
+        if length > len(data):
+            raise ValueError("a length is past its end")
+        arrays.append(np.frombuffer(data, type_, length, place + 8))
+        place += 8 + arrays[-1].nbytes
+    entry, top, _, _, _, storage = _TAIL.unpack_from(data, place)
+    if place + _TAIL.size != len(data) or storage != b"null":
+        raise ValueError("it does not end where it should")
+    shares, ends, levels, offsets, neighbors = arrays
+    # `ends[l]` neighbors of a row are those of its levels below l
+    is_ascending = len(ends) > 1 and not ends[0] and (ends[1:] > ends[:-1]).all() and ends[-1] < 2**20
+    if len(ends) != len(shares) + 1 or not is_ascending:
+        raise ValueError("its levels have no sizes")
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("its levels have no shares")
+    if len(levels) != count or levels.min() < 1 or levels.max() >= len(ends):
+        raise ValueError("rows are on levels that there are not")
+    if not np.array_equal(offsets, np.concatenate([[0], np.cumsum(ends[levels].astype(np.uint64))]).astype(np.uint64)):
+        raise ValueError("rows have other numbers of neighbors than their levels have")
+    if len(neighbors) != offsets[-1] or neighbors.min() < -1 or neighbors.max() >= count:
+        raise ValueError("rows have neighbors that there are not")
+    for level in range(1, int(levels.max())):
+        # a neighbor on a level has to be on that level itself, or what is read are another row's neighbors
+        starts = offsets[:-1][levels > level].astype(np.int64)
+        found = neighbors[(starts[:, None] + np.arange(ends[level], ends[level + 1])).ravel()]
+        if (levels[found[found >= 0]] <= level).any():
+            raise ValueError("rows have neighbors on other levels")
+    if not 0 <= entry < count or not 0 <= top < levels[entry]:
+        raise ValueError("it begins nowhere")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...filters import Filter, typed_metadata
 from ..codecs import Codec
-from .base import Rows, VectorBackend, check_count, check_queries, filled_up
+from .base import MOST, Rows, VectorBackend, check_counts, check_queries, filled_up, read_options
 
 LOCAL_NAME = "milvus.db"
 TOKEN_VARIABLE = "MILVUS_TOKEN"
@@ -51,21 +51,11 @@ class MilvusOptions:
             raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
         if not isinstance(self.collection, str) or not isinstance(self.uri, str | None):
             raise ValueError("uri and collection: give texts.")
-        for name in ("m", "ef_construction", "ef_search"):
-            check_count(name, vars(self)[name], 1)
+        check_counts(self, m=(1, MOST), ef_construction=(1, MOST), ef_search=(1, MOST))
 
     def __repr__(self) -> str:
         uri = self.uri and public_address(self.uri)
         return f"MilvusOptions(uri={uri!r}, collection={self.collection!r}, kind={self.kind!r})"  # no token
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any] | None) -> MilvusOptions:
-        """Options from a dict; an unknown one is an error."""
-        names = [field.name for field in fields(cls)]
-        unknown = sorted(set(values or {}) - set(names))
-        if unknown:
-            raise ValueError(f"Unknown option {unknown[0]!r} of the Milvus backend; there are {', '.join(names)}.")
-        return cls(**(values or {}))
 
 
 class MilvusBackend(VectorBackend):
@@ -88,8 +78,7 @@ class MilvusBackend(VectorBackend):
     filters_metadata = True
 
     def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
-        self.check_options(options or {}, codec.name)
-        self.options = MilvusOptions.read(options)
+        self.options = self.check_options(options or {}, codec.name)
         if self.options.uri is None and folder is None:
             raise ValueError("The Milvus backend needs a uri, or a folder for local files.")
         self.dim = codec.dim
@@ -102,11 +91,12 @@ class MilvusBackend(VectorBackend):
         self._open_collection()
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any], vectors: str) -> None:
-        """Refuse options that there are not, and other vectors than float32; see [`MilvusOptions`]."""
-        MilvusOptions.read(options)
+    def check_options(cls, options: Mapping[str, Any], vectors: str) -> MilvusOptions:
+        """Return the options; see [`MilvusOptions`]."""
+        read = read_options(MilvusOptions, options, "Milvus")
         if vectors != "float32":
             raise ValueError(f"vectors={vectors!r}: Milvus takes vectors='float32'.")
+        return read
 
     def _open_collection(self) -> None:
         name, client = self.options.collection, self._client
