@@ -9,6 +9,7 @@
 # make test-install      install the package as a user does, and use it
 # make lab    the paper's experiments on the picturebook, hours; what is done already is not done again
 # make lab-quick  the same, far smaller, to see that all of it runs
+# make docs   build the documentation site in docs/_build/html, warnings are errors
 # make check  lint, format and types
 # make clean  remove what these leave behind (the environments stay)
 #
@@ -32,7 +33,7 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-lab test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick check clean
+.PHONY: demo test test-lab test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick docs check clean
 
 demo: $(DEMO)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
@@ -70,6 +71,10 @@ lab: $(READY)
 
 lab-quick: $(READY)
 	@.venv/bin/python -m sugar_lab --budget quick --workers $(WORKERS) $(ARGS)
+
+docs: $(READY)
+	@.venv/bin/python -W ignore -m sphinx -q -W --keep-going -j auto docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 check: $(READY)
 	@.venv/bin/ruff check .
@@ -122,6 +127,6 @@ $(TORCHVISION): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 clean:
-	@rm -rf sugar demo_output .cache build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf sugar demo_output docs/_build .cache build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 	@rm -f $(READY) $(DEMO)

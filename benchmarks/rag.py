@@ -39,8 +39,8 @@ from sugar_hf.model import CandidateIndex
 from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag, as_document
 from sugar_hf.retrieval.prompts import QUESTION_FIRST, as_prompt, fit, prepared
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "rag.md"
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"
+BEGIN, END = "<!-- rag: begin -->\n", "<!-- rag: end -->"
 WAYS = {
     "reuse": "one model, keys and values reused",
     "noreuse": "one model, nothing reused",
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--memory-runs", type=int, default=1, help="processes of each way; 0: no memory")
     parser.add_argument("--quick", action="store_true", help="small models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--update-docs", action="store_true", help="write the figures into docs/rag.md")
+    parser.add_argument("--update-docs", action="store_true", help="write the figures into docs/costs.md")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="take the figures of an earlier run")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -14,13 +14,14 @@ the file as it was.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from retrieval_embedding import POOL, SIZES, STORED, TASK, measure_embedding, measure_sizes
 from retrieval_vectors import DIM, SETS, WANTED_RECALL, measure_folder, measure_milvus, measure_vectors
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "retrieval.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"
 PARTS = ("vectors", "folder", "milvus", "embedding", "sizes")
 CODECS = ("float32", "float16", "int8")
 
@@ -67,6 +68,11 @@ def summary(parts: dict[str, Any]) -> dict[str, Any]:
 # ---- Documentation ----
 
 
+def seconds(value: float) -> str:
+    """Write a time in seconds; empty for one that was not taken."""
+    return "" if math.isnan(value) else f"{value:,.0f}"
+
+
 def vectors_table(part: dict[str, Any]) -> str:
     rows = [
         "| vectors | codes | recall@10 | `ef_search` | queries/s, HNSW / flat: batches of 512 | one at a time "
@@ -82,7 +88,7 @@ def vectors_table(part: dict[str, Any]) -> str:
                 ratios.append(f"{ours:,.0f} / {theirs:,.0f} = **{last[mode]:.3g}**")
             rows.append(
                 f"| {kind} | {name} | {last['recall']:.3f} | {last['ef']} | {ratios[0]} | {ratios[1]} | "
-                f"{figures['build']:,.0f} | {figures['code_bytes']:,.0f} + {figures['graph_bytes']:,.0f} |"
+                f"{seconds(figures['build'])} | {figures['code_bytes']:,.0f} + {figures['graph_bytes']:,.0f} |"
             )
     numpy_qps = ", ".join(
         f"{kind} {next(iter(by_codec.values()))['numpy_qps']:.0f}" for kind, by_codec in part["sets"].items()
@@ -178,7 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21, help="rounds of the embedding's comparison")
     parser.add_argument("--sizes", nargs=2, type=Path, metavar=("PLAIN", "NESTED"), help="folders of two models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--update-docs", action="store_true", help="write the tables of docs/retrieval.md")
+    parser.add_argument("--update-docs", action="store_true", help="write the tables of docs/costs.md")
     options = parser.parse_args()
     chosen = (
         options.parts if options.parts is not None else [part for part in PARTS if part != "sizes" or options.sizes]

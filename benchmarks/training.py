@@ -35,15 +35,15 @@ from sugar_hf.training import SugarTrainer, SugarTrainingArguments
 from sugar_hf.training.mini_batches import MiniBatches
 from sugar_hf.training.structure_term import KnownGradient, structure_term
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"
+BEGIN, END = "<!-- training: begin -->\n", "<!-- training: end -->"
 TITLES = {
     "joint_over_lm": "time, joint / LM",
     "joint_over_two_pass": "time, joint / two passes",
     "joint_over_trainer": "time, joint / plain Trainer",
     "structure_share": "share of labels, L_d and its backward in the joint step",
     "embed_over_backbone": "embeddings a second / `last_hidden_state` of the backbone",
-    "prefix_speedup": "all 10 beginnings of a document, one pass each / one pass",
+    "prefix_speedup": "all 10 prefixes of a document, one pass each / one pass",
     "peak_memory_ratio": "peak memory, joint / plain Trainer",
     "batch_512_over_8_memory": "peak memory, 512 samples in mini-batches of 8 / 8 samples",
 }
@@ -203,7 +203,7 @@ def measure_embedding(steps: Steps, repeats: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_prefixes(steps: Steps, repeats: int) -> dict[str, Any]:
-    """A document of five images and five texts: one pass, and one for each of its beginnings."""
+    """A document of five images and five texts: one pass, and one for each of its prefixes."""
     model, draw = steps.sugar.eval(), np.random.default_rng(0)
     document: list[Any] = []
     for number in range(5):
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="rounds of each measure (default: 21, of the larger models 5)")
     parser.add_argument("--batch-size", type=int, help="samples of the batch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--update-docs", action="store_true", help="write the figures into docs/training.md")
+    parser.add_argument("--update-docs", action="store_true", help="write the figures into docs/costs.md")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="take the figures of an earlier run")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

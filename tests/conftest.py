@@ -17,6 +17,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the table of docs/bad_input.md from the cases of tests/retrieval, instead of comparing",
     )
+    parser.addoption(
+        "--update-notebooks",
+        action="store_true",
+        help="store in the notebooks of examples/notebooks what their cells show",
+    )
 
 
 def pytest_configure(config):

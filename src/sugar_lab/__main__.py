@@ -71,7 +71,7 @@ def lab(
 
 
 def _write_pages(place: "Lab", tables: Path) -> None:
-    """The document beside the folder of the tables, and in it the gallery, if its model is there."""
+    """Write the report beside the tables, and the gallery if its model is there."""
     from sugar_hf.evaluation.benchmarks.runner import open_model
 
     from .lab_gallery import make_gallery
@@ -81,7 +81,7 @@ def _write_pages(place: "Lab", tables: Path) -> None:
     model = model_folder(place.rows["sugar"], 0, place.work)
     if (model / "config.json").is_file():
         typer.echo(f"  {make_gallery(*open_model(str(model)), tables / 'gallery.html')}", err=True)
-    typer.echo(f"  {make_document(tables, tables.with_suffix('.md'))}", err=True)
+    typer.echo(f"  {make_document(tables, tables / 'report.md')}", err=True)
 
 
 if __name__ == "__main__":

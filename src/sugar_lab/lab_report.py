@@ -15,22 +15,22 @@ from .tables import markdown, own_section, own_tables, paper_section
 from .twins import Twin, all_twins
 from .verdicts import all_verdicts
 
-FOLDER, OUT = Path("docs/lab"), Path("docs/lab.md")
+FOLDER, OUT = Path("docs/lab"), Path("docs/lab/report.md")
 GALLERY, NOTES = "gallery.html", "notes.md"
 
-INTRODUCTION = """# The lab
+INTRODUCTION = """# Report of the lab
 
 The experiments of the paper ([arXiv 2411.00304](https://arxiv.org/abs/2411.00304)) on the picturebook, our drawn
-world: 300 drawn things on a grid of nine places, over coloured grounds, in pictures of 96 pixels. Benchmarks have
-twins there, which the metrics of the benchmarks score. Rows are small models that start from one checkpoint; what is
-held out are combinations of things.
+world: 300 drawn things on a grid of nine places, over coloured grounds, in pictures of 96 pixels. Each benchmark has a
+synthetic counterpart there, its twin, which the benchmark's own metric scores. Rows are small models that start from
+one checkpoint. Combinations of things are held out.
 
-**These worlds are tiny, and so are the models that learn them.** The paper's figures, printed above ours, are of
-models of seven billion weights on photographs: that a figure of ours is higher or lower than one of the paper means
-nothing. What can be compared is how rows differ. The verdicts are about the lab, too: a claim that is refuted here may
-hold at scale, and one that is confirmed here may not.
+**This world is tiny, and so are the models that learn it.** The paper's numbers, printed above ours, are those of
+models of seven billion weights on photographs. That a number of ours is higher or lower than one of the paper means
+nothing. What can be compared is how rows differ. The verdicts, too, are about the lab: a claim that is refuted here
+may hold at scale, and one that is confirmed here may not.
 """
-QUICK = "**The budget is `quick`: it shows that everything runs. None of these figures means anything.**"
+QUICK = "**The budget is `quick`: it shows that everything runs. None of these numbers means anything.**"
 READING = """A cell is the mean over seeds ± their sample standard deviation; without ± it has one seed. The best of
 our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on
 both sides (`base` and `mini-clip` need none: they are the same for all seeds). As two or three seeds may agree by
@@ -84,11 +84,6 @@ def make_document(
     return out
 
 
-def write_document(folder: str | Path = FOLDER, out: str | Path = OUT) -> Path:
-    """`make_document` at the places where the project keeps its own."""
-    return make_document(folder, out)
-
-
 def _introduction(results: Results) -> list[str]:
     versions: dict[str, list[str]] = {}
     for cell in results.cells:
@@ -101,7 +96,7 @@ def _introduction(results: Results) -> list[str]:
     was_run = [
         "## What was run",
         "",
-        f"Budget `{results.budget}`; {len(rows)} rows with {seeds_text(counts)}; {len(results.cells)} figures. "
+        f"Budget `{results.budget}`; {len(rows)} rows with {seeds_text(counts)}; {len(results.cells)} numbers. "
         f"Made with: {made_with or 'not recorded'}.",
         "",
         "```bash",
@@ -112,9 +107,11 @@ def _introduction(results: Results) -> list[str]:
     if results.budget == "quick":
         was_run += [QUICK, ""]
     was_run.append(READING)
-    known = in_order(ROWS, rows)
+    by_meaning: dict[str, list[str]] = {}
+    for row in in_order(ROWS, rows):
+        by_meaning.setdefault(meaning(row) or "a further row", []).append(f"`{row}`")
     was_run += markdown(
-        ["row", "what it is"], [[f"`{row}`", meaning(row) or "a further row"] for row in known], numbers=False
+        ["rows", "what they are"], [[", ".join(names), text] for text, names in by_meaning.items()], numbers=False
     )
     absent = missing(ROWS, rows)
     was_run += [f"Rows that were not run at all: {', '.join(f'`{row}`' for row in absent)}.", ""] if absent else []
@@ -133,9 +130,9 @@ def _verdicts(results: Results) -> list[str]:
 
 
 def _notes(folder: Path) -> list[str]:
-    """What people make of the figures: the one part that is not made of them."""
+    """Return the notes that people wrote beside the results; the rest of the report is made of the results."""
     notes = folder / NOTES
-    return ["## What we make of it", "", notes.read_text(encoding="utf-8").strip(), ""] if notes.is_file() else []
+    return ["## What follows", "", notes.read_text(encoding="utf-8").strip(), ""] if notes.is_file() else []
 
 
 def _gallery(folder: Path, out: Path) -> list[str]:
@@ -160,7 +157,7 @@ def _cards(twins: Mapping[str, Twin]) -> list[str]:
 
 def _commands(results: Results) -> list[str]:
     commands = dict.fromkeys(cell.command for cell in results.cells)
-    head = ["## Commands", "", "<details><summary>What made each figure</summary>", ""]
+    head = ["## Commands", "", "<details><summary>What made each number</summary>", ""]
     return [*head, "```bash", *commands, "```", "", "</details>", ""]
 
 

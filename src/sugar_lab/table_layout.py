@@ -19,7 +19,7 @@ ROWS: Mapping[str, str] = {
     "mean": "labels by the mean cosine of all pairs of slices: the paper's w/o GAK",
     "clip-only": "CLIP's distances for every pair: the paper's w/o triple kernel",
     "last-token": "an image's last token in place of the mean: the paper's w/o average pooling",
-    "same-sample-one": "label 1 for any two beginnings of one sample, as in the paper",
+    "same-sample-one": "label 1 for any two prefixes of one sample, as in the paper",
     "centring": "labels with the mean cosine of unrelated pairs taken out, by block",
     "alpha-*": "another weight of the structure loss",
     "delta-*": "another bandwidth of the alignment kernel",

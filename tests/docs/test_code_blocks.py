@@ -1,10 +1,12 @@
 """Every block of code in README.md and docs/ runs as typed, on small models and files in the place of those it names.
 
-Python is run block after block, as somebody would type a document from its beginning. Commands of this program are run
-too; others are read: every option and every file of the repository that they name has to be there. A block below a
-comment `<!-- not run: why -->` is read only; `NOT_RUN` below lists them, so that none joins them unseen.
+Python is run block after block, as somebody would type a document from its beginning. A block of text right behind one
+is what it prints. Commands of this program are run too; others are read: every option and every file of the repository
+that they name has to be there. A block below a comment `<!-- not run: why -->` is read only; `NOT_RUN` below lists
+them, so that none joins them unseen.
 """
 
+import ast
 import json
 import os
 import re
@@ -36,7 +38,8 @@ from sugar_lab.stages import Lab
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n+)?^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$",
+    r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n+)?"
+    r"^(?P<indent> *)```(?P<language>[\w{}]*)\n(?P<code>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 
@@ -57,6 +60,7 @@ ONLY_READ = {
     "report": "of what evaluate gives; test_report.py",
     "lab": "takes hours; test_lab_runner.py",
 }
+MESSAGE = re.compile("“([^”]+)”")
 NOT_RUN = {
     "docs/harnesses.md": {
         "the data sets are downloaded; tests/evaluation/test_mteb.py runs such a task on data of its own"
@@ -113,7 +117,7 @@ def test_the_blocks_that_are_not_run_are_these():
 
 
 def test_every_block_has_a_language_that_is_known_here():
-    assert {block.language for block in ALL} <= {"python", "bash", "yaml", "json", "text"}
+    assert {block.language for block in ALL} <= {"python", "bash", "yaml", "json", "text", "{toctree}"}
 
 
 @cache
@@ -206,7 +210,7 @@ def given(document: str) -> dict[str, Any]:
         for name in ("facts.index", "photos.index"):
             SugarIndex.build(name, ["a tower of 1889.", [photo, "a red boat."]], embedder, show_progress=False)
         return {}
-    if document == "docs/retrieval.md":
+    if document == "docs/indexing.md":
         documents = [
             {"id": "sea/a.png", "document": [Path("a.png")], "metadata": {"year": 2004}},
             {"id": "draft", "document": ["a boat."], "metadata": {"kind": "draft", "year": 1999}},
@@ -220,6 +224,15 @@ def given(document: str) -> dict[str, Any]:
     return {}
 
 
+def outputs(path: Path) -> dict[int, str]:
+    """What a block of Python prints, by the block's line, where the next thing in the document is a block of text."""
+    text = path.read_text(encoding="utf-8")
+    pairs = re.finditer(
+        r"^```python\n(?P<code>(?:(?!```).*\n)*)```\n\n```text\n(?P<text>(?:(?!```).*\n)*)```$", text, re.M
+    )
+    return {text.count("\n", 0, pair.start("code")): pair["text"] for pair in pairs}
+
+
 def run_ours(words: list[str]) -> None:
     words = [os.path.expanduser(word) for word in words]
     for large, small in SMALLER:
@@ -230,16 +243,39 @@ def run_ours(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_a_document_as_typed(path, folder):
+def test_a_document_as_typed(path, folder, capsys):
     document = path.relative_to(ROOT).as_posix()
     names = {"__name__": "__main__", **given(document)}
+    printed = outputs(path)
     for block in blocks(path):
         if block.reason is not None:
             continue
         if block.language == "python":
             code = "\n" * block.line + block.code  # so that a traceback has the document's lines
+            capsys.readouterr()
             exec(compile(code, str(path), "exec"), names)
+            if block.line in printed:
+                assert capsys.readouterr().out == printed[block.line], block
         elif block.language == "bash":
             for words in commands(block):
                 if words[0] == "sugar-hf" and words[1] not in ONLY_READ:
                     run_ours(words)
+
+
+def texts_of_the_source() -> list[str]:
+    """Every text in the library, with … for what is filled in."""
+    found = []
+    for path in (ROOT / "src" / "sugar_hf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_source():
+    messages = MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    texts = texts_of_the_source()
+    assert messages
+    assert [message for message in messages if not any(message in text for text in texts)] == []

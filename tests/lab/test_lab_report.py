@@ -38,7 +38,7 @@ def some():
 
 
 def document(folder, entries, twins=()):
-    out = make_document(write(folder / "lab", entries), folder / "lab.md", dict(twins))
+    out = make_document(write(folder / "lab", entries), folder / "lab" / "report.md", dict(twins))
     return out.read_text(encoding="utf-8")
 
 
@@ -141,8 +141,8 @@ def test_pictures_are_drawn_and_say_what_they_show(tmp_path):
     sizes = [entry("pool", "sugar", str(size), 1000 / size, 1000 / size) for size in (100, 20)]
     write(tmp_path / "lab", [*some(), *sizes])
     extras(tmp_path / "lab")
-    text = make_document(tmp_path / "lab", tmp_path / "lab.md").read_text()
-    found = dict(re.findall(r"!\[(.+?)\]\(lab/(\w+)\.svg\)", text))
+    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+    found = dict(re.findall(r"!\[(.+?)\]\((\w+)\.svg\)", text))
     assert sorted(found.values()) == ["ablation", "curves", "labels", "pool", "positions"]
     for name in found.values():
         assert ElementTree.parse(tmp_path / "lab" / f"{name}.svg").getroot().tag == SVG
@@ -158,7 +158,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name / "lab", some())
         extras(tmp_path / name / "lab")
-        make_document(tmp_path / name / "lab", tmp_path / name / "lab.md")
+        make_document(tmp_path / name / "lab", tmp_path / name / "lab" / "report.md")
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     assert len(files) == 8
     for file in files:
@@ -166,11 +166,11 @@ def test_the_same_results_give_the_same_files(tmp_path):
 
 
 def test_it_says_how_it_was_made(tmp_path, text):
-    assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 figures. Made with: machine 2 cores; torch 2.9." in text
+    assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 numbers. Made with: machine 2 cores; torch 2.9." in text
     assert "\n```bash\npython -m sugar_lab --budget full\n```\n" in text
     assert "\npython -m sugar_lab --budget full --only sugar/table1\n" in text
-    assert "None of these figures means anything" not in text
-    assert "None of these figures means anything" in document(
+    assert "None of these numbers means anything" not in text
+    assert "None of these numbers means anything" in document(
         tmp_path, [entry("table1", "a", "GQA", 1, budget="quick")]
     )
 
@@ -182,17 +182,17 @@ def test_cards_of_the_twins_are_printed(tmp_path):
 
 
 def test_notes_stand_behind_the_verdicts_if_there_are_some(tmp_path):
-    assert "What we make of it" not in document(tmp_path, [entry("table1", "a", "GQA", 1.0)])
+    assert "What follows" not in document(tmp_path, [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "notes.md").write_text("All rows are alike.\n")
-    text = make_document(tmp_path / "lab", tmp_path / "lab.md").read_text()
-    places = [text.index(part) for part in ("claims in the lab", "## What we make of it\n\nAll rows", "The defaults")]
+    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+    places = [text.index(part) for part in ("claims in the lab", "## What follows\n\nAll rows", "The defaults")]
     assert places == sorted(places)
 
 
 def test_the_gallery_is_linked_if_it_is_there(tmp_path):
     write(tmp_path / "lab", [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "gallery.html").write_text("")
-    assert "[The page](lab/gallery.html)" in make_document(tmp_path / "lab", tmp_path / "lab.md").read_text()
+    assert "[The page](gallery.html)" in make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
 
 
 def test_it_runs_from_the_command_line(tmp_path, capsys):
@@ -230,7 +230,7 @@ def test_a_histogram_that_does_not_fit_is_refused(tmp_path):
     write(tmp_path, some())
     (tmp_path / "labels.json").write_text(json.dumps({"gak": {"bins": [0, 1], "counts": [1, 2]}}))
     with pytest.raises(ValueError, match="'gak': 2 edges do not fit 2 counts"):
-        make_document(tmp_path, tmp_path / "lab.md")
+        make_document(tmp_path, tmp_path / "lab" / "report.md")
 
 
 def test_a_figure_that_two_tables_share_stands_in_both(tmp_path):
@@ -302,6 +302,9 @@ def test_the_gallery_has_the_six_kinds_and_says_what_is_wrong(tmp_path, llava):
 def test_the_projects_document_and_card_are_those_of_its_results(tmp_path):
     root = Path(__file__).parents[2]
     shutil.copytree(root / "docs" / "lab", tmp_path / "lab")
-    assert make_document(tmp_path / "lab", tmp_path / "lab.md").read_text() == (root / "docs" / "lab.md").read_text()
+    assert (
+        make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+        == (root / "docs" / "lab" / "report.md").read_text()
+    )
     card = write_card(root / "docs" / "lab", tmp_path / "card.md")
     assert card.read_text() == (root / "model_cards" / "mini-sugar.md").read_text()

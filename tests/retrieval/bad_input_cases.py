@@ -425,7 +425,7 @@ def render():
     """Write the table of all cases."""
     lines = []
     for group in dict.fromkeys(case.group for case in CASES):
-        lines += [f"### {group}\n", "| input | what happens |", "|---|---|"]
+        lines += [f"## {group}\n", "| input | what happens |", "|---|---|"]
         for case in CASES:
             if case.group == group:
                 answer = case.says if case.error is None else f"`{case.error.__name__}`: \u201c{case.says}\u201d"
