@@ -105,4 +105,4 @@ def test_sharded_models_compute_as_whole_ones_do(environment):
         assert result["version"] == 2
         assert result["sharded"] == pytest.approx(result["alone"], rel=1e-6)
         assert result["difference"] < 1e-5
-        assert len(result["groups"]) > 5
+        assert len(result["groups"]) >= 5  # the whole, and two layers each of the vision tower and the language model
