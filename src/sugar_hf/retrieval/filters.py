@@ -164,33 +164,21 @@ def milvus_string(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _All(Filter):
+class _Group(Filter):
+    """All, or any, of some conditions."""
+
     parts: tuple[Filter, ...]
+    word: str = "and"
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        return all(part.matches(metadata) for part in self.parts)
+        return (all if self.word == "and" else any)(part.matches(metadata) for part in self.parts)
 
     def conditions(self) -> Iterator[Filter]:
         for part in self.parts:
             yield from part.conditions()
 
     def milvus(self, field: str) -> str:
-        return "(" + " and ".join(part.milvus(field) for part in self.parts) + ")"
-
-
-@dataclass(frozen=True)
-class _Any(Filter):
-    parts: tuple[Filter, ...]
-
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        return any(part.matches(metadata) for part in self.parts)
-
-    def conditions(self) -> Iterator[Filter]:
-        for part in self.parts:
-            yield from part.conditions()
-
-    def milvus(self, field: str) -> str:
-        return "(" + " or ".join(part.milvus(field) for part in self.parts) + ")"
+        return "(" + f" {self.word} ".join(part.milvus(field) for part in self.parts) + ")"
 
 
 @dataclass(frozen=True)
@@ -316,14 +304,14 @@ def _parse(where: Any, place: str, depth: int) -> Filter:
             if not isinstance(value, (list, tuple)) or not value:
                 raise ValueError(f"{here}: give a list of at least one filter; got {_shown(value)}.")
             some = tuple(_parse(each, f"{here}[{n}]", depth + 1) for n, each in enumerate(value))
-            parts.append(_All(some) if key == "$and" else _Any(some))
+            parts.append(_Group(some, key[1:]))
         elif key == "$not":
             parts.append(_Not(_parse(value, here, depth + 1)))
         elif not isinstance(key, str) or not key or key.startswith("$"):
             raise ValueError(f"{here}: unknown operator; give the name of a field or one of {', '.join(_GROUPS)}.")
         else:
             parts += _field_conditions(_checked_text(key, here), value, here)
-    return parts[0] if len(parts) == 1 else _All(tuple(parts))
+    return parts[0] if len(parts) == 1 else _Group(tuple(parts))
 
 
 def _field_conditions(key: str, value: Any, place: str) -> list[Filter]:
@@ -367,7 +355,7 @@ def _among(key: str, operand: Collection[Any], place: str) -> Filter:
     some: list[Filter] = [_Not(_Exists(key))] if any(each is None for each in operand) else []
     if values:
         some.append(_In(key, {kind: frozenset(found) for kind, found in values.items()}))
-    return _Nothing(key) if not some else some[0] if len(some) == 1 else _Any(tuple(some))
+    return _Nothing(key) if not some else some[0] if len(some) == 1 else _Group(tuple(some), "or")
 
 
 def _equal(key: str, value: Any, place: str) -> Filter:

@@ -1,18 +1,16 @@
-"""How vectors are stored: as they are, at half precision, as bytes, or as signs."""
+"""Codecs of vectors: as they are, at half precision, as bytes, or as signs."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-CODECS = ("float32", "float16", "int8", "binary")
 
-
-class Codec(ABC):
+@dataclass(frozen=True, eq=False)
+class Codec:
     """Turns unit vectors into codes and back; made by `Codec.fit` or `Codec.from_dict`.
 
     | name | codes of d numbers | bytes |
@@ -22,53 +20,48 @@ class Codec(ABC):
     | `int8` | the place of each number in its dimension's range, in 256 steps | d |
     | `binary` | the signs, eight to a byte, to be searched, then the `int8` code, to score what is found | d / 8 + d |
 
-    The ranges of `int8` come from the vectors an index begins with, and stay: what lies outside later is clipped,
+    The ranges of `int8` come from the first vectors of an index, and stay. Later numbers outside of them are clipped,
     which `clipped` counts.
+
+    Args:
+        dim: Width d of the vectors.
     """
 
     name: ClassVar[str]
+    code_dtype: ClassVar[np.dtype[Any]]
     dim: int
 
     @staticmethod
     def fit(name: str, vectors: Iterable[np.ndarray]) -> Codec:
-        """A codec for vectors like these.
+        """Make a codec for vectors like these.
 
         Args:
             name: One of the names above.
-            vectors: Batches of vectors; all are read for the ranges of `int8` and `binary`, of others only the first.
-
-        Shape:
-            vectors: each `(n, d)` float32.
+            vectors: Batches (n, d) float32; all are read for the ranges of `int8` and `binary`, else only the first.
 
         Raises:
             ValueError: An unknown name, no vectors at all, or vectors that are no finite numbers of one width.
         """
         if name not in CODECS:
             raise ValueError(f"vectors={name!r}: give one of {', '.join(map(repr, CODECS))}.")
+        has_ranges = issubclass(_KINDS[name], Int8Codec)
         low = high = None
         for batch in vectors:
             batch = _checked(batch, None if low is None else len(low))
-            if not len(batch):
-                continue
-            if low is None or high is None:
-                low, high = batch.min(0), batch.max(0)
-                if name in ("float32", "float16"):
+            if len(batch):
+                low = batch.min(0) if low is None else np.minimum(low, batch.min(0))
+                high = batch.max(0) if high is None else np.maximum(high, batch.max(0))
+                if not has_ranges:
                     break
-            else:
-                low, high = np.minimum(low, batch.min(0)), np.maximum(high, batch.max(0))
         if low is None or high is None:
             raise ValueError(f"vectors={name!r} needs vectors to be fitted to, and there is none.")
-        if name == "float32":
-            return Float32Codec(len(low))
-        if name == "float16":
-            return Float16Codec(len(low))
         # a dimension that never changes still has a range to be divided by
-        span = np.maximum(high - low, np.float32(1e-6))
-        return Int8Codec(len(low), low, span) if name == "int8" else BinaryCodec(len(low), low, span)
+        ranges = (low, np.maximum(high - low, np.float32(1e-6))) if has_ranges else ()
+        return _KINDS[name](len(low), *ranges)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Codec:
-        """The reverse of `to_dict`.
+        """Read `to_dict` back.
 
         Raises:
             ValueError: It does not describe a codec.
@@ -76,100 +69,54 @@ class Codec(ABC):
         name, dim = values.get("name"), values.get("dim")
         if name not in CODECS or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"No description of a codec: name {name!r}, dim {dim!r}.")
-        if name == "float32":
-            return Float32Codec(dim)
-        if name == "float16":
-            return Float16Codec(dim)
+        if not issubclass(_KINDS[name], Int8Codec):
+            return _KINDS[name](dim)
         low, span = (np.asarray(values.get(key), dtype=np.float32) for key in ("low", "span"))
         if low.shape != (dim,) or span.shape != (dim,) or not np.isfinite(low + span).all() or not (span > 0).all():
             raise ValueError(f"The ranges of the {name} codec are no {dim} finite numbers each.")
-        return Int8Codec(dim, low, span) if name == "int8" else BinaryCodec(dim, low, span)
+        return _KINDS[name](dim, low, span)
 
-    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the codec as plain values, fit for JSON."""
+        return {"name": self.name, "dim": self.dim}
+
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Codes of vectors.
-
-        Shape:
-            vectors `(n, d)` float32; returns `(n, w)`, of `code_dtype`.
+        """Turn vectors (n, d) float32 into codes (n, w) of `code_dtype`.
 
         Raises:
             ValueError: The vectors are no finite numbers of width d.
         """
+        return _checked(vectors, self.dim).astype(self.code_dtype, copy=False)
 
-    @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Vectors of codes, as near to the encoded ones as the codes allow; not normalised again.
-
-        Shape:
-            codes `(n, w)`; returns `(n, d)` float32.
-        """
+        """Turn codes (n, w) into vectors (n, d) float32, as near as the codes allow; not normalised again."""
+        return np.asarray(codes, dtype=np.float32)
 
     def clipped(self, vectors: np.ndarray) -> int:
-        """How many of the vectors (n, d) have a number outside of the ranges, which is clipped."""
+        """Count the vectors (n, d) that have a number outside of the ranges, which is clipped."""
         return 0
 
     @property
-    @abstractmethod
-    def code_dtype(self) -> np.dtype[Any]:
-        """The type of the numbers of a code."""
-
-    @property
-    @abstractmethod
     def code_width(self) -> int:
         """How many numbers a code has."""
+        return self.dim
 
     @property
     def bytes_per_vector(self) -> int:
         """Bytes of a code."""
         return self.code_width * self.code_dtype.itemsize
 
-    def to_dict(self) -> dict[str, Any]:
-        """The codec as plain values, fit for JSON."""
-        return {"name": self.name, "dim": self.dim}
 
-
-@dataclass(frozen=True)
 class Float32Codec(Codec):
     """The vectors as they are."""
 
-    name = "float32"
-    dim: int
-
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        return _checked(vectors, self.dim)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        return np.asarray(codes, dtype=np.float32)
-
-    @property
-    def code_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32)
-
-    @property
-    def code_width(self) -> int:
-        return self.dim
+    name, code_dtype = "float32", np.dtype(np.float32)
 
 
-@dataclass(frozen=True)
 class Float16Codec(Codec):
     """The vectors at half precision."""
 
-    name = "float16"
-    dim: int
-
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        return _checked(vectors, self.dim).astype(np.float16)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        return np.asarray(codes, dtype=np.float32)
-
-    @property
-    def code_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float16)
-
-    @property
-    def code_width(self) -> int:
-        return self.dim
+    name, code_dtype = "float16", np.dtype(np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +131,7 @@ class Int8Codec(Codec):
         span: (d,) float32, from the least to the largest value of each dimension.
     """
 
-    name = "int8"
-    dim: int
+    name, code_dtype = "int8", np.dtype(np.uint8)
     low: np.ndarray
     span: np.ndarray
 
@@ -203,19 +149,10 @@ class Int8Codec(Codec):
         outside = (vectors < self.low - slack) | (vectors > self.low + self.span + slack)
         return int(outside.any(1).sum())
 
-    @property
-    def code_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    @property
-    def code_width(self) -> int:
-        return self.dim
-
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "dim": self.dim, "low": self.low.tolist(), "span": self.span.tolist()}
 
 
-@dataclass(frozen=True, eq=False)
 class BinaryCodec(Int8Codec):
     """The signs of the numbers, to be searched by Hamming distance, and the `Int8Codec` code, to score what is found.
 
@@ -230,7 +167,7 @@ class BinaryCodec(Int8Codec):
         return -(-self.dim // 8)
 
     def signs(self, vectors: np.ndarray) -> np.ndarray:
-        """Signs of vectors (n, d), eight to a byte: (n, sign_width) uint8. The last byte is filled up with zeros."""
+        """Return the signs of vectors (n, d), eight to a byte: (n, sign_width) uint8. Zeros fill up the last byte."""
         return np.packbits(_checked(vectors, self.dim) > 0, axis=1)
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
@@ -244,8 +181,12 @@ class BinaryCodec(Int8Codec):
         return self.sign_width + self.dim
 
 
+_KINDS: dict[str, Any] = {kind.name: kind for kind in (Float32Codec, Float16Codec, Int8Codec, BinaryCodec)}
+CODECS = tuple(_KINDS)
+
+
 def _checked(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """Vectors as float32, if they are finite numbers of width `dim`."""
+    """Return vectors as float32, if they are finite numbers of width `dim`."""
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or not vectors.shape[1] or (dim is not None and vectors.shape[1] != dim):
         wanted = "d" if dim is None else dim
