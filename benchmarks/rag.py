@@ -35,8 +35,9 @@ from training import highest, resident
 from training_models import DEVICE
 from transformers.generation.streamers import BaseStreamer
 
+from sugar_hf.data import as_document
 from sugar_hf.model import CandidateIndex
-from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag, as_document
+from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag
 from sugar_hf.retrieval.prompts import QUESTION_FIRST, as_prompt, fit, prepared
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"

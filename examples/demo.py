@@ -14,6 +14,7 @@ Needs: pip install "sugar-hf[demo]"
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from sugar_hf import (
     TripleTeacher,
     picturebook,
 )
-from sugar_hf.data import to_sample
-from sugar_hf.evaluation import AnswerEvaluator, RetrievalEvaluator
-from sugar_hf.picturebook.retrieval_tasks import retrieval_tasks
+from sugar_hf.data import Document, to_sample
+from sugar_hf.evaluation import Example, GenerationEvaluator, Ranking, RankingEvaluator, Record, exact_match
+from sugar_hf.picturebook.retrieval_tasks import RetrievalTask, retrieval_tasks
 
 # alpha by objective: each one's loss has a scale of its own
 ALPHA = {"mse": 10.0, "infonce": 0.3, "kl": 0.3}
+BATCH = 32  # documents or questions at once
+MAX_ANSWER = 32  # tokens
+SHOWN = (" recall@1", " recall@5", " accuracy")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,36 +72,56 @@ def freeze_vision(model: SugarForConditionalGeneration) -> None:
         parameter.requires_grad_("language_model" in name or "retrieval_head" in name)
 
 
-def build_evaluators(pool: int) -> list[Any]:
-    """Evaluators of the four retrieval tasks and of the answers, all on held-out combinations."""
-    evaluators: list[Any] = [
-        RetrievalEvaluator(task.queries, task.candidates, task.targets, task.name, ks=(1, 5))
-        for task in retrieval_tasks(size=pool)
-    ]
-    conversations, answers, kinds = [], [], []
+def load_questions() -> list[Example]:
+    """Questions about held-out pictures, each on its own: an answer may give away the next one."""
+    questions = []
     for row in picturebook.load("test", kind="question", size=400):
         turns = to_sample(row)
         shown = turns[0]["content"][0]
-        # each question on its own: an answer may give away the next one
         for question, answer, kind in zip(turns[::2], turns[1::2], row["question_kinds"], strict=True):
-            conversations.append([{"role": "user", "content": [shown, question["content"][-1]]}])
-            answers.append(answer["content"][0]["text"])
-            kinds.append(kind)
-    return [*evaluators, AnswerEvaluator(conversations, answers, kinds)]
+            chat = [{"role": "user", "content": [shown, question["content"][-1]]}]
+            reference = {"answer": answer["content"][0]["text"], "kind": kind}
+            questions.append(Example(Document(str(len(questions)), chat), reference))
+    return questions
+
+
+def score_answers(records: Sequence[Record]) -> dict[str, float]:
+    """Accuracy by exact match, of all questions and of each kind, in percent."""
+    hits: dict[str, list[bool]] = {"answers accuracy": []}
+    for record in records:
+        hit = exact_match(record.text, record.reference["answer"])
+        for name in ("answers accuracy", f"answers accuracy, {record.reference['kind']}"):
+            hits.setdefault(name, []).append(hit)
+    return {name: 100.0 * sum(of) / len(of) for name, of in hits.items()}
+
+
+def build_evaluators(tasks: Sequence[RetrievalTask], questions: Sequence[Example]) -> list[Any]:
+    """Evaluators of the four retrieval tasks and of the answers, all on held-out combinations."""
+    evaluators: list[Any] = []
+    for task in tasks:
+        sets = {
+            name: [Document(str(i), sample) for i, sample in enumerate(samples)]
+            for name, samples in (("queries", task.queries), ("candidates", task.candidates))
+        }
+        ranking = Ranking(task.name, *sets, targets=[[target] for target in task.targets])
+        evaluators.append(RankingEvaluator(task.name, sets, [ranking], primary_metric=f"{task.name} recall@1"))
+    answers = GenerationEvaluator(
+        "answers", questions, score_answers, primary_metric="answers accuracy", max_new_tokens=MAX_ANSWER
+    )
+    return [*evaluators, answers]
 
 
 def measure(
-    evaluators: list[Any], model: SugarForConditionalGeneration, processor: SugarProcessor
+    evaluators: Sequence[Any], model: SugarForConditionalGeneration, processor: SugarProcessor
 ) -> dict[str, float]:
     model.eval()
-    return {name: value for evaluator in evaluators for name, value in evaluator(model, processor).items()}
+    results = [evaluator(model, processor, batch_size=BATCH) for evaluator in evaluators]
+    return {name: value for result in results for name, value in result.items() if name.split(",")[0].endswith(SHOWN)}
 
 
 def print_table(before: dict[str, float], after: dict[str, float]) -> list[list[str]]:
     rows = [["held-out test split, %", "before", "after"]]
-    for name, value in after.items():
-        if "recall" in name or "accuracy" in name:
-            rows.append([name, f"{before[name]:.1f}", f"{value:.1f}"])
+    rows += [[name, f"{before[name]:.1f}", f"{value:.1f}"] for name, value in after.items()]
     for label, first, second in rows:
         print(f"  {label:<34}{first:>8}{second:>8}")
     return rows
@@ -122,7 +146,8 @@ def main() -> None:
     rows = load_teacher().cache(rows, slices=lambda row: processor.slices(to_sample(row)))
 
     print("3. Measured before")
-    evaluators = build_evaluators(args.pool)
+    tasks, questions = retrieval_tasks(size=args.pool), load_questions()
+    evaluators = build_evaluators(tasks, questions)
     before = measure(evaluators, model, processor)
 
     print("4. Fine-tuned with the LM loss and the structure loss together")
@@ -162,13 +187,13 @@ def main() -> None:
     loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     retrieve = pipeline("sugar-retrieval", model=folder)
     generate = pipeline("sugar-generation", model=loaded, processor=loaded_processor)
-    probe = {"query": [evaluators[0].candidates[0][0], "what is this?"]}
+    probe = {"query": [tasks[0].candidates[0][0], "what is this?"]}
     saved = retrieve(probe, return_embeddings=True)["embedding"]
     kept = pipeline("sugar-retrieval", model=model, processor=processor)(probe, return_embeddings=True)["embedding"]
     print(f"   the embeddings are the same to {np.abs(saved - kept).max():.0e}")
 
     print("7. The gallery")
-    page = write_demo_gallery(args.report, table, evaluators, retrieve, generate, load_teacher(), args.photos)
+    page = write_demo_gallery(args.report, table, tasks, questions, retrieve, generate, load_teacher(), args.photos)
     seconds = time.perf_counter() - start
     print(f"   open {page}")
     print(f"training took {training_seconds:.0f} s, everything {seconds:.0f} s")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from sugar_hf.data import load_image
-from sugar_hf.evaluation import AnswerEvaluator, Block, Card, RetrievalEvaluator, Section, write_gallery
+from sugar_hf.evaluation import Block, Card, Example, Section, write_gallery
+from sugar_hf.picturebook.retrieval_tasks import RetrievalTask
 from sugar_hf.retrieval import explain, plot_alignment
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix
 
@@ -23,7 +24,8 @@ ALIGNMENT_DELTA = 0.3
 def write_demo_gallery(
     folder: Path,
     table: Sequence[Sequence[str]],
-    evaluators: Sequence[Any],
+    tasks: Sequence[RetrievalTask],
+    questions: Sequence[Example],
     retrieve: Any,
     generate: Any,
     teacher: Any,
@@ -31,13 +33,12 @@ def write_demo_gallery(
 ) -> Path:
     """Write `index.html`, `alignment.png` and `alignment_stories.png` to a folder and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    *tasks, answers = evaluators
     alignments = draw_alignments(tasks[-1], retrieve, teacher)
     for name, picture in zip(("alignment.png", "alignment_stories.png"), alignments, strict=True):
         picture.save(folder / name)
     sections = [Section("Before and after", "Held-out combinations; each pool and its size as in the command.", table)]
     sections += [retrieval_section(task, retrieve) for task in tasks]
-    sections += [positions_section(tasks[-1], retrieve), answers_section(answers, generate)]
+    sections += [positions_section(tasks[-1], retrieve), answers_section(questions, generate)]
     sections += [dialog_section(tasks[0], retrieve, generate)]
     if photos:
         sections += [photo_section(photos, tasks[0], retrieve, generate)]
@@ -60,34 +61,34 @@ def retrieved(results: list[dict[str, Any]], target: int | None = None) -> list[
     return blocks
 
 
-def retrieval_section(task: RetrievalEvaluator, retrieve: Any) -> Section:
+def retrieval_section(task: RetrievalTask, retrieve: Any) -> Section:
     queries = [{"query": query} for query in task.queries[:EXAMPLES]]
     found = retrieve(queries, candidates=task.candidates, top_k=3)
     cards = [
-        Card([Block("given", query["query"]), *retrieved(results, target[0])])
+        Card([Block("given", query["query"]), *retrieved(results, target)])
         for query, results, target in zip(queries, found, task.targets, strict=False)
     ]
     return Section(f"Retrieval: {task.name}", f"Best 3 of {len(task.candidates)} candidates.", cards=cards)
 
 
-def positions_section(task: RetrievalEvaluator, retrieve: Any) -> Section:
+def positions_section(task: RetrievalTask, retrieve: Any) -> Section:
     """One forward pass over a story, one search at the end of each of its slices."""
     query = task.queries[0]
     found = retrieve({"query": query}, candidates=task.candidates, top_k=1, return_positions=True)
     cards = [
-        Card([Block("given", [part]), *retrieved(results, task.targets[0][0])])
+        Card([Block("given", [part]), *retrieved(results, task.targets[0])])
         for part, results in zip(query, found, strict=True)
     ]
     return Section("Retrieval at different places", "The best picture after each slice of one story.", cards=cards)
 
 
-def answers_section(task: AnswerEvaluator, generate: Any) -> Section:
-    conversations, answers = task.conversations[: 2 * EXAMPLES], task.answers
+def answers_section(questions: Sequence[Example], generate: Any) -> Section:
     cards = []
-    for conversation, reply, answer in zip(conversations, generate(conversations), answers, strict=False):
-        parts = [part.get("image") or part["text"] for part in conversation[-1]["content"]]
-        generated = Block("generated", [reply[0]["generated_text"]], f"the right answer: {answer}")
-        cards.append(Card([Block("given", parts), generated]))
+    chats = [question.document.load() for question in questions[: 2 * EXAMPLES]]
+    for chat, reply, question in zip(chats, generate(chats), questions, strict=False):
+        parts = [part.get("image") or part["text"] for part in chat[-1]["content"]]
+        right = f"the right answer: {question.reference['answer']}"
+        cards.append(Card([Block("given", parts), Block("generated", [reply[0]["generated_text"]], right)]))
     return Section("Questions about pictures", cards=cards)
 
 
@@ -95,7 +96,7 @@ def ask(image: Image.Image, question: str, generate: Any) -> Block:
     return Block("generated", [generate(question, images=image)[0]["generated_text"]], question)
 
 
-def dialog_section(task: RetrievalEvaluator, retrieve: Any, generate: Any) -> Section:
+def dialog_section(task: RetrievalTask, retrieve: Any, generate: Any) -> Section:
     cards = []
     for query in task.queries[EXAMPLES : 2 * EXAMPLES]:
         results = retrieve({"query": query}, candidates=task.candidates, top_k=1)
@@ -107,7 +108,7 @@ def dialog_section(task: RetrievalEvaluator, retrieve: Any, generate: Any) -> Se
     return Section("Retrieval, then a dialog about what was found", cards=cards)
 
 
-def photo_section(photos: Sequence[Path], task: RetrievalEvaluator, retrieve: Any, generate: Any) -> Section:
+def photo_section(photos: Sequence[Path], task: RetrievalTask, retrieve: Any, generate: Any) -> Section:
     images = [load_image(photo) for photo in photos]
     cards = []
     for photo, image in zip(photos, images, strict=True):
@@ -121,7 +122,7 @@ def photo_section(photos: Sequence[Path], task: RetrievalEvaluator, retrieve: An
     return Section("Your own pictures", note, cards=cards)
 
 
-def draw_alignments(task: RetrievalEvaluator, retrieve: Any, teacher: Any) -> list[Image.Image]:
+def draw_alignments(task: RetrievalTask, retrieve: Any, teacher: Any) -> list[Image.Image]:
     """The sentences of the first story against its pictures, and that story against its nearest other."""
     stories = [[*query, *candidate] for query, candidate in zip(task.queries, task.candidates, strict=True)]
     features = SliceFeatures.pad(teacher.embed(stories))

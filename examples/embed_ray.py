@@ -22,7 +22,7 @@ import ray
 from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from sugar_hf.retrieval.documents import as_document
+from sugar_hf.data import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.index import SugarIndex
 

@@ -4,8 +4,7 @@ import hashlib
 
 import numpy as np
 
-from sugar_hf.data import BadSampleError
-from sugar_hf.retrieval import Document
+from sugar_hf.data import BadSampleError, Document
 from sugar_hf.retrieval.fingerprint import ModelFingerprint
 from sugar_hf.retrieval.settings import EmbeddingSettings
 
@@ -58,13 +57,13 @@ class FakeEmbedder:
     def encode(self, samples, **_):
         return np.stack([vector(sample if isinstance(sample, str) else sample[-1], self.dim) for sample in samples])
 
-    def embed_documents(self, documents, *, on_error="raise", skipped=None, progress=None):
+    def embed_documents(self, documents, *, skipped=None, progress=None):
         found = []
         for document in documents:
             slices = texts(document)
             if any("BROKEN" in text for text in slices):
                 error = BadSampleError("it is broken", field="document", sample=document.id)
-                if on_error == "raise":
+                if skipped is None:
                     raise error
                 skipped.append(error)
                 found.append(None)

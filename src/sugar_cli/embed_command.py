@@ -33,7 +33,7 @@ from .output import emit, interruptible, name_skipped, say
 if TYPE_CHECKING:
     import numpy as np
 
-    from sugar_hf.retrieval.documents import Document
+    from sugar_hf.data import Document
     from sugar_hf.retrieval.embedder import SugarEmbedder
 
 WINDOW = 1024  # documents that are sorted by length together
@@ -114,7 +114,7 @@ def _embedded(
 
     with tqdm(desc="Embedding", unit="documents", delay=1) as bar:
         while window := list(islice(documents, WINDOW)):
-            found = embedder.embed_documents(window, on_error=on_error, skipped=skipped, progress=bar)
+            found = embedder.embed_documents(window, skipped=skipped if on_error == "skip" else None, progress=bar)
             for document, rows in zip(window, found, strict=True):
                 if rows is not None:
                     yield document, rows

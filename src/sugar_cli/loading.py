@@ -15,8 +15,8 @@ from .options import IMAGE_MARK
 from .output import be_silent, say
 
 if TYPE_CHECKING:
+    from sugar_hf.data import Document
     from sugar_hf.data.formats import ImageSource
-    from sugar_hf.retrieval.documents import Document
     from sugar_hf.retrieval.embedder import SugarEmbedder
 
 PICTUREBOOK = "picturebook:"
@@ -112,7 +112,7 @@ def read_sources(
         FileNotFoundError: One of them does not exist, before any is read.
         ValueError: One of them cannot be read.
     """
-    from sugar_hf.retrieval.reading import read_documents
+    from sugar_hf.data import read_documents
 
     opened = [
         _picturebook(source)
@@ -137,7 +137,7 @@ def read_sources(
 def _picturebook(source: str) -> Iterator["Document"]:
     """`picturebook:test/story?size=100&seed=1`, the kind and the options may be left out."""
     from sugar_hf import picturebook
-    from sugar_hf.retrieval.documents import as_document
+    from sugar_hf.data import as_document
 
     place, _, query = source.removeprefix(PICTUREBOOK).partition("?")
     split, _, kind = place.partition("/")
@@ -217,7 +217,7 @@ def _parsed(line: str, file: Path, where: str) -> Any:
 
 def _as_query(value: Any, file: Path, where: str, images: "ImageSource") -> Any:
     """The sample of a query file: a text, a list of parts, a chat, or what a pipeline or another tool saved of one."""
-    from sugar_hf.retrieval.reading import resolve_images
+    from sugar_hf.data.readers import resolve_images
 
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "generated_text" in value[0]:
         value = value[0]["generated_text"]  # what `sugar-chat` returns

@@ -7,7 +7,7 @@ from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, 
 from .output import emit, say, show
 
 if TYPE_CHECKING:
-    from sugar_hf.retrieval.documents import Document
+    from sugar_hf.data import Document
     from sugar_hf.retrieval.index import Hit, SugarIndex
 
 PREVIEW = 100  # characters of a document that are shown

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from . import model, picturebook, retrieval  # these register the model and the pipelines
 
 if TYPE_CHECKING:
-    from .data import load_dataset_file
+    from .data import Document, load_dataset_file, read_documents
     from .model import SugarConfig, SugarForConditionalGeneration, SugarOutput, SugarProcessor, merge_adapter
-    from .retrieval import Document, SugarChat, SugarEmbedder, SugarIndex, SugarRag, explain, read_documents
+    from .retrieval import SugarChat, SugarEmbedder, SugarIndex, SugarRag, explain
     from .structure import StructureLossConfig, TripleTeacher
     from .training import (
         SugarCollator,
@@ -30,7 +30,7 @@ model.DefaultModel.shipped = picturebook.CHECKPOINTS / "mini-sugar"
 
 #: The public names, and the package that has each.
 _MODULE_OF = {
-    "Document": "retrieval",
+    "Document": "data",
     "StructureLossConfig": "structure",
     "SugarChat": "retrieval",
     "SugarCollator": "training",
@@ -49,7 +49,7 @@ _MODULE_OF = {
     "explain": "retrieval",
     "load_dataset_file": "data",
     "merge_adapter": "model",
-    "read_documents": "retrieval",
+    "read_documents": "data",
     "sugar_lora_config": "training",
 }
 

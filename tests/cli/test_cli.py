@@ -16,7 +16,7 @@ from sugar_cli.app import app
 from sugar_cli.loading import read_queries, read_sources
 from sugar_cli.options import IMAGE_MARK
 from sugar_hf import picturebook
-from sugar_hf.retrieval.documents import as_document
+from sugar_hf.data import as_document
 from sugar_hf.retrieval.embedder import SugarEmbedder
 
 COMMANDS = [

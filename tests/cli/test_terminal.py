@@ -10,7 +10,8 @@ from sugar_cli import explain_command as explain_command
 from sugar_cli import search_command as search_command
 from sugar_cli.ask_command import _streamer
 from sugar_cli.output import emit, say, show, visible
-from sugar_hf.retrieval import Document, Hit, SugarIndex
+from sugar_hf.data import Document
+from sugar_hf.retrieval import Hit, SugarIndex
 
 EVIL = "\x1b]0;owned\x07 \x9b2J \u202e\u2066bidi \u2028next \u2029page \x85 \x00\x7f \ufeff\u200b"
 BAD_ID = "a\u202eb\u2028c"

@@ -14,9 +14,8 @@ import pytest
 from datasets import Dataset, load_dataset
 from PIL import Image
 
-from sugar_hf.data import BadSampleError, load_dataset_file, to_sample
+from sugar_hf.data import BadSampleError, load_dataset_file, read_documents, to_sample
 from sugar_hf.data.columns import ColumnType
-from sugar_hf.retrieval import read_documents
 
 
 def png(colour="red"):

@@ -19,7 +19,7 @@ class Comparing:
         self.name, self.embedded = "comparing", []
         self.scenes = [(np.asarray(scene(i)[0], np.float32), scene(i)[1]) for i in range(SCENES)]
 
-    def encode(self, documents, *, batch_size=8, skipped=None, progress=None):
+    def embed_documents(self, documents, *, batch_size=8, skipped=None, progress=None):
         found = []
         for document in documents:
             self.embedded.append(document)
@@ -30,7 +30,7 @@ class Comparing:
                 found.append(None)
         return found
 
-    def settings(self):
+    def describe(self):
         return {"encoder": self.name}
 
     def notes(self):

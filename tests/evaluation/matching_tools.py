@@ -16,7 +16,7 @@ class Seeing:
     def __init__(self, see, name="seeing"):
         self.name, self.see, self.asked = name, see, []
 
-    def encode(self, documents, *, batch_size=8, skipped=None, progress=None):
+    def embed_documents(self, documents, *, batch_size=8, skipped=None, progress=None):
         found = []
         for document in documents:
             self.asked.append(document.id)
@@ -30,7 +30,7 @@ class Seeing:
                 progress.update()
         return found
 
-    def settings(self):
+    def describe(self):
         return {"encoder": self.name}
 
     def notes(self):

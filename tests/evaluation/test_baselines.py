@@ -14,11 +14,10 @@ from tiny_encoders import FAMILIES, WORDS, save_blip2, save_dual
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from sugar_hf.data import BadSampleError, text_part
+from sugar_hf.data import BadSampleError, Document, text_part
 from sugar_hf.evaluation.baselines import Blip2Encoder, DualEncoder
 from sugar_hf.evaluation.encoders import open_encoder, similarity
 from sugar_hf.picturebook import checkpoint
-from sugar_hf.retrieval import Document
 
 TEXT = Document("text", "a red cat sleeps")
 IMAGE = Document("image", picture(1))
@@ -87,21 +86,21 @@ def text_vector(encoder):
 
 
 def test_the_image_mode_takes_images_and_of_a_text_its_text(clip):
-    text, image, both = in_mode(clip, "image").encode([TEXT, IMAGE, BOTH])
+    text, image, both = in_mode(clip, "image").embed_documents([TEXT, IMAGE, BOTH])
     assert np.allclose(text[0], clip_text(clip, "a red cat sleeps"), atol=1e-5)
     assert np.allclose(image[0], clip_image(clip, picture(1)), atol=1e-5)
     assert np.allclose(both[0], image_vector(clip), atol=1e-5)
 
 
 def test_the_text_mode_takes_texts_and_of_an_image_its_image(clip):
-    text, image, both = in_mode(clip, "text").encode([TEXT, IMAGE, BOTH])
+    text, image, both = in_mode(clip, "text").embed_documents([TEXT, IMAGE, BOTH])
     assert np.allclose(text[0], clip_text(clip, "a red cat sleeps"), atol=1e-5)
     assert np.allclose(image[0], clip_image(clip, picture(1)), atol=1e-5)
     assert np.allclose(both[0], text_vector(clip), atol=1e-5)
 
 
 def test_the_average_mode_has_both_side_by_side(clip):
-    text, image, both = clip.encode([TEXT, IMAGE, BOTH])
+    text, image, both = clip.embed_documents([TEXT, IMAGE, BOTH])
     of_text, of_image = clip_text(clip, "a red cat sleeps"), clip_image(clip, picture(1))
     assert np.allclose(text[0], np.concatenate([of_text, of_text]) / math.sqrt(2), atol=1e-5)
     assert np.allclose(image[0], np.concatenate([of_image, of_image]) / math.sqrt(2), atol=1e-5)
@@ -109,7 +108,7 @@ def test_the_average_mode_has_both_side_by_side(clip):
 
 
 def test_the_average_is_that_of_two_similarities(clip):
-    [both], [other], [text] = (clip.encode([document]) for document in (BOTH, OTHER, TEXT))
+    [both], [other], [text] = (clip.embed_documents([document]) for document in (BOTH, OTHER, TEXT))
     images = image_vector(clip) @ clip_image(clip, picture(4))
     texts = text_vector(clip) @ clip_text(clip, "a blue house")
     assert similarity([both], [other])[0, 0] == pytest.approx((images + texts) / 2, abs=1e-5)
@@ -122,7 +121,7 @@ def test_the_average_is_that_of_two_similarities(clip):
 def test_vectors_of_every_family_are_those_of_its_forward_pass(family, tmp_path):
     encoder = open_encoder(save_dual(tmp_path, family), "image", device="cpu")
     assert type(encoder) is DualEncoder
-    text, image = encoder.encode([TEXT, IMAGE])
+    text, image = encoder.embed_documents([TEXT, IMAGE])
     padding = "max_length" if family.startswith("siglip") else False
     inputs = encoder.tokenizer(["a red cat sleeps"], padding=padding, max_length=16, return_tensors="pt")
     inputs |= encoder.image_processor(images=[picture(1)], return_tensors="pt")
@@ -137,17 +136,17 @@ def test_vectors_of_every_family_are_those_of_its_forward_pass(family, tmp_path)
 def test_the_batch_does_not_matter_to_a_dual_encoder(family, tmp_path):
     encoder = open_encoder(save_dual(tmp_path, family), device="cpu")
     documents = [TEXT, IMAGE, BOTH, OTHER, LONG, Document("short", "a dog")]
-    alone = np.concatenate(encoder.encode(documents, batch_size=1))
-    assert np.allclose(np.concatenate(encoder.encode(documents, batch_size=4)), alone, atol=1e-5)
-    assert np.allclose(np.concatenate(encoder.encode(documents[::-1], batch_size=3)), alone[::-1], atol=1e-5)
+    alone = np.concatenate(encoder.embed_documents(documents, batch_size=1))
+    assert np.allclose(np.concatenate(encoder.embed_documents(documents, batch_size=4)), alone, atol=1e-5)
+    assert np.allclose(np.concatenate(encoder.embed_documents(documents[::-1], batch_size=3)), alone[::-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["itc", "multimodal"])
 def test_the_batch_does_not_matter_to_blip2(blip_folder, mode):
     encoder = Blip2Encoder.from_pretrained(blip_folder, mode, device="cpu")
     documents = [TEXT, IMAGE, BOTH, OTHER, Document("short", "a dog")]
-    alone = np.concatenate(encoder.encode(documents, batch_size=1))
-    assert np.allclose(np.concatenate(encoder.encode(documents, batch_size=4)), alone, atol=1e-5)
+    alone = np.concatenate(encoder.embed_documents(documents, batch_size=1))
+    assert np.allclose(np.concatenate(encoder.embed_documents(documents, batch_size=4)), alone, atol=1e-5)
     assert np.allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-5)
 
 
@@ -156,19 +155,21 @@ def test_a_broken_image_is_named_and_the_rest_embedded(name, request):
     encoder = request.getfixturevalue(name)
     skipped = []
     with tqdm(total=5, file=io.StringIO()) as bar:
-        found = encoder.encode([BOTH, BROKEN, TEXT, Document("empty", ""), OTHER], skipped=skipped, progress=bar)
+        found = encoder.embed_documents(
+            [BOTH, BROKEN, TEXT, Document("empty", ""), OTHER], skipped=skipped, progress=bar
+        )
         assert bar.n == 5
     assert [rows is None for rows in found] == [False, True, False, True, False]
     assert [error.sample for error in skipped] == ["broken", "empty"]
     assert "nowhere.png" in str(skipped[0])
-    for ours, alone in zip([found[0], found[4]], encoder.encode([BOTH, OTHER]), strict=True):
+    for ours, alone in zip([found[0], found[4]], encoder.embed_documents([BOTH, OTHER]), strict=True):
         assert np.allclose(ours, alone, atol=1e-5)
     with pytest.raises(BadSampleError, match=r"broken.*nowhere\.png"):
-        encoder.encode([BOTH, BROKEN])
+        encoder.embed_documents([BOTH, BROKEN])
 
 
 def test_texts_alone_need_no_images(clip):
-    [found] = in_mode(clip, "text").encode([BROKEN])
+    [found] = in_mode(clip, "text").embed_documents([BROKEN])
     assert np.allclose(found[0], clip_text(clip, "a dog runs"), atol=1e-5)
 
 
@@ -176,7 +177,7 @@ def test_a_document_that_comes_again_is_processed_once(clip, monkeypatch):
     seen = []
     pixels = clip._pixels
     monkeypatch.setattr(clip, "_pixels", lambda images: seen.extend(images) or pixels(images))
-    first, _, again = clip.encode([IMAGE, TEXT, IMAGE])
+    first, _, again = clip.embed_documents([IMAGE, TEXT, IMAGE])
     assert again is first
     assert len(seen) == 1
 
@@ -185,7 +186,7 @@ def test_the_images_of_one_batch_only_are_decoded_at_once(clip, monkeypatch):
     sizes = []
     pixels = clip._pixels
     monkeypatch.setattr(clip, "_pixels", lambda images: sizes.append(len(images)) or pixels(images))
-    clip.encode([Document(str(i), [picture(i), picture(i + 9), "a cat"]) for i in range(5)], batch_size=2)
+    clip.embed_documents([Document(str(i), [picture(i), picture(i + 9), "a cat"]) for i in range(5)], batch_size=2)
     assert sizes == [2, 2, 2, 2, 2]  # two documents a batch, two images a pass
 
 
@@ -193,20 +194,20 @@ def test_the_images_of_one_batch_only_are_decoded_at_once(clip, monkeypatch):
 def test_long_texts_are_cut_and_their_documents_counted(family, tmp_path, caplog):
     encoder = open_encoder(save_dual(tmp_path, family), device="cpu")
     with caplog.at_level(logging.WARNING):
-        [text, long] = encoder.encode([TEXT, LONG])
-        encoder.encode([LONG])
+        [text, long] = encoder.embed_documents([TEXT, LONG])
+        encoder.embed_documents([LONG])
     assert encoder.notes() == {"truncated": 2, "max_text_tokens": 16}
     assert len([record for record in caplog.records if "texts of more than 16 tokens are cut" in record.message]) == 1
     same_beginning = Document("longer", LONG.sample + "under the house")
-    assert np.allclose(encoder.encode([same_beginning])[0], long, atol=1e-5)
+    assert np.allclose(encoder.embed_documents([same_beginning])[0], long, atol=1e-5)
     assert not np.allclose(text, long, atol=1e-3)
 
 
 def test_the_limit_is_that_of_model_and_tokenizer_or_lower(clip, itc):
-    assert clip.settings()["max_text_tokens"] == 77
-    assert itc.settings()["max_text_tokens"] == 12
+    assert clip.describe()["max_text_tokens"] == 77
+    assert itc.describe()["max_text_tokens"] == 12
     shorter = DualEncoder(clip.model, clip.image_processor, clip.tokenizer, max_length=8)
-    shorter.encode([LONG, Document("short", "a cat")])
+    shorter.embed_documents([LONG, Document("short", "a cat")])
     assert shorter.notes() == {"truncated": 1, "max_text_tokens": 8}
 
 
@@ -224,18 +225,18 @@ def test_system_messages_are_no_part_of_the_text(clip):
         {"role": "user", "content": [{"type": "image", "image": picture(2)}, text_part("a dog")]},
         {"role": "assistant", "content": [text_part("runs")]},
     ]
-    [found] = clip.encode([Document("chat", chat)])
-    [expected] = clip.encode([Document("plain", [picture(2), "a dog runs"])])
+    [found] = clip.embed_documents([Document("chat", chat)])
+    [expected] = clip.embed_documents([Document("plain", [picture(2), "a dog runs"])])
     assert np.allclose(found, expected, atol=1e-6)
 
 
 def test_settings_go_through_json_and_tell_mode_and_weights(clip, tmp_path):
-    settings = clip.settings()
+    settings = clip.describe()
     assert json.loads(json.dumps(settings)) == settings
     assert settings["checkpoint"] == checkpoint("mini-clip")
-    assert in_mode(clip, "text").settings() == settings | {"mode": "text"}
+    assert in_mode(clip, "text").describe() == settings | {"mode": "text"}
     one, two = (DualEncoder.from_pretrained(save_dual(tmp_path / str(i), "clip", seed=i)) for i in (0, 1))
-    assert one.settings()["weights"] != two.settings()["weights"]
+    assert one.describe()["weights"] != two.describe()["weights"]
 
 
 def test_numbers_that_are_none_are_an_error_of_the_document(tmp_path):
@@ -243,7 +244,7 @@ def test_numbers_that_are_none_are_an_error_of_the_document(tmp_path):
     with torch.no_grad():
         encoder.model.visual_projection.weight.fill_(float("nan"))
     skipped = []
-    text, image = encoder.encode([TEXT, IMAGE], skipped=skipped)
+    text, image = encoder.embed_documents([TEXT, IMAGE], skipped=skipped)
     assert text is not None
     assert image is None
     assert "'image'" in str(skipped[0])
@@ -252,14 +253,14 @@ def test_numbers_that_are_none_are_an_error_of_the_document(tmp_path):
 
 def test_a_model_in_training_mode_stays_so_and_gives_the_same(tmp_path):
     encoder = open_encoder(save_dual(tmp_path, "altclip"), device="cpu")
-    expected = encoder.encode([TEXT])[0]
+    expected = encoder.embed_documents([TEXT])[0]
     encoder.model.train()
-    assert np.allclose(encoder.encode([TEXT])[0], expected)
+    assert np.allclose(encoder.embed_documents([TEXT])[0], expected)
     assert encoder.model.training
 
 
 def test_contrast_of_an_image_and_a_text_is_that_of_the_forward_pass(itc):
-    text, image = itc.encode([TEXT, IMAGE])
+    text, image = itc.embed_documents([TEXT, IMAGE])
     assert (text.shape, image.shape) == ((1, 8), (4, 8))
     outputs = blip_forward(itc, picture(1), "a red cat sleeps", matching=False)
     assert np.allclose(image, outputs.image_embeds[0].numpy(), atol=1e-5)
@@ -268,8 +269,8 @@ def test_contrast_of_an_image_and_a_text_is_that_of_the_forward_pass(itc):
 
 
 def test_contrast_of_a_document_of_both_has_the_vectors_of_all_its_images_and_its_text(itc):
-    [both] = itc.encode([BOTH])
-    first, second, text = itc.encode(
+    [both] = itc.embed_documents([BOTH])
+    first, second, text = itc.embed_documents(
         [Document("1", picture(2)), Document("2", picture(3)), Document("3", "a dog runs under the house")]
     )
     assert np.allclose(both, np.concatenate([first, second, text]), atol=1e-5)
@@ -277,7 +278,7 @@ def test_contrast_of_a_document_of_both_has_the_vectors_of_all_its_images_and_it
 
 @torch.no_grad()
 def test_multimodal_vectors_are_the_first_outputs_of_the_q_former(multimodal):
-    text, image, other = multimodal.encode([TEXT, IMAGE, OTHER])
+    text, image, other = multimodal.embed_documents([TEXT, IMAGE, OTHER])
     states = blip_forward(multimodal, picture(4), "a blue house", matching=True).text_model_output.last_hidden_state
     assert np.allclose(other, normalize(states[:, 0], dim=-1).numpy(), atol=1e-5)
     outputs = blip_forward(multimodal, picture(1), "a red cat sleeps", matching=False)
@@ -290,9 +291,9 @@ def test_multimodal_vectors_are_the_first_outputs_of_the_q_former(multimodal):
 
 
 def test_of_several_images_each_is_seen_with_the_text(multimodal):
-    [both] = multimodal.encode([BOTH])
+    [both] = multimodal.embed_documents([BOTH])
     text = "a dog runs under the house"
-    first, second = multimodal.encode([Document(str(i), [picture(i), text]) for i in (2, 3)])
+    first, second = multimodal.embed_documents([Document(str(i), [picture(i), text]) for i in (2, 3)])
     expected = (first + second) / np.linalg.norm(first + second)
     assert np.allclose(both, expected, atol=1e-5)
 
@@ -329,8 +330,8 @@ def test_matching_counts_a_text_that_is_cut_once(blip_folder):
 
 def test_blip2_in_half_precision_is_near(blip_folder, itc):
     half = Blip2Encoder.from_pretrained(blip_folder, device="cpu", dtype="bfloat16")
-    assert half.settings()["dtype"] == "bfloat16"
-    for ours, exact in zip(half.encode([TEXT, BOTH]), itc.encode([TEXT, BOTH]), strict=True):
+    assert half.describe()["dtype"] == "bfloat16"
+    for ours, exact in zip(half.embed_documents([TEXT, BOTH]), itc.embed_documents([TEXT, BOTH]), strict=True):
         assert ours.dtype == np.float32
         assert np.allclose(ours, exact, atol=0.1)
     assert half.match([(TEXT, IMAGE)]) == pytest.approx(itc.match([(TEXT, IMAGE)]), abs=0.05)

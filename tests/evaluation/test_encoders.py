@@ -14,12 +14,12 @@ from tiny_encoders import save_blip2, save_dual
 from tqdm.auto import tqdm
 from transformers import Blip2ForConditionalGeneration
 
-from sugar_hf.data import BadSampleError
+from sugar_hf.data import BadSampleError, Document
 from sugar_hf.evaluation import encoders
 from sugar_hf.evaluation.baselines import Blip2Encoder, DualEncoder
-from sugar_hf.evaluation.encoders import SugarEncoder, open_encoder, similarity
+from sugar_hf.evaluation.encoders import open_encoder, similarity
 from sugar_hf.picturebook import checkpoint
-from sugar_hf.retrieval import Document, SugarEmbedder
+from sugar_hf.retrieval import SugarEmbedder
 
 DOCUMENTS = [
     Document("text", "A cat sits on the red mat."),
@@ -52,7 +52,7 @@ def pair_by_pair(queries, candidates):
 
 def test_sugar_is_embedded_at_the_last_slice():
     model, processor = cached_sugar("llava")
-    found = SugarEncoder(model, processor).encode(DOCUMENTS, batch_size=2)
+    found = SugarEmbedder(model, processor).embed_documents(DOCUMENTS, batch_size=2)
     expected = SugarEmbedder(model, processor, positions="all").embed_documents(DOCUMENTS)
     for ours, slices in zip(found, expected, strict=True):
         assert ours.shape == (1, 16)
@@ -62,19 +62,19 @@ def test_sugar_is_embedded_at_the_last_slice():
 
 def test_sugar_skips_what_is_broken_and_names_it():
     broken = Document("broken", [Path("nowhere.png"), "A cat"])
-    encoder = SugarEncoder(*cached_sugar("llava"))
+    encoder = SugarEmbedder(*cached_sugar("llava"))
     skipped = []
-    found = encoder.encode([DOCUMENTS[0], broken, DOCUMENTS[1]], skipped=skipped)
+    found = encoder.embed_documents([DOCUMENTS[0], broken, DOCUMENTS[1]], skipped=skipped)
     assert [rows is None for rows in found] == [False, True, False]
     assert [error.sample for error in skipped] == ["broken"]
     with pytest.raises(BadSampleError, match=r"broken.*nowhere\.png"):
-        encoder.encode([DOCUMENTS[0], broken])
+        encoder.embed_documents([DOCUMENTS[0], broken])
 
 
 def test_sugar_embeds_a_document_that_comes_again_once():
-    encoder = SugarEncoder(*cached_sugar("llava"))
+    encoder = SugarEmbedder(*cached_sugar("llava"))
     with tqdm(total=4, file=io.StringIO()) as bar:
-        first, second, third, again = encoder.encode([*DOCUMENTS, DOCUMENTS[0]], progress=bar)
+        first, second, third, again = encoder.embed_documents([*DOCUMENTS, DOCUMENTS[0]], progress=bar)
         assert bar.n == 4
     assert again is first
     assert second is not third
@@ -82,34 +82,35 @@ def test_sugar_embeds_a_document_that_comes_again_once():
 
 def test_settings_of_sugar_go_through_json_and_tell_its_weights():
     model, processor = build_sugar("llava")
-    encoder = SugarEncoder(model, processor, checkpoint="some/sugar", truncate_dim=8)
-    before = encoder.settings()
-    assert json.loads(json.dumps(before)) == before == encoder.settings()
+    encoder = SugarEmbedder(model, processor, truncate_dim=8)
+    encoder.checkpoint = "some/sugar"
+    before = encoder.describe()
+    assert json.loads(json.dumps(before)) == before == encoder.describe()
     assert (encoder.name, before["checkpoint"], before["dim"]) == ("some/sugar", "some/sugar", 8)
     with torch.no_grad():
         next(model.retrieval_head.parameters()).add_(1.0)
-    assert encoder.settings()["weights"] != before["weights"]
+    assert encoder.describe()["weights"] != before["weights"]
     assert encoder.notes() == {}
 
 
 def test_a_sugar_checkpoint_opens_as_sugar(sugar_folder):
     encoder = open_encoder(sugar_folder, device="cpu", dtype="bfloat16")
-    assert isinstance(encoder, SugarEncoder)
+    assert isinstance(encoder, SugarEmbedder)
     assert encoder.name == "sugar"
-    assert encoder.settings()["dtype"] == "bfloat16"
+    assert encoder.describe()["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="has no modes"):
         open_encoder(sugar_folder, "average")
 
 
 def test_adapters_on_sugar_open_under_their_own_name(sugar_folder, tmp_path):
-    model = open_encoder(sugar_folder, device="cpu").embedder.model
+    model = open_encoder(sugar_folder, device="cpu").model
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     tuned.save_pretrained(tmp_path / "tuned")
     cached_sugar("llava")[1].save_pretrained(tmp_path / "tuned")
     encoder, base = (open_encoder(folder, device="cpu") for folder in (tmp_path / "tuned", sugar_folder))
     assert (encoder.name, base.name) == ("tuned", "sugar")
-    assert encoder.settings()["checkpoint"] == str(tmp_path / "tuned")
-    assert np.abs(encoder.encode(DOCUMENTS)[0] - base.encode(DOCUMENTS)[0]).max() > 1e-3
+    assert encoder.describe()["checkpoint"] == str(tmp_path / "tuned")
+    assert np.abs(encoder.embed_documents(DOCUMENTS)[0] - base.embed_documents(DOCUMENTS)[0]).max() > 1e-3
 
 
 def test_a_dual_encoder_opens_in_the_mode_that_is_asked_for():
@@ -194,6 +195,6 @@ def test_what_cannot_be_compared_is_named(subtests):
 
 @pytest.mark.parametrize("kind", ["sugar", "dual"])
 def test_an_empty_batch_is_refused(kind):
-    encoder = SugarEncoder(*cached_sugar("llava")) if kind == "sugar" else open_encoder(checkpoint("mini-clip"))
+    encoder = SugarEmbedder(*cached_sugar("llava")) if kind == "sugar" else open_encoder(checkpoint("mini-clip"))
     with pytest.raises(ValueError, match="batch_size=0"):
-        encoder.encode(DOCUMENTS, batch_size=0)
+        encoder.embed_documents(DOCUMENTS, batch_size=0)

@@ -9,10 +9,10 @@ from benchmark_tools import Saying, pictures, scene, words
 from knowledge_tools import Comparing
 
 from sugar_hf import picturebook
+from sugar_hf.data import Document
 from sugar_hf.evaluation.benchmarks.runner import open_model
 from sugar_hf.evaluation.examples import Example
 from sugar_hf.evaluation.knowledge_evaluator import KnowledgeEvaluator, Pool, View
-from sugar_hf.retrieval import Document
 
 FACTS = ["a cat purrs", "a dog barks", "a cow moos", "a dog runs"]
 QUESTIONS = ["cat sound", "dog barks sound", "cow sound"]
@@ -225,7 +225,7 @@ def test_sugar_retrieves_for_itself():
     result = evaluator(model, processor)
     assert result["retrieval recall@1"] == 100  # an image is most like itself
     assert (result["answered"], result["failed"]) == (2, [])
-    assert result["settings"]["encoder"]["encoder"] == "SugarEncoder"
+    assert result["settings"]["encoder"]["encoder"] == "SugarEmbedder"
     generator = Saying(lambda sample: str(len(pictures(sample))))
     evaluator(generator, encoder=Comparing())
     assert [len(pictures(sample)) for sample in generator.asked] == [2, 2]

@@ -8,20 +8,22 @@ from benchmark_tools import Saying, scene
 from builders import build_tiny_llava, cached_sugar, picture
 from matching_tools import Seeing, blind
 
+from sugar_hf import SugarEmbedder
+from sugar_hf.data import Document
 from sugar_hf.evaluation import (
     Blip2Encoder,
     Pair,
     PairsEvaluator,
     Ranking,
     RankingEvaluator,
-    RetrievalEvaluator,
-    SugarEncoder,
+    recall_at_k,
+    target_ranks,
 )
 from sugar_hf.evaluation import ranking_evaluator as matching
 from sugar_hf.evaluation.encoding import BatchEncoder
 from sugar_hf.evaluation.metrics.pair_metrics import winoground_scores
 from sugar_hf.evaluation.ranking_evaluator import as_encoder
-from sugar_hf.retrieval.documents import Document
+from sugar_hf.model import SugarRetrievalPipeline
 
 #: Vectors of texts, by the text.
 VECTORS = {"east": [1, 0], "north": [0, 1], "mostly east": [2, 1], "mostly north": [1, 2], "west": [-1, 0]}
@@ -58,7 +60,7 @@ def test_encoders_are_taken_as_they_are():
 
 def test_a_sugar_model_becomes_an_encoder():
     model, processor = cached_sugar("llava")
-    assert isinstance(as_encoder(model, processor), SugarEncoder)
+    assert isinstance(as_encoder(model, processor), SugarEmbedder)
     with pytest.raises(ValueError, match="processor is missing"):
         as_encoder(model)
 
@@ -218,9 +220,9 @@ class Cutting(Seeing, BatchEncoder):
     truncated, max_length = 7, 3
     _embed = None
 
-    def encode(self, documents, **options):
+    def embed_documents(self, documents, **options):
         self.truncated += 2
-        return super().encode(documents, **options)
+        return super().embed_documents(documents, **options)
 
     def notes(self):
         return BatchEncoder.notes(self)
@@ -280,7 +282,7 @@ def test_two_documents_with_one_id_are_refused():
         evaluator(Seeing(read))
 
 
-def test_a_real_model_ranks_as_the_other_evaluator_does():
+def test_a_real_model_ranks_as_the_pipeline_does():
     model, processor = cached_sugar("llava")
     queries, candidates = [[f"thing {i}", picture(i)] for i in range(6)], [[picture(i)] for i in range(6)]
     sets = {
@@ -291,9 +293,12 @@ def test_a_real_model_ranks_as_the_other_evaluator_does():
         "t", sets, [Ranking("next", "q", "c", [[i] for i in range(6)])], primary_metric="next recall@1"
     )
     found = evaluator(model, processor, batch_size=4)
-    expected = RetrievalEvaluator(queries, candidates, range(6), "next", ks=(1, 5))(model, processor)
-    assert {name: found[name] for name in expected} == expected
-    assert found["settings"]["encoder"] == "SugarEncoder"
+    pipe = SugarRetrievalPipeline(model=model, processor=processor, task="sugar-retrieval")
+    scores = pipe.encode(queries) @ pipe.encode(candidates).T
+    recalls = recall_at_k(target_ranks(scores, [[i] for i in range(6)]), (1, 5, 10))
+    expected = {**recalls, "queries": 6, "candidates": 6}
+    assert {name: found[f"next {name}"] for name in expected} == expected
+    assert found["settings"]["encoder"] == "SugarEmbedder"
 
 
 # ---- Pairs ----
@@ -364,7 +369,7 @@ class Matching(Blip2Encoder):
             image.load()
         return np.array([0.9 if text.id[-1] == image.id[-1] else 0.1 for text, image in pairs], np.float32)
 
-    def settings(self):
+    def describe(self):
         return {"encoder": self.name}
 
 

@@ -8,12 +8,11 @@ import pytest
 from benchmark_tools import Saying, pictures, scene, words
 from PIL import Image
 
-from sugar_hf.data import BadSampleError
+from sugar_hf.data import BadSampleError, Document
 from sugar_hf.evaluation import Example, GenerationEvaluator, Lazy
 from sugar_hf.evaluation.embedding_store import EmbeddingStore
 from sugar_hf.evaluation.examples import digest_of
 from sugar_hf.evaluation.predictions import PredictionFile
-from sugar_hf.retrieval import Document
 
 
 def score(records):
@@ -188,7 +187,7 @@ class Counting:
     def __init__(self, **settings):
         self.embedded, self.said = [], settings
 
-    def encode(self, documents, *, batch_size, skipped, progress):
+    def embed_documents(self, documents, *, batch_size, skipped, progress):
         found = []
         for document in documents:
             [text] = [part["text"] for part in document.content.messages[0]["content"]]
@@ -202,7 +201,7 @@ class Counting:
                 found.append((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
         return found
 
-    def settings(self):
+    def describe(self):
         return self.said
 
 

@@ -27,11 +27,11 @@ class Seeing:
     def __init__(self, see):
         self.see = see
 
-    def encode(self, documents, *, batch_size=8, skipped=None, progress=None):
+    def embed_documents(self, documents, *, batch_size=8, skipped=None, progress=None):
         rows = [np.atleast_2d(np.asarray(self.see(document.load()), np.float32)) for document in documents]
         return [row / np.linalg.norm(row) for row in rows]
 
-    def settings(self):
+    def describe(self):
         return {}
 
     def notes(self):

@@ -409,7 +409,7 @@ def test_first_slices_cuts_inside_a_text():
         (["a", 3], r"sample 1, part 1: int is neither"),
         ([user(text("a")), {"role": "user", "content": None}], r"sample 1, message 1: needs a `role`"),
         ([user(text("a")), {"content": "a"}], r"sample 1, part 0: dict is neither"),
-        ([{"type": "image"}], r"sample 1, part 0: an image part needs one of image, path, url, base64"),
+        ([{"type": "image"}], r"sample 1, part 0: an image part needs one of image, path, base64, url"),
         ([{"type": "text", "text": None}], r"sample 1, part 0: NoneType"),
         ([{"role": "system", "content": "Be nice."}], r"sample 1: has neither text nor image"),
         (Path("nowhere.png"), r"sample 1, part 0: cannot use the image: no file 'nowhere\.png'\. Check the path"),

@@ -8,11 +8,11 @@ import pytest
 from builders import cached_sugar
 from PIL import Image
 
-from sugar_hf.data import BadSampleError, load_image, read_pairs, to_sample
+from sugar_hf.data import BadSampleError, Document, load_image, read_documents, read_pairs, to_sample
 from sugar_hf.evaluation.encoding import document_images
 from sugar_hf.model import SugarGenerationPipeline
 from sugar_hf.model.images_sugar import MAX_ASPECT_RATIO
-from sugar_hf.retrieval import Document, SugarEmbedder, SugarIndex, SugarRag, read_documents
+from sugar_hf.retrieval import SugarEmbedder, SugarIndex, SugarRag
 
 SAYS = "longer side may be 200 times the shorter at most.*Cut it into pieces"
 THIN = [(1, 10_000), (65_000, 1), (2, 401)]
@@ -68,7 +68,7 @@ def test_front_doors(llava, tmp_path):
     with pytest.raises(BadSampleError, match=f"'thin'.*{SAYS}"):
         SugarIndex.build(tmp_path / "index", documents, embedder, show_progress=False)
     skipped: list[BadSampleError] = []
-    embedder.embed_documents(documents, on_error="skip", skipped=skipped)
+    embedder.embed_documents(documents, skipped=skipped)
     assert [error.sample for error in skipped] == ["thin", "file"]
 
 

@@ -15,16 +15,8 @@ import pyarrow as pa
 import pytest
 from bad_input_cases import NOISE, PNG, refused, used
 
-from sugar_hf.data import BadSampleError
-from sugar_hf.retrieval import (
-    DamagedIndexError,
-    Document,
-    IndexMismatchError,
-    LockedIndexError,
-    SugarEmbedder,
-    SugarIndex,
-    read_documents,
-)
+from sugar_hf.data import BadSampleError, Document, read_documents
+from sugar_hf.retrieval import DamagedIndexError, IndexMismatchError, LockedIndexError, SugarEmbedder, SugarIndex
 from sugar_hf.retrieval.store import read_current, write_current
 from sugar_hf.retrieval.store.layout import as_json
 

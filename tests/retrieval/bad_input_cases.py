@@ -16,14 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sugar_hf.data import BadSampleError
-from sugar_hf.retrieval import (
-    Document,
-    DuplicateIdError,
-    SugarEmbedder,
-    SugarIndex,
-    read_documents,
-)
+from sugar_hf.data import BadSampleError, Document, read_documents
+from sugar_hf.retrieval import DuplicateIdError, SugarEmbedder, SugarIndex
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bad_input.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from sugar_hf import picturebook
-from sugar_hf.data import SkippedRowsWarning
+from sugar_hf.data import SkippedRowsWarning, read_documents
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.index import SugarIndex
-from sugar_hf.retrieval.reading import read_documents
 
 WORKER = Path(__file__).with_name("embedding_worker.py")
 MODEL = picturebook.checkpoint("mini-sugar")

@@ -12,9 +12,8 @@ from datasets import Dataset
 from PIL import Image
 
 from sugar_hf import picturebook
-from sugar_hf.data import BadSampleError, load_dataset_file
-from sugar_hf.retrieval.documents import DOCUMENT_FEATURES, Document, as_document
-from sugar_hf.retrieval.reading import read_documents
+from sugar_hf.data import BadSampleError, Document, as_document, load_dataset_file, read_documents
+from sugar_hf.data.documents import DOCUMENT_FEATURES
 
 
 def png(color="red", size=(6, 4)):
@@ -158,7 +157,7 @@ def test_exif_cmyk_16_bit_and_animations(tmp_path):
 
 
 BAD_SAMPLES = {
-    "nothing": ([], "document: it is empty"),
+    "nothing": ([], "document: has neither text nor image"),
     "empty text": (["a", " \n"], r"document\[1\]: the text is empty"),
     "half a surrogate": (["a\ud800"], "not valid Unicode"),
     "a number": (["a", 3], r"document\[1\]: int is neither text nor image"),

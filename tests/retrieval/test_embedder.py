@@ -1,5 +1,7 @@
 """The embedder: equal to the pipeline, in any batch and order, and clear about what cannot be embedded."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from builders import build_sugar, cached_sugar, picture
 from PIL import Image
 
 from sugar_hf import picturebook
-from sugar_hf.data import BadSampleError
+from sugar_hf.data import BadSampleError, as_document
 from sugar_hf.model import SugarRetrievalPipeline
-from sugar_hf.retrieval.documents import as_document
+from sugar_hf.model.embedding_sugar import embed_in_batches
 from sugar_hf.retrieval.embedder import EmbeddingSettings, SugarEmbedder
 
 SAMPLES = [
@@ -108,12 +110,13 @@ def test_no_logits_are_computed_and_the_model_is_left_as_it_was(llava):
 def test_images_of_one_batch_only_are_decoded(embedder, monkeypatch):
     alive = []
 
-    def process(samples, names):
-        alive.append(sum(isinstance(part, Image.Image) for sample in samples for part in sample))
-        return len(samples)
+    process = embedder.processor
 
-    monkeypatch.setattr(embedder, "_process", process)
-    monkeypatch.setattr(embedder, "_run", lambda count, positions: [np.eye(1, embedder.dim)] * count)
+    def recorded(samples, **options):
+        alive.append(sum(isinstance(part, Image.Image) for sample in samples for part in sample))
+        return process(samples, **options)
+
+    monkeypatch.setattr(embedder, "processor", recorded)
     embedder.embed_documents(documents([[picture(i), picture(i + 1)] for i in range(8)]))
     assert alive == [8, 8]
 
@@ -125,20 +128,20 @@ def test_bad_documents_are_named_or_skipped(embedder, vectors):
     with pytest.raises(BadSampleError, match=r"sample '(broken|gone)'.*images\[0\]"):
         embedder.embed_documents(broken)
     skipped = []
-    found = embedder.embed_documents(broken, on_error="skip", skipped=skipped)
+    found = embedder.embed_documents(broken, skipped=skipped)
     assert [rows is None for rows in found] == [False, True, False, False, True, False, False, False]
     assert [error.sample for error in skipped] == ["broken", "gone"]
     np.testing.assert_allclose(np.concatenate([rows for rows in found if rows is not None]), vectors, atol=1e-5)
 
 
 def test_a_malformed_sample_is_named(embedder):
-    from sugar_hf.retrieval.documents import Document
+    from sugar_hf.data import Document
 
     bad = [Document("fine", "a"), Document("bad", ["a", 3])]
     with pytest.raises(BadSampleError, match=r"sample 'bad'.*int is neither text nor image"):
         embedder.embed_documents(bad)
     skipped = []
-    assert embedder.embed_documents(bad, on_error="skip", skipped=skipped)[1] is None
+    assert embedder.embed_documents(bad, skipped=skipped)[1] is None
     assert len(skipped) == 1
 
 
@@ -150,7 +153,7 @@ def test_documents_of_ten_thousand_slices(llava):
     ):
         strict.embed_documents(long)
     skipped = []
-    found = strict.embed_documents(long, on_error="skip", skipped=skipped)
+    found = strict.embed_documents(long, skipped=skipped)
     assert [rows is None for rows in found] == [True, False]
     assert [error.sample for error in skipped] == ["doc-0"]
     lenient = SugarEmbedder(*llava, max_length=64, truncation="slice", positions="all")
@@ -184,7 +187,7 @@ def test_progress_counts_documents(embedder):
 
     bar = Bar()
     broken = [*documents(), as_document({"id": "broken", "image": b"x"}, 0)]
-    embedder.embed_documents(broken, on_error="skip", progress=bar)
+    embedder.embed_documents(broken, skipped=[], progress=bar)
     assert bar.n == len(broken)
 
 
@@ -196,8 +199,8 @@ def test_empty_and_wrong_calls(embedder, llava):
         embedder.encode("a cat")
     with pytest.raises(ValueError, match="mine, part 1: the text is empty"):
         embedder.encode([["a", " "]], names=["mine"])
-    with pytest.raises(ValueError, match="on_error"):
-        embedder.embed_documents([], on_error="ignore")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        embedder.embed_documents([], batch_size=0)
     for options, message in [
         ({"batch_size": 0}, "batch_size=0"),
         ({"positions": "first"}, "positions='first'"),
@@ -231,22 +234,25 @@ def test_from_pretrained():
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_batches_are_prepared_ahead_of_an_accelerator(embedder, llava, monkeypatch):
-    class Accelerated:
-        device = torch.device("meta")
+def test_batches_are_prepared_ahead_of_an_accelerator():
+    begun, seen = threading.Event(), []
 
-    done = []
+    def prepare(window):
+        if window == [2]:
+            begun.set()
+        if window == [3]:
+            raise ValueError("the fault of window 3")
+        return window[0] * 10, {}
 
-    def prepare(batch):
-        done.append(batch)
-        if batch == 3:
-            raise ValueError("the fault of batch 3")
-        return batch * 10
+    def run(numbers, inputs):
+        assert begun.wait(60)  # by another thread, while the first window runs
+        seen.append(inputs)
+        yield numbers, [np.eye(1, 4)]
 
-    monkeypatch.setattr(embedder, "model", Accelerated())
-    found = embedder._ahead(prepare, [1, 2, 3, 4])
-    assert [next(found), next(found)] == [10, 20]
-    with pytest.raises(ValueError, match="the fault of batch 3"):  # when its turn comes
-        next(found)
-    assert done[:2] == [1, 2]
-    assert list(embedder._ahead(prepare, [])) == []
+    def embed(windows):
+        return embed_in_batches(windows, prepare, run, lambda faults, count: None, ahead=True)
+
+    with pytest.raises(ValueError, match="the fault of window 3"):  # when its turn comes
+        embed([[1], [2], [3], [4]])
+    assert seen == [10, 20]
+    assert embed([]) == {}

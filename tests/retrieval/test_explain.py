@@ -11,7 +11,8 @@ from builders import cached_sugar, picture
 from tiny_teachers import save_tiny_teachers
 
 from sugar_hf import StructureLossConfig, TripleTeacher
-from sugar_hf.retrieval import Document, SugarEmbedder, SugarIndex, explain
+from sugar_hf.data import Document
+from sugar_hf.retrieval import SugarEmbedder, SugarIndex, explain
 from sugar_hf.retrieval.alignment_text import shorten
 from sugar_hf.retrieval.explain import best_path
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from index_tools import DIM, FakeEmbedder, make, unit
 
-from sugar_hf.retrieval import Document, SugarIndex
+from sugar_hf.data import Document
+from sugar_hf.retrieval import SugarIndex
 from sugar_hf.retrieval.filters import Filter, typed_metadata
 from sugar_hf.retrieval.store.backends import MilvusBackend, Rows
 from sugar_hf.retrieval.store.codecs import Codec

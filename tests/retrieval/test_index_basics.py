@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from index_tools import DIM, FakeEmbedder, make, state, texts, unit, vector
 
-from sugar_hf.data import SkippedRowsWarning
-from sugar_hf.retrieval import Document, DuplicateIdError, IndexMismatchError, SugarIndex
+from sugar_hf.data import Document, SkippedRowsWarning
+from sugar_hf.retrieval import DuplicateIdError, IndexMismatchError, SugarIndex
 from sugar_hf.retrieval.index import index_spec
 from sugar_hf.retrieval.store.segments import Limits
 

@@ -8,16 +8,9 @@ from PIL import ImageChops
 from transformers import pipeline
 
 from sugar_hf import SugarIndex, SugarRag, picturebook
+from sugar_hf.data import Document
 from sugar_hf.model import CandidateIndex
-from sugar_hf.retrieval import (
-    KNOWLEDGE_VQA,
-    QUESTION_FIRST,
-    Document,
-    Hit,
-    IndexMismatchError,
-    RagTemplate,
-    SugarEmbedder,
-)
+from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, Hit, IndexMismatchError, RagTemplate, SugarEmbedder
 from sugar_hf.retrieval.prompts import Question, fit
 
 FACTS = [

@@ -16,9 +16,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from sugar_hf.data import BadSampleError
-from sugar_hf.retrieval import SugarEmbedder, SugarIndex, as_document, read_documents
-from sugar_hf.retrieval.reading import stored_rows
+from sugar_hf.data import BadSampleError, as_document, read_documents
+from sugar_hf.data.readers import stored_rows
+from sugar_hf.retrieval import SugarEmbedder, SugarIndex
 
 
 def png(colour="red"):

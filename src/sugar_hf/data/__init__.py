@@ -1,11 +1,14 @@
 """The sample schema, safe images, and readers for the formats that people have."""
 
+from ..model.samples_sugar import Sample
+from .documents import Document, as_document
 from .errors import BadSampleError, SkippedRowsWarning
 from .images import load_image, resolve_image
 from .readers import (
     ReadOptions,
     load_dataset_file,
     read_chat,
+    read_documents,
     read_llava,
     read_mmc4,
     read_obelics,
@@ -19,12 +22,16 @@ __all__ = [
     "DOCUMENT_ROLE",
     "FEATURES",
     "BadSampleError",
+    "Document",
     "ReadOptions",
+    "Sample",
     "SkippedRowsWarning",
+    "as_document",
     "image_part",
     "load_dataset_file",
     "load_image",
     "read_chat",
+    "read_documents",
     "read_llava",
     "read_mmc4",
     "read_obelics",

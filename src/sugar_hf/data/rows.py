@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from .documents import Content
 from .errors import BadSampleError
 from .formats import PARSERS, GivenImages, detect
-from .images import load_image
 from .media import refuse_unused
-from .schema import DOCUMENT_ROLE, text_part, validate_row
+from .schema import validate_row
 
 _PART_KEYS = {"type", "text"}
 
@@ -56,7 +56,7 @@ def to_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def to_sample(row: Mapping[str, Any]) -> list[str | Image.Image] | list[dict[str, Any]]:
+def to_sample(row: Mapping[str, Any]) -> list[Any]:
     """Turns a row into what the processor takes, with decoded images in their places.
 
     Args:
@@ -72,23 +72,10 @@ def to_sample(row: Mapping[str, Any]) -> list[str | Image.Image] | list[dict[str
     """
     row = to_row(row)
     try:
-        images = iter([load_image(image, field=f"images[{i}]") for i, image in enumerate(row["images"])])
+        return Content(row["messages"], row["images"]).load()
     except BadSampleError as error:
         error.at(file=row["source"], sample=row["id"])
         raise
-    messages = [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": next(images)} if part["type"] == "image" else text_part(part["text"])
-                for part in message["content"]
-            ],
-        }
-        for message in row["messages"]
-    ]
-    if messages[0]["role"] == DOCUMENT_ROLE:
-        return [part["image"] if part["type"] == "image" else part["text"] for part in messages[0]["content"]]
-    return messages
 
 
 def _is_in_schema(row: Mapping[str, Any]) -> bool:

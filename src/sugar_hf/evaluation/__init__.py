@@ -1,8 +1,7 @@
 """Evaluators hold their data and are called on a model; metrics are pure functions."""
 
-from .answers import AnswerEvaluator
 from .baselines import Blip2Encoder, DualEncoder
-from .encoders import Encoder, SugarEncoder, open_encoder, similarity
+from .encoders import Encoder, open_encoder, similarity
 from .examples import Example, Lazy, Record
 from .gallery import Block, Card, Section, write_gallery
 from .generation_evaluator import GenerationEvaluator
@@ -10,10 +9,8 @@ from .generators import Generator, SugarGenerator
 from .knowledge_evaluator import KnowledgeEvaluator, Pool, View
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .ranking_evaluator import Pair, PairsEvaluator, Ranking, RankingEvaluator
-from .retrieval import RetrievalEvaluator
 
 __all__ = [
-    "AnswerEvaluator",
     "Blip2Encoder",
     "Block",
     "Card",
@@ -30,9 +27,7 @@ __all__ = [
     "Ranking",
     "RankingEvaluator",
     "Record",
-    "RetrievalEvaluator",
     "Section",
-    "SugarEncoder",
     "SugarGenerator",
     "View",
     "exact_match",

@@ -21,15 +21,14 @@ from transformers import (
     SiglipModel,
 )
 
-from ..data import BadSampleError
+from ..data import BadSampleError, Document
 from ..model.backbone_sugar import evaluation_mode
-from ..retrieval.documents import Document
+from ..model.embedding_sugar import distinct
+from ..retrieval.embedder import checked_size
 from .encoding import (
     BatchEncoder,
     Parts,
-    check_batch_size,
     cut,
-    distinct,
     document_images,
     document_text,
     load_parts,
@@ -218,7 +217,7 @@ class Blip2Encoder(BatchEncoder):
             BadSampleError: A document has no text, not one image, or a broken one; the error names it.
             ValueError: `batch_size` is less than 1, or a probability is not a number.
         """
-        check_batch_size(batch_size)
+        checked_size(batch_size)
         texts, text_places = distinct([text for text, _ in pairs])
         images, image_places = distinct([image for _, image in pairs])
         strings = [_only_text(document) for document in texts]

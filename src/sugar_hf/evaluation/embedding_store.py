@@ -12,8 +12,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from .._files import atomic_path
-from ..data import BadSampleError
-from ..retrieval.documents import Document
+from ..data import BadSampleError, Document
 from .encoders import Encoder
 from .encoding import BatchEncoder
 from .examples import digest_of
@@ -33,7 +32,7 @@ class EmbeddingStore:
     def __init__(self, encoder: Encoder, folder: str | Path | None = None, batch_size: int = 8) -> None:
         self.encoder, self.batch_size = encoder, batch_size
         self.folder = None if folder is None else Path(folder)
-        self.settings = encoder.settings()
+        self.settings = encoder.describe()
         #: Documents that could not be embedded: set, id and reason.
         self.failed: list[dict[str, str]] = []
         #: How many had their text cut; kept with the embeddings.
@@ -76,7 +75,7 @@ class EmbeddingStore:
             return vectors, []
         skipped: list[BadSampleError] = []
         before = _truncated(self.encoder)
-        vectors = self.encoder.encode(documents, batch_size=self.batch_size, skipped=skipped, progress=bar)
+        vectors = self.encoder.embed_documents(documents, batch_size=self.batch_size, skipped=skipped, progress=bar)
         truncated = _truncated(self.encoder) - before
         self.truncated += truncated
         if path is not None and not skipped:  # what failed is tried again by the next run

@@ -14,34 +14,30 @@ from transformers import (
     Blip2Config,
 )
 
-from ..data import BadSampleError
-from ..model import SugarConfig, SugarProcessor
+from ..data import BadSampleError, Document
+from ..model import SugarConfig
 from ..model.checkpoint_sugar import read_config
-from ..retrieval.documents import Document
 from ..retrieval.embedder import SugarEmbedder
 from .baselines import Blip2Encoder, DualEncoder
-from .encoding import check_batch_size, distinct, full_name, short_name
 
-__all__ = ["Encoder", "SugarEncoder", "open_encoder", "similarity"]
+__all__ = ["Encoder", "open_encoder", "similarity"]
 
 CHUNK = 2**26  # similarities of vectors in memory at once, 256 MiB
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Embeds documents for retrieval. `similarity` compares what it gives.
+    """Embeds documents for retrieval, as [`~sugar_hf.SugarEmbedder`] does. `similarity` compares what it gives."""
 
-    Attributes:
-        name: Checkpoint and mode, for results.
-    """
+    @property
+    def name(self) -> str:
+        """Checkpoint and mode, for results."""
 
-    name: str
-
-    def encode(
+    def embed_documents(
         self,
         documents: Sequence[Document],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         skipped: list[BadSampleError] | None = None,
         progress: tqdm | None = None,
     ) -> list[np.ndarray | None]:
@@ -49,7 +45,7 @@ class Encoder(Protocol):
 
         Args:
             documents: Some documents.
-            batch_size: Documents in one forward pass.
+            batch_size: Documents in one forward pass; the encoder's own choice when `None`.
             skipped: A list to which the errors of documents that cannot be embedded are appended.
             progress: A bar that is moved by the number of documents.
 
@@ -60,7 +56,7 @@ class Encoder(Protocol):
             BadSampleError: A document cannot be embedded and `skipped` is `None`.
         """
 
-    def settings(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the vectors depend on, in a form for JSON."""
 
     def notes(self) -> dict[str, Any]:
@@ -72,91 +68,6 @@ class _DualModel(Protocol):
     def get_image_features(self, **inputs: Tensor) -> Any: ...
 
     def get_text_features(self, **inputs: Tensor) -> Any: ...
-
-
-class SugarEncoder:
-    """Sugar's embedding of a whole document, at its last slice: one vector a document.
-
-    Args:
-        model: A Sugar model, or a `peft.PeftModel` around one; left as it is.
-        processor: Its processor.
-        checkpoint: Where the model came from; what its configuration says when `None`.
-        **options: `truncate_dim`, `split_sentences`, `max_length` and `truncation` of
-            [`~sugar_hf.retrieval.SugarEmbedder`].
-
-    Attributes:
-        name: Checkpoint.
-        embedder: What embeds.
-
-    Raises:
-        ValueError: An option has a value that it cannot have.
-    """
-
-    def __init__(self, model: Any, processor: SugarProcessor, checkpoint: str | None = None, **options: Any) -> None:
-        self.embedder = SugarEmbedder(model, processor, positions="last", **options)
-        self.checkpoint = full_name(checkpoint or str(model.config.name_or_path))
-        self.name = short_name(self.checkpoint)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        **options: Any,
-    ) -> "SugarEncoder":
-        """Load a Sugar checkpoint, or adapters on one.
-
-        Args:
-            name_or_path: Hub name or folder.
-            device: Where it runs; the accelerator if there is one.
-            dtype: Data type of the weights; the checkpoint's when `None`.
-            **options: As above.
-        """
-        loaded = SugarEmbedder.from_pretrained(name_or_path, device=device, dtype=dtype)
-        return cls(loaded.model, loaded.processor, str(name_or_path), **options)
-
-    def encode(
-        self,
-        documents: Sequence[Document],
-        *,
-        batch_size: int = 8,
-        skipped: list[BadSampleError] | None = None,
-        progress: tqdm | None = None,
-    ) -> list[np.ndarray | None]:
-        """Embed documents; one that is there several times is processed once. See [`Encoder`].
-
-        Returns:
-            For each document a (1, dim) float32 unit vector; `None` if it was skipped.
-
-        Raises:
-            BadSampleError: A document cannot be embedded and `skipped` is `None`; the error names document and field.
-            ValueError: `batch_size` is less than 1.
-        """
-        check_batch_size(batch_size)
-        self.embedder.batch_size = batch_size
-        unique, places = distinct(documents)
-        on_error = "raise" if skipped is None else "skip"
-        found = self.embedder.embed_documents(unique, on_error=on_error, skipped=skipped, progress=progress)
-        if progress is not None:
-            progress.update(len(documents) - len(unique))
-        return [found[i] for i in places]
-
-    def settings(self) -> dict[str, Any]:
-        """What the vectors depend on, for JSON: checkpoint, its fingerprint, and the embedder's settings."""
-        settings = self.embedder.settings.to_dict()
-        del settings["model"]
-        return {
-            "encoder": type(self).__name__,
-            "checkpoint": self.checkpoint,
-            "weights": self.embedder.fingerprint.digest,
-            "mode": "last slice",
-            **settings,
-        }
-
-    def notes(self) -> dict[str, Any]:
-        """What a reader of results should know: nothing, for a document that is too long is an error or warned of."""
-        return {}
 
 
 def open_encoder(
@@ -181,7 +92,7 @@ def open_encoder(
     if isinstance(config, SugarConfig):
         if mode is not None:
             raise ValueError(f"mode={mode!r}: {name_or_path} is a Sugar model, which has no modes. Leave it out.")
-        return SugarEncoder.from_pretrained(name_or_path, device, dtype)
+        return SugarEmbedder.from_pretrained(name_or_path, device=device, dtype=dtype)
     if isinstance(config, Blip2Config):
         return Blip2Encoder.from_pretrained(name_or_path, mode or "itc", device, dtype)
     if type(config) in MODEL_MAPPING and issubclass(MODEL_MAPPING[type(config)], _DualModel):

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,14 +24,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..data import BadSampleError
+from ..data import BadSampleError, Document
 from ..model.backbone_sugar import evaluation_mode
-from ..retrieval.documents import Document
+from ..model.embedding_sugar import Faults, distinct, embed_in_batches
+from ..retrieval.embedder import checked_size, full_name, of_document, short_name
 from ..retrieval.fingerprint import weights_digest
 
 logger = logging.getLogger(__name__)
 
-UNIT_TOLERANCE = 1e-3
+BATCH_SIZE = 8
 T = TypeVar("T")
 
 
@@ -90,11 +91,11 @@ class BatchEncoder(ABC):
         self.checkpoint = full_name(checkpoint or str(model.config.name_or_path))
         self.name = f"{short_name(self.checkpoint)} ({mode})"
 
-    def encode(
+    def embed_documents(
         self,
         documents: Sequence[Document],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         skipped: list[BadSampleError] | None = None,
         progress: tqdm | None = None,
     ) -> list[np.ndarray | None]:
@@ -105,7 +106,7 @@ class BatchEncoder(ABC):
 
         Args:
             documents: Some documents. The texts of system messages are left out.
-            batch_size: Documents, and images, in one forward pass.
+            batch_size: Documents, and images, in one forward pass; 8 when `None`.
             skipped: A list to which the error of each document that cannot be embedded is appended, in the order of
                 the documents.
             progress: A bar that is moved by the number of documents.
@@ -117,53 +118,58 @@ class BatchEncoder(ABC):
             BadSampleError: A document cannot be embedded and `skipped` is `None`; the error names document and field.
             ValueError: `batch_size` is less than 1.
         """
-        check_batch_size(batch_size)
+        size = checked_size(BATCH_SIZE if batch_size is None else batch_size)
         documents, places = distinct(documents)
-        times = Counter(places)
-        found: dict[int, np.ndarray] = {}
         errors: dict[int, BadSampleError] = {}
         texts: dict[int, str] = {}
         kinds: dict[tuple[bool, bool], list[int]] = defaultdict(list)
 
-        def finish(numbers: Sequence[int]) -> None:
+        def report(faults: Faults, count: int) -> None:
+            for i, error in sorted(faults.items()):
+                errors[i] = of_document(error, documents[i])
+                if skipped is None:
+                    raise errors[i] from error.__cause__
+            if progress is not None and count:
+                progress.update(count)
+
+        def prepare(numbers: list[int]) -> tuple[list[Parts], Faults]:
+            use_images, use_text = uses[numbers[0]]
+            batch: list[Parts] = []
+            faults: dict[int, ValueError] = {}
             for i in numbers:
-                if i in errors and skipped is None:
-                    raise errors[i]
-            if progress is not None:
-                progress.update(sum(times[i] for i in numbers))
+                try:
+                    images = document_images(documents[i]) if use_images else []
+                    batch.append(Parts(texts[i] if use_text else "", images))
+                except BadSampleError as error:
+                    faults[i] = error
+            return batch, faults
+
+        def run(numbers: list[int], batch: list[Parts]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+            if batch[0].text:
+                self._count_truncated([parts.text for parts in batch])
+            yield numbers, self._embed(batch, size)
 
         for i, document in enumerate(documents):
             try:
                 texts[i] = document_text(document)
                 kinds[self._kind(bool(document.content.images), bool(texts[i]))].append(i)
             except BadSampleError as error:
-                errors[i] = error
-                finish([i])
+                report({i: error}, 1)
+        uses = {i: kind for kind, numbers in kinds.items() for i in numbers}
+        windows = [
+            list(chunk)
+            for numbers in kinds.values()
+            for chunk in cut(sorted(numbers, key=lambda i: -len(texts[i])), size)
+        ]
         with evaluation_mode(self.model), torch.inference_mode():
-            for (use_images, use_text), numbers in kinds.items():
-                numbers.sort(key=lambda i: -len(texts[i]))
-                for chunk in cut(numbers, batch_size):
-                    batch: dict[int, Parts] = {}
-                    for i in chunk:
-                        try:
-                            images = document_images(documents[i]) if use_images else []
-                            batch[i] = Parts(texts[i] if use_text else "", images)
-                        except BadSampleError as error:
-                            errors[i] = error
-                    if use_text:
-                        self._count_truncated([parts.text for parts in batch.values()])
-                    vectors = self._embed(list(batch.values()), batch_size) if batch else []
-                    for i, rows in zip(batch, vectors, strict=True):
-                        if fault := _fault(rows):
-                            errors[i] = BadSampleError(fault, field="document", sample=documents[i].id)
-                        else:
-                            found[i] = rows
-                    finish(chunk)
+            found = embed_in_batches(windows, prepare, run, report, ahead=self.model.device.type != "cpu")
+        if progress is not None and len(places) > len(documents):
+            progress.update(len(places) - len(documents))
         if skipped is not None:
             skipped.extend(errors[i] for i in sorted(errors))
         return [found.get(i) for i in places]
 
-    def settings(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the vectors depend on, for JSON: checkpoint, digest of its weights, mode, dtype, limit of texts."""
         return {
             "encoder": type(self).__name__,
@@ -258,44 +264,12 @@ def document_images(document: Document) -> list[Image.Image]:
     return [part for part in loaded if isinstance(part, Image.Image)]
 
 
-def distinct(documents: Sequence[Document]) -> tuple[list[Document], list[int]]:
-    """The documents without repetitions of the same object, and the place of each in that list."""
-    unique = {id(document): document for document in documents}
-    numbers = {key: i for i, key in enumerate(unique)}
-    return list(unique.values()), [numbers[id(document)] for document in documents]
-
-
 def cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Pieces of `size` items; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise a ValueError if a batch would be empty."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give 1 or more.")
-
-
-def full_name(checkpoint: str) -> str:
-    """A Hub name as it is, a folder as its absolute path."""
-    return str(Path(checkpoint).absolute()) if Path(checkpoint).is_dir() else checkpoint
-
-
-def short_name(checkpoint: str) -> str:
-    """A Hub name as it is, a folder by its own name."""
-    return Path(checkpoint).absolute().name if Path(checkpoint).is_dir() else checkpoint
-
-
 def to_arrays(vectors: Iterable[Tensor]) -> list[np.ndarray]:
     """(V, dim) float32 arrays of tensors on any device."""
     return [rows.float().cpu().numpy() for rows in vectors]
-
-
-def _fault(rows: np.ndarray) -> str | None:
-    norms = np.linalg.norm(rows, axis=1)
-    if bool((np.abs(norms - 1) <= UNIT_TOLERANCE).all()):  # NaN is not within anything
-        return None
-    return (
-        "the model gives no unit vector. Check its weights and its dtype; float16 may overflow where bfloat16 does not"
-    )

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from PIL import Image
 
-from ..retrieval.documents import Document
+from ..data import Document
 
 T = TypeVar("T")
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..retrieval.documents import Document
+from ..data import Document
+from ..model.samples_sugar import sample_items
+from ..retrieval.embedder import SugarEmbedder
 from .embedding_store import EmbeddingStore
-from .encoders import Encoder, SugarEncoder, similarity
+from .encoders import Encoder, similarity
 from .examples import Example, Lazy
 from .generation_evaluator import GenerationEvaluator, Score, Submission
 from .generators import Generator, SugarGenerator, as_generator
@@ -192,7 +194,7 @@ class KnowledgeEvaluator:
         if self.pool.gold is not None:
             for hit, number in zip(hits, found.numbers, strict=False):
                 hit["right"] = number in self.pool.gold[question]
-        prompt = self.fill(example.document.sample, [entry.sample for entry in entries])
+        prompt = self.fill(sample_items(example.document.sample), [sample_items(entry.sample) for entry in entries])
         return Example(Document(example.id, prompt), example.reference, {**example.info, "retrieved": hits})
 
     def _recall(self, found: Sequence[Found | None]) -> dict[str, float]:
@@ -256,9 +258,9 @@ class KnowledgeEvaluator:
         return Found(tuple(int(numbers[i]) for i in kept), tuple(float(scores[i]) for i in kept))
 
 
-def _retriever(generator: Generator) -> SugarEncoder:
+def _retriever(generator: Generator) -> SugarEmbedder:
     if isinstance(generator, SugarGenerator) and generator.is_sugar:
-        return SugarEncoder(generator.pipe.model, generator.pipe.processor)
+        return SugarEmbedder(generator.pipe.model, generator.pipe.processor)
     raise ValueError(
         f"{generator.name} has no retrieval head, so it finds nothing by itself. Give an encoder that retrieves for "
         "it (--retriever), such as CLIP, or ask without documents (top_k=0)."

@@ -9,11 +9,11 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError
-from ..retrieval.documents import Document
+from ..data import BadSampleError, Document
+from ..retrieval.embedder import SugarEmbedder
 from .baselines import Blip2Encoder
 from .embedding_store import EmbeddingStore
-from .encoders import Encoder, SugarEncoder, similarity
+from .encoders import Encoder, similarity
 from .examples import Lazy
 from .jsonl_file import ResultLines
 from .metrics.ranking import MISSED, recall_at_k, target_ranks
@@ -44,7 +44,7 @@ def as_encoder(model: Any, processor: Any = None) -> Encoder:
         )
     if processor is None:
         raise ValueError("processor is missing: pass the model's.")
-    return SugarEncoder(model, processor)
+    return SugarEmbedder(model, processor)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class RankingEvaluator:
         """
         encoder = as_encoder(model, processor)
         ids = {name: _ids(self.name, name, documents) for name, documents in self.sets.items()}
-        settings = {"task": self.name, **self.settings, "seed": self.seed, **encoder.settings()}
+        settings = {"task": self.name, **self.settings, "seed": self.seed, **encoder.describe()}
         with ResultLines(output, settings) as lines:
             store = EmbeddingStore(encoder, lines.folder, batch_size)
             vectors = {name: store.encode(name, documents) for name, documents in self.sets.items()}
@@ -306,7 +306,7 @@ class PairsEvaluator:
         images = Lazy(2 * len(self.items), lambda i: _half(self.items[i // 2], "image", i % 2))
         _ids(self.name, "samples", texts)
         settings = {"task": self.name, "n": len(self.items), **self.settings, "scoring": self.scoring}
-        settings |= {"seed": self.seed, **encoder.settings()}
+        settings |= {"seed": self.seed, **encoder.describe()}
         with ResultLines(output, settings) as lines:
             if isinstance(encoder, Blip2Encoder) and self.scoring == "match":
                 before = encoder.truncated

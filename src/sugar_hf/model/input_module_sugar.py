@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from .embedding_sugar import check_unit
 from .samples_sugar import sample_size
 
 try:
@@ -21,7 +22,6 @@ except ImportError as error:
         "this module needs sentence-transformers: pip install 'sentence-transformers>=6.2,<7'"
     ) from error
 
-UNIT_TOLERANCE = 1e-3
 _PARTS = ("text", "image")
 _OPTIONS = ("text", "image", "common", "chat_template")
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
@@ -124,11 +124,7 @@ class SugarModule(InputModule):
         output = self.model(**inputs, skip_logits=True, use_cache=False)
         rows = torch.arange(len(output.retrieval_embeds), device=output.retrieval_embeds.device)
         embeds = output.retrieval_embeds[rows, output.retrieval_mask.sum(dim=1) - 1]
-        if not bool(((embeds.norm(dim=-1) - 1).abs() <= UNIT_TOLERANCE).all()):  # NaN is not within anything
-            raise ValueError(
-                "the model gives no unit vectors for some of this batch. Check its weights and its dtype; float16 may "
-                "overflow where bfloat16 does not."
-            )
+        check_unit(embeds.detach().float().cpu().numpy(), "input")
         return {**features, "sentence_embedding": embeds}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
-from .embedding_sugar import PrefixCheck, check_prefix_embeddings
+from .embedding_sugar import PrefixCheck, check_prefix_embeddings, embed_list
 from .modeling_sugar import SugarForConditionalGeneration
 from .processing_sugar import SugarProcessor
-from .samples_sugar import is_chat, longest_first, parse_sample, sample_size
+from .samples_sugar import Sample, is_chat, parse_sample
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_NEW_TOKENS = 256
@@ -59,12 +59,12 @@ class CandidateIndex:
 class _Item:
     """Carries a sample through the pipeline's batching, which knows how to batch tensors only."""
 
-    def __init__(self, sample: Any, name: str) -> None:
+    def __init__(self, sample: Sample, name: str) -> None:
         self.sample = sample
         self.name = name
 
 
-def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
+def split_inputs(inputs: Any) -> tuple[list[Sample], bool]:
     """Tell one input from several.
 
     One: a str, an image, a Path, a part, one chat, or `{"query": sample}`. Several: a list of those and of
@@ -79,7 +79,7 @@ def split_inputs(inputs: Any) -> tuple[list[Any], bool]:
     """
     if isinstance(inputs, dict):
         return [inputs.get("query", inputs)], True
-    if isinstance(inputs, str | Image.Image | Path) or is_chat(inputs):
+    if isinstance(inputs, str | bytes | Image.Image | Path) or is_chat(inputs):
         return [inputs], True
     if not isinstance(inputs, Sequence) or not len(inputs):
         raise ValueError(f"cannot read {inputs!r:.80} as an input or a list of inputs. {_FORMS}")
@@ -252,7 +252,7 @@ class SugarRetrievalPipeline(SugarPipeline):
         )
         return results[0] if is_single else results
 
-    def encode(self, samples: Sequence[Any], *, batch_size: int | None = None, name: str = "sample") -> np.ndarray:
+    def encode(self, samples: Sequence[Sample], *, batch_size: int | None = None, name: str = "sample") -> np.ndarray:
         """Embed samples, each at its last slice. Similar lengths share a batch; a bar appears if it takes long.
 
         Args:
@@ -269,17 +269,10 @@ class SugarRetrievalPipeline(SugarPipeline):
         if not len(samples):
             raise ValueError(f"there is no {name} to embed.")
         names = [f"{name} {i}" for i in range(len(samples))]
-        order = longest_first([sample_size(*row) for row in zip(samples, names, strict=True)])
         step = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
-        embeddings: dict[int, np.ndarray] = {}
-        with tqdm(total=len(order), desc="Embedding", delay=2) as bar:
-            for start in range(0, len(order), step):
-                places = order[start : start + step]
-                output = self.forward({"item": [_Item(samples[i], names[i]) for i in places]})
-                for i, embeds, length in zip(places, output["embeds"], output["lengths"], strict=True):
-                    embeddings[i] = embeds[int(length) - 1].numpy()
-                bar.update(len(places))
-        return np.stack([embeddings[i] for i in range(len(order))])
+        with tqdm(total=len(samples), desc="Embedding", delay=2) as bar:
+            vectors = embed_list(self.model, self.processor, samples, names, bar.update, batch_size=step)
+        return np.concatenate(vectors)
 
     @cached_property
     def prefix_check(self) -> PrefixCheck:

@@ -324,7 +324,7 @@ class SugarProcessor(ProcessorMixin):
 
 
 def _as_batch(samples: Any) -> Sequence[Any]:
-    if isinstance(samples, str | Image.Image | Path):
+    if isinstance(samples, str | bytes | Image.Image | Path):
         return [samples]
     if is_chat(samples):
         raise ValueError("samples is one chat. Pass a list of samples: processor([messages]).")

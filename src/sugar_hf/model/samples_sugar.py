@@ -1,10 +1,10 @@
 """Interleaved samples as people write them, brought to one form: messages made of text and image parts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from PIL import Image
 
@@ -12,13 +12,54 @@ from .images_sugar import BadImageError, read_image_part
 
 # Instructions to the model rather than content of the sample: their text makes no slice.
 INSTRUCTION_ROLES = ("system", "developer")
-_IMAGE_KEYS = ("image", "path", "url", "base64")
+#: What the image of a part may stand under; an address under `url` alone.
+IMAGE_KEYS = ("image", "path", "base64", "url")
+_EMPTY = "has neither text nor image"
 # A run of marks is looked at once, from its start, and gives nothing back: anything else would be quadratic.
 _SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s)|[。！？]++[”’」』）]*+|\n")
 # A chat template writes a role out as it is, so that it must not hold a control token or a line break.
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
+#: A text, or an image as a PIL image, its path, the bytes of its file, a part, or the struct of `datasets.Image`.
+Item: TypeAlias = str | Image.Image | Path | bytes | Mapping[str, Any]
+#: An item; items in reading order; or the messages of a chat, each with a `role` and a `content`.
+Sample: TypeAlias = Item | Sequence[Item]
 Span = tuple[int, int]
+
+
+class Place(NamedTuple):
+    """Where in a sample something is.
+
+    Args:
+        sample: The sample's name.
+        message: The number of the message; `None` in a sample without roles.
+        part: The number of the part; `None` for the message, or the sample, as a whole.
+    """
+
+    sample: str
+    message: int | None = None
+    part: int | None = None
+
+    def __str__(self) -> str:
+        message = "" if self.message is None else f", message {self.message}"
+        return f"{self.sample}{message}" + ("" if self.part is None else f", part {self.part}")
+
+
+class SampleError(ValueError):
+    """A sample that cannot be read.
+
+    Args:
+        place: Where it is.
+        reason: What is wrong, in words.
+        mend: What to do about it, if the reason does not say it.
+    """
+
+    def __init__(self, place: Place, reason: str, mend: str = "") -> None:
+        self.place, self.reason, self.mend = place, reason, mend
+        super().__init__(place, reason, mend)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}" + (f". {self.mend}." if self.mend else "")
 
 
 @dataclass(frozen=True)
@@ -28,14 +69,14 @@ class Part:
     Args:
         where: The part's place in words, for error messages.
         text: The text; empty for an image.
-        image: A PIL image, or the path or address of one; `None` for a text.
-        image_key: What the image is said to be: `image`, `path`, `url` or `base64`.
+        image: A PIL image, the bytes of one, or its path or address; `None` for a text.
+        image_key: Which of `IMAGE_KEYS` it stands under.
         spans: Character spans of the slices in `text`; empty for an image and for instructions.
     """
 
     where: str
     text: str = ""
-    image: Any = None
+    image: str | Image.Image | Path | bytes | None = None
     image_key: str = "image"
     spans: tuple[Span, ...] = ()
 
@@ -93,13 +134,12 @@ def _strip(text: str, start: int, end: int) -> Span | None:
     return (start, end) if start < end else None
 
 
-def parse_sample(sample: Any, where: str, split_sentences: bool = False) -> list[Message]:
-    """Bring a sample of any accepted form to messages.
+def parse_sample(sample: Sample, where: str, split_sentences: bool = False) -> list[Message]:
+    """Bring a sample of any accepted form to messages. This is the one parser of samples.
 
     Args:
-        sample: A str, a PIL image, a `pathlib.Path` of an image, a part (`{"type": "text", "text": ...}` or
-            `{"type": "image", "image"|"path"|"url"|"base64": ...}`), a list mixing these, or chat messages: a list
-            of `{"role": ..., "content": str or list of parts}`. Nothing is downloaded but what stands under `url`.
+        sample: See [`Sample`]. A str is a text. A part is `{"type": "text", "text": ...}` or
+            `{"type": "image", "image"|"path"|"base64"|"url": ...}`. Nothing is downloaded but what stands under `url`.
         where: Name of the sample for error messages.
         split_sentences: Make one slice of each sentence instead of each text.
 
@@ -107,74 +147,93 @@ def parse_sample(sample: Any, where: str, split_sentences: bool = False) -> list
         The chat's messages, or one message without role.
 
     Raises:
-        ValueError: If the sample is empty or holds something else.
+        SampleError: If the sample is empty or holds something else.
     """
     if is_chat(sample):
-        messages = [
-            _parse_message(message, f"{where}, message {i}", split_sentences) for i, message in enumerate(sample)
-        ]
+        messages = [_parse_message(message, Place(where, i), split_sentences) for i, message in enumerate(sample)]
     else:
-        items = list(sample) if isinstance(sample, list | tuple) else [sample]
-        messages = [Message(None, _parse_parts(items, where, split_sentences))]
+        messages = [Message(None, _parse_parts(sample_items(sample), Place(where), split_sentences))]
     if not sum(part.slice_count for message in messages for part in message.parts):
-        raise ValueError(f"{where}: has neither text nor image. Give it one or leave it out.")
+        has_parts = any(message.parts for message in messages)
+        reason = "has nothing but system messages, so neither text nor image" if has_parts else _EMPTY
+        raise SampleError(Place(where), reason, "Give it one or leave it out")
     return messages
 
 
-def is_chat(sample: Any) -> bool:
+def is_chat(sample: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """Whether a sample is a list of chat messages."""
     return (
         isinstance(sample, list | tuple)
         and len(sample) > 0
-        and all(isinstance(message, dict) and "role" in message for message in sample)
+        and all(isinstance(message, Mapping) and "role" in message for message in sample)
     )
 
 
-def _parse_message(message: dict[str, Any], where: str, split_sentences: bool) -> Message:
+def sample_items(sample: Sample) -> list[Any]:
+    """Return the items of a sample in reading order, one for an item alone."""
+    return list(sample) if isinstance(sample, list | tuple) else [sample]
+
+
+def is_image_struct(item: Mapping[Any, Any]) -> bool:
+    """Whether an item is what `datasets` makes of an image that it does not decode."""
+    return bool(item) and item.keys() <= {"bytes", "path"}
+
+
+def _parse_message(message: Mapping[str, Any], place: Place, split_sentences: bool) -> Message:
     role, content = message["role"], message.get("content")
-    if isinstance(content, str):
+    if isinstance(content, str | bytes | Path | Image.Image):
         content = [content]
     if not isinstance(role, str) or not isinstance(content, list | tuple) or not content:
-        raise ValueError(
-            f"{where}: needs a `role` (a str) and a `content` (a str or a list of parts), got {message!r:.80}"
+        raise SampleError(
+            place,
+            f"needs a `role` (a str) and a `content` (a str or a list of parts), got {message!r:.80}",
         )
     if not _ROLE.fullmatch(role):
-        raise ValueError(f"{where}: {role!r:.80} is no name of a role. Use user, assistant or system.")
-    parts = _parse_parts(content, where, split_sentences)
+        raise SampleError(place, f"{role!r:.80} is no name of a role", "Use user, assistant or system")
+    parts = _parse_parts(content, place, split_sentences)
     if role in INSTRUCTION_ROLES:
         parts = tuple(replace(part, spans=()) for part in parts)
     return Message(role, parts)
 
 
-def _parse_parts(items: Sequence[Any], where: str, split_sentences: bool) -> tuple[Part, ...]:
-    return tuple(_parse_part(item, f"{where}, part {i}", split_sentences) for i, item in enumerate(items))
+def _parse_parts(items: Sequence[Any], place: Place, split_sentences: bool) -> tuple[Part, ...]:
+    return tuple(_parse_part(item, place._replace(part=i), split_sentences) for i, item in enumerate(items))
 
 
-def _parse_part(item: Any, where: str, split_sentences: bool) -> Part:
-    if isinstance(item, dict) and item.get("type") == "image":
-        keys = [key for key in _IMAGE_KEYS if item.get(key) is not None]
+def _parse_part(item: Any, place: Place, split_sentences: bool) -> Part:
+    key = "image"
+    if isinstance(item, Mapping) and item.get("type") == "image":
+        keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
         if len(keys) != 1:
-            raise ValueError(f"{where}: an image part needs one of {', '.join(_IMAGE_KEYS)}, got {item!r:.80}")
-        item = item[keys[0]]
+            raise SampleError(place, f"an image part needs one of {', '.join(IMAGE_KEYS)}, got {item!r:.80}")
+        key = keys[0]
+        item = item[key]
         if isinstance(item, str):
-            return Part(where, image=item, image_key=keys[0])
-    elif isinstance(item, dict) and item.get("type") == "text":
+            return Part(str(place), image=item, image_key=key)
+    elif isinstance(item, Mapping) and item.get("type") == "text":
         item = item.get("text")
     if isinstance(item, str):
         if not item.strip():
-            raise ValueError(f"{where}: the text is empty. Remove it or fill it in.")
+            raise SampleError(place, "the text is empty", "Remove it or fill it in")
         try:
             item.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can hold
-            raise ValueError(f"{where}: the text is not valid Unicode ({error}). Clean it.") from error
+            raise SampleError(place, f"the text is not valid Unicode ({error})", "Clean it") from error
         start = len(item) - len(item.lstrip())
         spans = sentence_spans(item) if split_sentences else ((start, len(item.rstrip())),)
-        return Part(where, text=item, spans=spans)
-    if isinstance(item, Image.Image | Path):
-        return Part(where, image=item)
-    raise ValueError(
-        f"{where}: {type(item).__name__} is neither text nor image. Give a str, a PIL image, a pathlib.Path, "
-        '{"type": "text", "text": ...} or {"type": "image", "path": ...}.'
+        return Part(str(place), text=item, spans=spans)
+    if isinstance(item, Mapping) and is_image_struct(item):
+        path = item.get("path")
+        item = item["bytes"] if item.get("bytes") is not None else Path(path) if isinstance(path, str) else path
+    if isinstance(item, bytearray | memoryview):
+        item = bytes(item)
+    if isinstance(item, Image.Image | Path | bytes):
+        return Part(str(place), image=item)
+    raise SampleError(
+        place,
+        f"{type(item).__name__} is neither text nor image",
+        "Give a str, a PIL image, a pathlib.Path, the bytes of an image, "
+        '{"type": "text", "text": ...} or {"type": "image", "path": ...}',
     )
 
 
@@ -199,7 +258,7 @@ def first_slices(messages: list[Message], count: int) -> list[Message]:
     return kept
 
 
-def sample_size(sample: Any, where: str) -> tuple[int, int]:
+def sample_size(sample: Sample, where: str) -> tuple[int, int]:
     """Measure a sample without loading an image: by its number of images, then of characters."""
     parts = [part for message in parse_sample(sample, where) for part in message.parts]
     return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)

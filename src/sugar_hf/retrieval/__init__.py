@@ -1,7 +1,6 @@
 """Indexes on disk, search, retrieval-augmented generation and explanations."""
 
 from .chat import SugarChat, chat_to_json, route_by_words
-from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .explain import Alignment, Explanation, explain
 from .index import Hit, SugarIndex
@@ -9,7 +8,6 @@ from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
 from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
 from .rag import RagAnswer, SugarRag
-from .reading import read_documents
 from .store import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 
 __all__ = [
@@ -17,7 +15,6 @@ __all__ = [
     "QUESTION_FIRST",
     "Alignment",
     "DamagedIndexError",
-    "Document",
     "DuplicateIdError",
     "Explanation",
     "Hit",
@@ -32,10 +29,8 @@ __all__ = [
     "SugarIndex",
     "SugarRag",
     "SugarRagPipeline",
-    "as_document",
     "chat_to_json",
     "explain",
     "plot_alignment",
-    "read_documents",
     "route_by_words",
 ]

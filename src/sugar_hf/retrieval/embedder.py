@@ -1,34 +1,29 @@
 """From samples and documents to embeddings, in batches of similar length."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
-from transformers import BatchFeature
 
-from ..data import BadSampleError
+from ..data import BadSampleError, Document
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
-from ..model.backbone_sugar import evaluation_mode
-from ..model.samples_sugar import longest_first, sample_size
-from .documents import Document
+from ..model.embedding_sugar import Faults, distinct, embed_list, embed_samples
+from ..model.samples_sugar import Sample
 from .fingerprint import ModelFingerprint
 from .settings import EmbeddingSettings
 
 __all__ = ["EmbeddingSettings", "SugarEmbedder"]
 
 POSITIONS = ("last", "all")
-UNIT_TOLERANCE = 1e-3
-WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
 
 
 class SugarEmbedder:
-    """Embeds samples and documents with a Sugar model.
+    """Embed samples and documents with a Sugar model. Evaluators take it as an `Encoder`.
 
     ```python
     embedder = SugarEmbedder.from_pretrained("sugar")
@@ -62,8 +57,7 @@ class SugarEmbedder:
         truncation: bool | str = False,
     ) -> None:
         width = model.config.retrieval_dim
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: give 1 or more.")
+        checked_size(batch_size)
         if positions not in POSITIONS:
             raise ValueError(f"positions={positions!r}: give one of {', '.join(POSITIONS)}.")
         if truncate_dim is not None and not 1 <= truncate_dim <= width:
@@ -80,6 +74,7 @@ class SugarEmbedder:
         self.split_sentences = split_sentences
         self.max_length = max_length
         self.truncation = truncation
+        self.checkpoint = str(model.config.name_or_path)
         self._fingerprint: tuple[tuple[Any, ...], ModelFingerprint] | None = None
 
     @classmethod
@@ -103,12 +98,19 @@ class SugarEmbedder:
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         processor = SugarProcessor.from_pretrained(name_or_path)
-        return cls(model.to(device), processor, **options)
+        embedder = cls(model.to(device), processor, **options)
+        embedder.checkpoint = str(name_or_path)  # for adapters, the model says where its base lies
+        return embedder
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
         return self.truncate_dim or self.model.config.retrieval_dim
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name, for results."""
+        return short_name(self.checkpoint)
 
     @property
     def settings(self) -> EmbeddingSettings:
@@ -137,7 +139,7 @@ class SugarEmbedder:
 
     def encode(
         self,
-        samples: Sequence[Any],
+        samples: Sequence[Sample],
         *,
         batch_size: int | None = None,
         show_progress: bool = True,
@@ -162,7 +164,7 @@ class SugarEmbedder:
 
     def encode_slices(
         self,
-        samples: Sequence[Any],
+        samples: Sequence[Sample],
         *,
         batch_size: int | None = None,
         show_progress: bool = True,
@@ -179,16 +181,17 @@ class SugarEmbedder:
         self,
         documents: Sequence[Document],
         *,
-        on_error: str = "raise",
+        batch_size: int | None = None,
         skipped: list[BadSampleError] | None = None,
         progress: tqdm | None = None,
     ) -> list[np.ndarray | None]:
         """Embed documents. Similar lengths share a batch, and the images of one batch only are in memory.
 
         Args:
-            documents: Some documents.
-            on_error: `"raise"` at the first that cannot be embedded, or `"skip"` those.
-            skipped: A list to which the error of each skipped document is appended, in the order of the documents.
+            documents: Some documents; one that is there several times is processed once.
+            batch_size: Documents in one forward pass; the embedder's when `None`.
+            skipped: A list to which the error of each document that cannot be embedded is appended, in the order of
+                the documents. When `None`, the first one raises.
             progress: A bar that is moved by the number of documents.
 
         Returns:
@@ -196,189 +199,103 @@ class SugarEmbedder:
 
         Raises:
             BadSampleError: A document cannot be embedded; the error names it, the field, and what to do.
-            ValueError: `on_error` is neither of the two.
+            ValueError: `batch_size` is less than 1.
         """
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-        results: dict[int, np.ndarray] = {}
+        batch_size = checked_size(self.batch_size if batch_size is None else batch_size)
+        documents, places = distinct(documents)
         errors: dict[int, BadSampleError] = {}
-        sizes: list[tuple[int, int]] = []
-        for i, document in enumerate(documents):
-            try:
-                sizes.append(document.size)
-            except BadSampleError as error:
-                errors[i] = error
-                sizes.append((0, 0))
-        order = [i for i in longest_first(sizes) if i not in errors]
-        windows = [[(i, documents[i]) for i in places] for places in _windows(order, sizes, self.batch_size)]
-        _report(errors, on_error, progress, len(errors))
-        with evaluation_mode(self.model):
-            for all_places, features, faults in self._ahead(self._prepare, windows):
-                errors.update(faults)
-                _report(faults, on_error, progress, len(faults))
-                for places, batch in _batches(all_places, features, self.batch_size):
-                    faults = {}
-                    for i, found in zip(places, self._run(batch, self.positions), strict=True):
-                        if fault := _vector_fault(found):
-                            faults[i] = BadSampleError(fault, field="document", sample=documents[i].id)
-                        else:
-                            results[i] = found
-                    errors.update(faults)
-                    _report(faults, on_error, progress, len(places))
-        if skipped is not None:
-            skipped.extend(errors[i] for i in sorted(errors))
-        return [results.get(i) for i in range(len(documents))]
 
-    def _prepare(
-        self, batch: list[tuple[int, Document]]
-    ) -> tuple[list[int], BatchFeature | None, dict[int, BadSampleError]]:
-        """Decode and process some documents. Returns the sound ones, their inputs, and what is wrong with others."""
-        faults: dict[int, BadSampleError] = {}
-        samples: dict[int, Any] = {}
-        for i, document in batch:
+        def report(faults: Faults, count: int) -> None:
+            for number, error in sorted(faults.items()):
+                errors[number] = of_document(error, documents[number])
+                if skipped is None:
+                    raise errors[number] from error.__cause__
+            if progress is not None and count:
+                progress.update(count)
+
+        sizes: dict[int, tuple[int, int]] = {}
+        for number, document in enumerate(documents):
             try:
-                samples[i] = document.load()
+                sizes[number] = document.size
             except BadSampleError as error:
-                faults[i] = error
-        names = dict(batch)
-        while samples:
-            try:
-                return list(samples), self._process(list(samples.values()), [""] * len(samples)), faults
-            except ValueError as problem:  # of which document? Each alone will tell
-                found = len(faults)
-                for i in list(samples) if len(samples) > 1 else []:
-                    try:
-                        self._process([samples[i]], [""])
-                    except ValueError as error:
-                        faults[i] = _named(error, names[i])
-                        del samples[i]
-                if len(faults) == found:  # it is not of one document alone
-                    faults.update({i: _named(problem, names[i]) for i in samples})
-                    break
-        return [], None, faults
+                report({number: error}, 1)
+        found = embed_samples(
+            self.model,
+            self.processor,
+            lambda number: documents[number].load(),
+            sizes,
+            lambda number: "",
+            report,
+            batch_size=batch_size,
+            positions=self.positions,
+            **self._options,
+        )
+        if progress is not None and len(places) > len(documents):
+            progress.update(len(places) - len(documents))
+        if skipped is not None:
+            skipped.extend(errors[number] for number in sorted(errors))
+        return [found.get(number) for number in places]
+
+    def describe(self) -> dict[str, Any]:
+        """What the vectors depend on, for the JSON of evaluators: checkpoint, its fingerprint, and the settings."""
+        settings = self.settings.to_dict()
+        del settings["model"]
+        return {
+            "encoder": type(self).__name__,
+            "checkpoint": full_name(self.checkpoint),
+            "weights": self.fingerprint.digest,
+            "mode": "last slice" if self.positions == "last" else "all slices",
+            **settings,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results should know: nothing, for a document that is too long is an error or warned of."""
+        return {}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        names = ("truncate_dim", "split_sentences", "max_length", "truncation")
+        return {name: vars(self)[name] for name in names}
 
     def _encode(
         self,
-        samples: Sequence[Any],
+        samples: Sequence[Sample],
         positions: str,
         batch_size: int | None,
         show_progress: bool,
         names: Sequence[str] | None,
     ) -> list[np.ndarray]:
-        if isinstance(samples, str) or not isinstance(samples, Sequence):
+        if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
             raise ValueError(f"samples must be a list of samples, got a {type(samples).__name__}. For one: [sample].")
         names = [f"sample {i}" for i in range(len(samples))] if names is None else names
-        sizes = [sample_size(*row) for row in zip(samples, names, strict=True)]
-        order, step = longest_first(sizes), batch_size or self.batch_size
-        windows = _windows(order, sizes, step)
-        found: dict[int, np.ndarray] = {}
-
-        def prepare(places: list[int]) -> BatchFeature:
-            return self._process([samples[i] for i in places], [names[i] for i in places])
-
-        bar = tqdm(total=len(order), desc="Embedding", unit="samples", delay=2, disable=not show_progress)
-        with evaluation_mode(self.model), bar:
-            for window, features in zip(windows, self._ahead(prepare, windows), strict=True):
-                for places, batch in _batches(window, features, step):
-                    for i, rows in zip(places, self._run(batch, positions), strict=True):
-                        if fault := _vector_fault(rows):
-                            raise ValueError(f"{names[i]}: {fault}")
-                        found[i] = rows
-                    bar.update(len(places))
-        return [found[i] for i in range(len(order))]
-
-    def _ahead(self, prepare: Callable[[Any], Any], batches: list[Any]) -> Iterator[Any]:
-        """Prepare each batch while an accelerator computes the one before it; a CPU does one thing at a time."""
-        if self.model.device.type == "cpu":
-            yield from map(prepare, batches)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(prepare, batch) for batch in batches[:1]]
-            for number in range(len(batches)):
-                prepared = waiting.pop().result()
-                waiting += [pool.submit(prepare, batch) for batch in batches[number + 1 : number + 2]]
-                yield prepared
-
-    def _process(self, samples: list[Any], names: Sequence[str]) -> BatchFeature:
-        return self.processor(
-            samples,
-            padding_side="left",
-            names=names,
-            split_sentences=self.split_sentences,
-            max_length=self.max_length,
-            truncation=self.truncation,
-        )
-
-    @torch.inference_mode()
-    def _run(self, features: BatchFeature, positions: str) -> list[np.ndarray]:
-        """Run one batch. Returns (1, dim) or (S, dim) for each sample."""
-        inputs = BatchFeature(dict(features)).to(self.model.device, dtype=self.model.dtype)
-        embeds, mask = self.model.get_retrieval_embeddings(**inputs)  # (B, S, d), (B, S)
-        counts = mask.sum(dim=1)
-        if positions == "last":
-            rows = torch.arange(len(embeds), device=embeds.device)
-            embeds, counts = embeds[rows, counts - 1].unsqueeze(1), torch.ones_like(counts)
-        embeds = self._truncated(embeds)
-        # one transfer a batch: the counts ride along as a last column, small enough for float32 to be exact
-        column = counts.to(embeds.dtype).view(-1, 1, 1).expand(-1, embeds.shape[1], 1)
-        moved = torch.cat([embeds, column], dim=-1).cpu().numpy()
-        return [row[: int(row[0, -1]), :-1].copy() for row in moved]
-
-    def _truncated(self, embeds: Tensor) -> Tensor:
-        embeds = embeds.float()
-        if self.truncate_dim is None:
-            return embeds
-        return nn.functional.normalize(embeds[..., : self.truncate_dim], dim=-1)
+        step = checked_size(self.batch_size if batch_size is None else batch_size)
+        options = {"batch_size": step, "positions": positions, **self._options}
+        with tqdm(total=len(samples), desc="Embedding", unit="samples", delay=2, disable=not show_progress) as bar:
+            return embed_list(self.model, self.processor, samples, names, bar.update, **options)
 
 
-def _windows(order: list[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Cut ordered places into what is processed at once: a batch of samples with images, or several without any."""
-    with_images = [i for i in order if sizes[i][0]]
-    bare = [i for i in order if not sizes[i][0]]
-    return [*_cut(with_images, batch_size), *_cut(bare, WINDOW * batch_size)]
+def full_name(checkpoint: str) -> str:
+    """A Hub name as it is, a folder as its absolute path."""
+    return str(Path(checkpoint).absolute()) if Path(checkpoint).is_dir() else checkpoint
 
 
-def _batches(
-    places: list[int], features: BatchFeature | None, batch_size: int
-) -> Iterator[tuple[list[int], BatchFeature]]:
-    """Cut what was processed at once, padded on the left, into batches of similar numbers of tokens."""
-    if features is None:
-        return
-    if len(places) <= batch_size:
-        yield places, features
-        return
-    lengths = features["attention_mask"].sum(dim=1)
-    for rows in _cut(lengths.argsort(descending=True, stable=True).tolist(), batch_size):
-        longest = int(lengths[rows[0]])
-        batch = {name: value[rows, -longest:].contiguous() for name, value in features.items()}
-        yield [places[row] for row in rows], BatchFeature(batch)
+def short_name(checkpoint: str) -> str:
+    """A Hub name as it is, a folder by its own name."""
+    return Path(checkpoint).absolute().name if Path(checkpoint).is_dir() else checkpoint
 
 
-def _cut(places: list[int], size: int) -> list[list[int]]:
-    return [places[start : start + size] for start in range(0, len(places), size)]
+def checked_size(batch_size: int) -> int:
+    """Return a batch size, or raise a ValueError if a batch would be empty."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give 1 or more.")
+    return batch_size
 
 
-def _report(faults: dict[int, BadSampleError], on_error: str, progress: tqdm | None, done: int) -> None:
-    if faults and on_error == "raise":
-        raise faults[min(faults)]
-    if progress is not None and done:
-        progress.update(done)
-
-
-def _named(error: ValueError, document: Document) -> BadSampleError:
+def of_document(error: ValueError, document: Document) -> BadSampleError:
     """What the processor says of a sample without a name, as the error of a document."""
+    if isinstance(error, BadSampleError):
+        return error
     return BadSampleError(str(error).lstrip(" ,:"), field="document", sample=document.id)
-
-
-def _vector_fault(rows: np.ndarray) -> str | None:
-    norms = np.linalg.norm(rows, axis=1)
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))  # NaN is not within anything
-    if not len(wrong):
-        return None
-    return (
-        f"the model gives no unit vector at slice {wrong[0]} (its length is {norms[wrong[0]]}). Check the model's "
-        "weights and its dtype; float16 may overflow where bfloat16 does not"
-    )
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:

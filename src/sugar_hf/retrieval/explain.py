@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.documents import Document
 from ..structure import (
     SliceFeatures,
     StructureLossConfig,
@@ -18,7 +19,6 @@ from ..structure import (
     triple_distance,
 )
 from .alignment_text import render
-from .documents import Document
 from .embedder import SugarEmbedder
 
 __all__ = ["Alignment", "Explanation", "best_path", "explain"]

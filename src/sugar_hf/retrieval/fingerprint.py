@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
 from ..model.backbone_sugar import evaluation_mode
-from ..model.embedding_sugar import drawn_picture
+from ..model.embedding_sugar import drawn_picture, embed_features
 
 SAMPLED = 64  # numbers looked at in each weight
 # Distances of unit vectors, in float32 and in half precision. Equal weights differ by rounding only, through dozens of
@@ -246,7 +245,4 @@ def _probe(model: SugarForConditionalGeneration, processor: SugarProcessor) -> t
     features = processor([[_PROBE_TEXT], [picture], [picture, _PROBE_TEXT]], padding_side="left")
     tokens = features["attention_mask"].sum(dim=1).tolist()
     with evaluation_mode(model):
-        inputs = BatchFeature(dict(features)).to(model.device, dtype=model.dtype)
-        embeds, mask = model.get_retrieval_embeddings(**inputs)
-    last = mask.sum(dim=1) - 1
-    return embeds[torch.arange(len(embeds), device=embeds.device), last].float().cpu().numpy(), tokens
+        return np.concatenate(embed_features(model, features)), tokens

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..data.columns import ColumnChoice
+from ..data.documents import Document
 from ..model.pipeline_sugar import split_inputs
-from .documents import Document
 from .embedder import SugarEmbedder
 from .explain import Explanation, explain
 from .filters import Filter

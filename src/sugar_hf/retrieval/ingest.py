@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from ..data import BadSampleError, SkippedRowsWarning
 from ..data.columns import ColumnChoice
-from .documents import Document, as_document
+from ..data.documents import Document, as_document
+from ..data.readers import stored_rows
 from .embedder import SugarEmbedder
-from .reading import stored_rows
 from .store import AddReport, IndexSpec, IndexStore, PendingParts, Snapshot, check_duplicates, open_writer
 from .store.process_group import ProcessGroup
 
@@ -189,5 +189,5 @@ def _embed(
     if pending.holds(number, documents):
         return
     skipped: list[BadSampleError] = []
-    vectors = embedder.embed_documents(documents, on_error=on_error, skipped=skipped)
+    vectors = embedder.embed_documents(documents, skipped=skipped if on_error == "skip" else None)
     pending.stage(number, documents, vectors, skipped)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from ..data.documents import Document, as_document
 from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
 from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, generation_options, sequences_of
-from .documents import Document, as_document
 from .embedder import SugarEmbedder
 from .index import Hit, SugarIndex, check_embedder
 from .prefix_cache import (

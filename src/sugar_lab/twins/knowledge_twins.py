@@ -11,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from sugar_hf.data import Document
 from sugar_hf.evaluation.benchmarks.scorers.vqa_scorers import evalai_accuracy
 from sugar_hf.evaluation.benchmarks.tasks import Evaluator
 from sugar_hf.evaluation.benchmarks.tasks.augmented_vqa import Shot, shots_as_text
@@ -23,7 +24,6 @@ from sugar_hf.evaluation.generation_evaluator import GenerationEvaluator, Score
 from sugar_hf.evaluation.knowledge_evaluator import Fill, KnowledgeEvaluator, Pool, View
 from sugar_hf.picturebook.glyphs import CONCEPTS
 from sugar_hf.picturebook.scenes import render
-from sugar_hf.retrieval.documents import Document
 
 from ..budget import Budget
 from ..exercises.facts import CHOICES, NAMES, RELATIONS, World
@@ -234,7 +234,7 @@ def _webqa(budget: Budget) -> _Questions:
 
     def side(*which: str) -> Sequence[Document]:
         def entry(i: int) -> Document:
-            parts = {"image": render(pages[i].scene), "caption": f"{pages[i].caption}."}
+            parts: dict[str, Any] = {"image": render(pages[i].scene), "caption": f"{pages[i].caption}."}
             return Document(f"page {i}", [parts[name] for name in which])
 
         return Lazy(len(pages), entry)

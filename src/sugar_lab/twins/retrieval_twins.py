@@ -6,13 +6,13 @@ from functools import lru_cache
 from itertools import chain, permutations
 from typing import Any
 
+from sugar_hf.data import Document
 from sugar_hf.evaluation.benchmarks.tasks.image_text_retrieval import STORY, story_rankings
 from sugar_hf.evaluation.benchmarks.tasks.image_text_retrieval import TASKS as TASKS_OF_PAPER
 from sugar_hf.evaluation.encoders import Encoder, open_encoder
 from sugar_hf.evaluation.examples import Lazy
 from sugar_hf.evaluation.ranking_evaluator import Ranking, RankingEvaluator
 from sugar_hf.picturebook import Scene, Story, caption, checkpoint, draw_process, draw_story, random_scene, render
-from sugar_hf.retrieval.documents import Document
 
 from ..budget import Budget
 from ..exercises.contrasts import near_copy
@@ -89,7 +89,8 @@ def build_vist(budget: Budget) -> RankingEvaluator:
 
     def mixed(i: int) -> Document:
         words, pictures = stories[i].sentences, map(render, stories[i].frames[:-1])
-        return Document(str(i), [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]])
+        parts: list[Any] = [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]]
+        return Document(str(i), parts)
 
     numbers = [list(range(STORY * i, STORY * (i + 1))) for i in range(len(stories))]
     return RankingEvaluator(
@@ -120,7 +121,8 @@ def build_pool(budget: Budget) -> RankingEvaluator:
 
     def mixed(i: int) -> Document:
         words, pictures = stories[i].sentences, map(render, stories[i].frames[:-1])
-        return Document(str(i), [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]])
+        parts: list[Any] = [*chain.from_iterable(zip(words[:-1], pictures, strict=True)), words[-1]]
+        return Document(str(i), parts)
 
     def others(pool: int) -> Lazy[list[int]]:
         return Lazy(size, lambda i: [(i + step) % size for step in range(pool, size)])

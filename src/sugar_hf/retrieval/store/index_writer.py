@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ..._files import atomic_path, atomic_write, fsync
 from ...data import BadSampleError
-from ..documents import Document
+from ...data.documents import Document
+from ...model.embedding_sugar import first_not_unit
 from ..fingerprint import ModelFingerprint
 from .codecs import Codec
 from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError
@@ -52,7 +53,6 @@ from .snapshot import DocumentNumber, Snapshot
 
 #: From this share of deleted documents on, compaction is advised.
 MUCH_DELETED = 1 / 3
-UNIT_TOLERANCE = 1e-3
 _PLAN = "plan.json"
 _PART = re.compile(r"part-(\d+)\.safetensors")
 _OLD = ("manifest-*.json", "deleted-*.safetensors", "graph-*", "milvus-*", "*.tmp", "segments/*")
@@ -291,11 +291,10 @@ class PendingParts:
             )
         if not np.isfinite(rows).all():
             raise ValueError(f"{where}: its vector has NaN or infinite numbers.")
-        lengths = np.linalg.norm(rows, axis=1)
-        if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
-            worst = lengths[np.argmax(np.abs(lengths - 1))]
+        if (wrong := first_not_unit(rows)) is not None:
+            length = np.linalg.norm(rows[wrong])
             raise ValueError(
-                f"{where}: its vector has the length {worst:.4g} instead of 1. Divide vectors by their length, if "
+                f"{where}: its vector has the length {length:.4g} instead of 1. Divide vectors by their length, if "
                 "cosines are what you want."
             )
         return rows

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ...data import BadSampleError
-from ..documents import DOCUMENT_FEATURES, Document
+from ...data.documents import DOCUMENT_FEATURES, Document
 from .codecs import Codec
 from .index_errors import DamagedIndexError
 from .layout import FIX, FileEntry, SegmentEntry, checked_read

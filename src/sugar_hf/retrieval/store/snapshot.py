@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NewType
 
 import numpy as np
 
-from ..documents import Document
+from ...data.documents import Document
 from ..filters import Filter, kinds_of
 from ..fingerprint import ModelFingerprint
 from ..settings import POSITIONS, EmbeddingSettings

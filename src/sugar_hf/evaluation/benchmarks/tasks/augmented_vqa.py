@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ....data import BadSampleError, load_image
-from ....retrieval.documents import Document
+from ....data import BadSampleError, Document, load_image
+from ....model.samples_sugar import sample_items
 from ...examples import Example, Lazy
 from ...generation_evaluator import GenerationEvaluator
 from ...knowledge_evaluator import Fill, KnowledgeEvaluator, Pool, View
@@ -109,7 +109,7 @@ def load_rag(source: Source, name: str, load: Callable[[Source], GenerationEvalu
         return Document(shot[i].id, [shot[i].image, shot[i].prompt, shot[i].answer])
 
     def is_same_image(question: int, number: int) -> bool:
-        return _same_image(base.examples[question].document.sample[0], shot[number].image)
+        return _same_image(sample_items(base.examples[question].document.sample)[0], shot[number].image)
 
     views = {
         "whole": View(asked("image", "question"), "whole"),
@@ -156,7 +156,7 @@ def _chained(parts: Sequence[Sequence[Shot]]) -> Callable[[int], Shot]:
 
 
 def _as_shot(example: Example, answer: str, prefix: str = "") -> Shot:
-    image, prompt = example.document.sample
+    image, prompt = sample_items(example.document.sample)
     return Shot(f"{prefix}{example.id}", image, prompt, answer)
 
 

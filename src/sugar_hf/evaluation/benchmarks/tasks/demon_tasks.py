@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ....data import BadSampleError
-from ....retrieval.documents import Document
+from ....data import BadSampleError, Document
 from ...examples import Example, Record
 from ...generation_evaluator import finish, predict
 from ...generators import as_generator

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ....data import BadSampleError
+from ....data import BadSampleError, Document
 from ....data.images import IMAGE_SUFFIXES
-from ....retrieval.documents import Document
 from ...examples import Lazy
 from ...ranking_evaluator import KS, Ranking, RankingEvaluator
 from ..sources import Source, get, image_in, read_json

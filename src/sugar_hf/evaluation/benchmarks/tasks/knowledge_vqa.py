@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ....data import BadSampleError
-from ....retrieval.documents import Document
+from ....data import BadSampleError, Document
 from ....retrieval.prompts import KNOWLEDGE_VQA
 from ...examples import Example, Lazy, Record
 from ...knowledge_evaluator import KnowledgeEvaluator, Pool, View

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ....data import BadSampleError
-from ....retrieval.documents import Document
+from ....data import BadSampleError, Document
 from ...examples import Example, Lazy, Record
 from ...generation_evaluator import GenerationEvaluator
 from ...knowledge_evaluator import KnowledgeEvaluator, Pool, View

@@ -1,4 +1,4 @@
-"""What an index holds: interleaved documents with an id and metadata, and the form in which they are stored."""
+"""Documents: samples with an id and metadata, made of whatever a user has, and the form in which they are stored."""
 
 import hashlib
 import io
@@ -6,11 +6,12 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,14 +21,19 @@ from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..data import DOCUMENT_ROLE, BadSampleError, load_image, text_part
-from ..data import FEATURES as SAMPLE_FEATURES
-from ..data.columns import ColumnChoice
-from ..data.containers import ID_KEYS
-from ..data.conversations import form_columns
-from ..data.formats import IMAGE_KEYS, PAIR_TEXT_KEYS, PARSERS, Flat, GivenImages, Images, detect, read_flat
-from ..data.media import MAYBE_IMAGE_KEYS, is_empty, refuse_unused
-from .content import Content, as_image, checked_text, from_schema, is_part, is_struct, read_sample
+from ..model.samples_sugar import Part, Place, Sample, SampleError, is_chat, is_image_struct, parse_sample
+from .columns import ColumnChoice
+from .containers import ID_KEYS
+from .conversations import decode_base64, form_columns
+from .errors import BadSampleError
+from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS, PARSERS, Flat, GivenImages, Images, detect, read_flat
+from .images import load_image
+from .media import MAYBE_IMAGE_KEYS, is_empty, refuse_unused
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, image_part, text_part
+from .schema import FEATURES as SAMPLE_FEATURES
+
+#: What an image of a document is taken from.
+ImageGiven = Path | Image.Image | bytes
 
 MAX_ID_BYTES = 512
 INT64 = 2**63
@@ -42,6 +48,12 @@ DOCUMENT_FEATURES = Features(
     }
 )
 
+FORMS = (
+    "A document is a text, an image, a list of both, chat messages, a row with `messages` and `images`, or "
+    '{"id": ..., "document": any of these, "metadata": {...}}'
+)
+_PART_TYPES = ("text", "image")
+_PART_KEYS = {"type", "text", "image", "path", "url", "base64", "index"}
 _SAMPLE_KEYS = ("document", "sample")
 # Columns that are no metadata where they are empty.
 _EMPTY_KEYS = {"messages", *_SAMPLE_KEYS, *IMAGE_KEYS, *PAIR_TEXT_KEYS} - set(MAYBE_IMAGE_KEYS)
@@ -53,13 +65,150 @@ _OWN_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Content:
+    """A sample in the common schema: messages, and what was given for each image, in reading order."""
+
+    messages: list[dict[str, Any]]
+    images: list[ImageGiven]
+
+    def load(self) -> list[Any]:
+        """Return the sample as the processor takes it, its images decoded. The one way from a row or document there.
+
+        Returns:
+            A list of strings and RGB images in reading order, or chat messages.
+
+        Raises:
+            BadSampleError: An image is missing, corrupt, too large or of size 0; the error names the field.
+        """
+        images = iter([load_image(source, field=f"images[{i}]") for i, source in enumerate(self.images)])
+        messages = [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "image", "image": next(images)} if part["type"] == "image" else text_part(part["text"])
+                    for part in message["content"]
+                ],
+            }
+            for message in self.messages
+        ]
+        if messages[0]["role"] != DOCUMENT_ROLE:
+            return messages
+        return [part["image"] if part["type"] == "image" else part["text"] for part in messages[0]["content"]]
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Content":
+        """Bring a sample to the common schema.
+
+        Raises:
+            BadSampleError: It is empty or malformed; the error names the field.
+        """
+        try:
+            parsed = parse_sample(sample, "")
+        except SampleError as error:
+            field = _field(error.place, is_chat(sample))
+            raise BadSampleError(error.reason, field=field, mend=error.mend or None) from error
+        messages, images = [], []
+        for i, message in enumerate(parsed):
+            role = DOCUMENT_ROLE if message.role is None else message.role
+            if role not in (*CHAT_ROLES, DOCUMENT_ROLE):
+                mend = f"Use {', '.join(CHAT_ROLES)}"
+                raise BadSampleError(f"unknown role {role!r:.80}", field=f"messages[{i}].role", mend=mend)
+            if role == DOCUMENT_ROLE and len(parsed) > 1:
+                raise BadSampleError("a document must be the only message", field=f"messages[{i}].role")
+            number = None if message.role is None else i
+            sources = [_image_of(part, _field(Place("", number, j))) for j, part in enumerate(message.parts)]
+            images += [source for source in sources if source is not None]
+            content = [image_part() if part.is_image else text_part(part.text) for part in message.parts]
+            messages.append({"role": role, "content": content})
+        return cls(messages, images)
+
+
+def _field(place: Place, chat: bool = False) -> str:
+    if place.message is None:
+        name = "messages" if chat else "document"
+        return name if place.part is None else f"{name}[{place.part}]"
+    message = f"messages[{place.message}]"
+    return message if place.part is None else f"{message}.content[{place.part}]"
+
+
+def _image_of(part: Part, where: str) -> ImageGiven | None:
+    """What the image of a part is taken from, `None` for a text; a URL is never fetched."""
+    if not isinstance(part.image, str):
+        return part.image
+    where = f"{where}.{part.image_key}"
+    if part.image_key == "base64":
+        return decode_base64(part.image, where)
+    if part.image_key == "url":
+        raise _is_url(part.image, where)
+    return as_image(part.image, where)
+
+
+def _is_url(value: str, where: str) -> BadSampleError:
+    mend = "Download the image first and give its path"
+    return BadSampleError(f"{value[:200]!r} is a URL, which is not fetched", field=where, mend=mend)
+
+
+def as_image(value: Any, where: str) -> ImageGiven:
+    """What an image is taken from. A str is a path here: the caller knows that an image is meant."""
+    if isinstance(value, Mapping) and is_image_struct(value):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str):
+        if "://" in value or value.startswith("data:"):
+            raise _is_url(value, where)
+        value = Path(value)
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    if isinstance(value, Image.Image | Path | bytes):
+        return value
+    raise BadSampleError(f"{type(value).__name__} is neither text nor image", field=where, mend=FORMS)
+
+
+def from_schema(messages: Any, images: Any) -> list[Any]:
+    """Messages of the common schema with their images put in place: a document's parts, or a chat."""
+    if not is_chat(messages):
+        raise BadSampleError("expected a list of messages with a role", field="messages")
+    if not isinstance(images, list | tuple):
+        raise BadSampleError(f"expected a list, got {type(images).__name__}", field="images")
+    left = list(enumerate(images))
+    chat = []
+    for message in messages:
+        content = message.get("content")
+        parts = []
+        for part in content if isinstance(content, list | tuple) else [content]:
+            if (
+                isinstance(part, Mapping)
+                and part.get("type") == "image"
+                and all(part.get(key) is None for key in ("image", "path", "base64", "url"))
+            ):
+                if not left:
+                    raise BadSampleError(f"there are {len(images)}, but more image parts", field="images")
+                number, image = left.pop(0)
+                part = {"type": "image", "image": as_image(image, f"images[{number}]")}
+            parts.append(part)
+        chat.append({"role": message["role"], "content": parts})
+    if left:
+        mend = "Write an image part for each"
+        raise BadSampleError(f"there are {len(images)}, but fewer image parts", field="images", mend=mend)
+    return chat
+
+
+def is_part(item: Any) -> bool:
+    """Whether an item is a text or image part of a message."""
+    # a row of a table may well have a column `type`, and others beside it
+    return (
+        isinstance(item, Mapping)
+        and item.get("type") in _PART_TYPES
+        and all(key in _PART_KEYS or value is None for key, value in item.items())
+    )
+
+
+@dataclass(frozen=True)
 class Document:
-    """A document of an index. Images are decoded when they are needed, each time anew.
+    """A sample with an id and metadata, as an index holds it. Images are decoded when they are needed, each time anew.
 
     Args:
         id: Its name, unique in an index: up to 512 bytes in UTF-8, without control characters.
-        sample: What it says: a str, a PIL image, a `pathlib.Path` of an image, the bytes of one, a
-            `{"bytes", "path"}` struct, a list mixing these, or chat messages.
+        sample: What it says; see [`Sample`].
         metadata: What is known about it: str, int, float, bool, None, or a list of those, under str keys.
 
     Raises:
@@ -67,7 +216,7 @@ class Document:
     """
 
     id: str
-    sample: Any
+    sample: Sample
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +231,7 @@ class Document:
             BadSampleError: It is empty or malformed; the error names document and field.
         """
         try:
-            return read_sample(self.sample)
+            return Content.of(self.sample)
         except BadSampleError as error:
             error.at(sample=self.id)
             raise
@@ -96,31 +245,19 @@ class Document:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over id, roles, texts, the bytes of the images, and metadata; it reads image files."""
-        return self.to_row()["digest"]
+        return self._digest_with(self._stored(i, source) for i, source in enumerate(self.content.images))
 
     def load(self) -> list[Any]:
-        """Return the sample as the processor takes it, its images decoded.
-
-        Returns:
-            A list of strings and RGB images in reading order, or chat messages.
+        """Return the sample as the processor takes it, its images decoded; see [`Content.load`].
 
         Raises:
             BadSampleError: The sample is malformed, or an image is missing, corrupt, too large or of size 0.
         """
-        images = iter([self._decoded(i, source) for i, source in enumerate(self.content.images)])
-        messages = [
-            {
-                "role": message["role"],
-                "content": [
-                    {"type": "image", "image": next(images)} if part["type"] == "image" else text_part(part["text"])
-                    for part in message["content"]
-                ],
-            }
-            for message in self.content.messages
-        ]
-        if messages[0]["role"] != DOCUMENT_ROLE:
-            return messages
-        return [part["image"] if part["type"] == "image" else part["text"] for part in messages[0]["content"]]
+        try:
+            return self.content.load()
+        except BadSampleError as error:
+            error.at(sample=self.id)
+            raise
 
     def to_row(self) -> dict[str, Any]:
         """Return the stored form, a row of `DOCUMENT_FEATURES`. It holds the images themselves and never a path.
@@ -131,18 +268,13 @@ class Document:
             BadSampleError: The sample is malformed or an image file cannot be read.
         """
         images = [self._stored(i, source) for i, source in enumerate(self.content.images)]
-        metadata = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True)
-        written = hashlib.sha256()
-        texts = (self.id, json.dumps(self.content.messages, ensure_ascii=False), metadata)
-        for data in (*(text.encode() for text in texts), *images):
-            written.update(len(data).to_bytes(8, "little"))
-            written.update(data)
+        vars(self)["digest"] = self._digest_with(images)  # of what is stored; the files are not read once more for it
         return {
             "id": self.id,
             "messages": self.content.messages,
             "images": [{"bytes": data, "path": None} for data in images],
-            "metadata": metadata,
-            "digest": written.hexdigest(),
+            "metadata": self._metadata_text(),
+            "digest": self.digest,
         }
 
     @classmethod
@@ -165,33 +297,36 @@ class Document:
         except KeyError as error:
             raise BadSampleError("the stored document lacks the field", field=error.args[0], sample=name) from error
 
-    def _decoded(self, number: int, source: Any) -> Image.Image:
-        try:
-            return load_image(source, field=f"images[{number}]")
-        except BadSampleError as error:
-            error.at(sample=self.id)
-            raise
+    def _metadata_text(self) -> str:
+        return json.dumps(self.metadata, ensure_ascii=False, sort_keys=True)
 
-    def _stored(self, number: int, source: Any) -> bytes:
-        if isinstance(source, Mapping):
-            source = source["bytes"] if source.get("bytes") is not None else Path(source["path"])
+    def _digest_with(self, images: Iterable[bytes]) -> str:
+        written = hashlib.sha256()
+        texts = (self.id, json.dumps(self.content.messages, ensure_ascii=False), self._metadata_text())
+        for data in chain((text.encode() for text in texts), images):
+            written.update(len(data).to_bytes(8, "little"))
+            written.update(data)
+        return written.hexdigest()
+
+    def _stored(self, number: int, source: ImageGiven) -> bytes:
+        """The bytes of an image: those of its file as they are, or a PNG of a PIL image."""
         if isinstance(source, bytes):
             return source
-        if isinstance(source, Image.Image):
-            buffer = io.BytesIO()
-            self._decoded(number, source).save(buffer, format="PNG", compress_level=1)
-            return buffer.getvalue()
-        where = f"images[{number}]"
         try:
+            if isinstance(source, Image.Image):
+                buffer = io.BytesIO()
+                load_image(source).save(buffer, format="PNG", compress_level=1)
+                return buffer.getvalue()
             if not os.path.isfile(source):  # a named pipe or a device would block or never end
-                raise BadSampleError(f"no file {str(source)!r}", field=where, sample=self.id, mend="Check the path")
+                raise BadSampleError(f"no file {str(source)!r}", mend="Check the path")
             return Path(source).read_bytes()
+        except BadSampleError as error:
+            error.field = f"images[{number}]"
+            raise error.at(sample=self.id) from error.__cause__
         except (OSError, ValueError) as error:
-            if isinstance(error, BadSampleError):
-                raise
-            raise BadSampleError(
-                f"cannot read {str(source)!r} ({error})", field=where, sample=self.id, mend="Check the path"
-            ) from error
+            reason = f"cannot read {str(source)!r} ({error})"
+            field = f"images[{number}]"
+            raise BadSampleError(reason, field=field, sample=self.id, mend="Check the path") from error
 
 
 def as_document(
@@ -215,7 +350,7 @@ def as_document(
         document = item
     else:
         try:
-            if not isinstance(item, Mapping) or is_part(item) or is_struct(item):
+            if not isinstance(item, Mapping) or is_part(item) or is_image_struct(item):
                 document = Document(f"{prefix}{number}", item)
             else:
                 row = item if choice is None else choice.of_row(item)
@@ -378,6 +513,14 @@ def check_id(name: Any) -> str:
     return name
 
 
+def _checked_text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSampleError(f"the text is not valid Unicode ({error})", field=where, mend="Clean the text") from error
+    return text
+
+
 def check_metadata(metadata: Any, name: str | None = None) -> dict[str, Any]:
     """Return metadata as plain Python values.
 
@@ -392,7 +535,7 @@ def check_metadata(metadata: Any, name: str | None = None) -> dict[str, Any]:
             if not isinstance(key, str) or not key:
                 raise BadSampleError(f"the key {key!r} is no string, or empty", field="metadata")
             where = f"metadata[{key!r}]"
-            checked_text(key, where)
+            _checked_text(key, where)
             if isinstance(value, np.ndarray):
                 value = value.tolist()
             is_list = isinstance(value, list | tuple)
@@ -406,7 +549,7 @@ def check_metadata(metadata: Any, name: str | None = None) -> dict[str, Any]:
 def _scalar(value: Any, where: str) -> Any:
     value = _plain(value)
     if isinstance(value, str) and value.strip():
-        return checked_text(value, where)
+        return _checked_text(value, where)
     if isinstance(value, float) and not math.isfinite(value):
         raise BadSampleError(f"{value} is no number that can be compared", field=where, mend="Use None")
     if isinstance(value, int) and not -INT64 < value < INT64:
