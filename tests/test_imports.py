@@ -208,7 +208,7 @@ def test_a_wrong_import_is_caught(path, source):
             "sugar_hf/structure/labels.py",
             "import torch\nfrom transformers.utils import logging\nfrom .alignment import log_gak",
         ),
-        ("sugar_hf/structure/cache.py", "from .._files import atomic_write"),
+        ("sugar_hf/structure/teacher_columns.py", "from .._files import atomic_write"),
         ("sugar_hf/model/modeling_sugar.py", "from .configuration_sugar import SugarConfig"),
         ("sugar_hf/model/__init__.py", "from . import modeling_sugar"),
         ("sugar_hf/model/hub.py", "from .modeling_sugar import SugarOutput"),

@@ -11,7 +11,8 @@ from test_teachers import save_teachers, word_tokenizer
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
 
-from sugar_hf.structure import TripleTeacher, pooling
+from sugar_hf.structure import TripleTeacher
+from sugar_hf.structure import text_pooling as pooling
 
 TEXTS = ["a red cat", "the dog on the mat", "blue"]
 TYPES = "sentence_transformers.models."

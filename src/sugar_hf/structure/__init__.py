@@ -1,11 +1,11 @@
 """Structure of interleaved samples as frozen teachers see it, and the loss that teaches it to the model."""
 
 from .alignment import calibrated_cosine, gak_matrix, log_gak, soft_alignment
-from .cache import block_means, check_cache
 from .config import StructureLossConfig
 from .features import TEACHER_COLUMNS, SliceFeatures, features_from_columns, triple_distance
 from .labels import label_matrix, label_statistics
 from .loss import structure_loss
+from .teacher_columns import block_means, check_cache
 from .teachers import TripleTeacher
 
 __all__ = [

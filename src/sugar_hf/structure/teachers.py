@@ -33,8 +33,8 @@ from transformers import (
 
 from ..model.images_sugar import BadImageError, read_image
 from .features import TEACHER_COLUMNS
-from .parts import COUNTS, columns_in_parts
-from .pooling import TextPooling, most_tokens, read_pooling
+from .teacher_cache import COUNTS, columns_in_parts
+from .text_pooling import TextPooling, most_tokens, read_pooling
 
 logger = logging.getLogger(__name__)
 

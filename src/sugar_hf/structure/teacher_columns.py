@@ -1,4 +1,4 @@
-"""What is asked of teacher columns stored with a data set: are they current, and how close are unrelated slices."""
+"""Checks and statistics of the teacher columns stored with a data set."""
 
 from __future__ import annotations
 

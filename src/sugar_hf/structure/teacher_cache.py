@@ -1,4 +1,4 @@
-"""Teacher columns of a data set computed in parts, each of them stored whole, so that a killed run goes on."""
+"""Teacher columns of a data set, computed in parts. Each part is stored atomically, so a killed run resumes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from datasets import Dataset, load_from_disk
 from tiny_teachers import save_tiny_teachers
 
 from sugar_hf.structure import TEACHER_COLUMNS, TripleTeacher
-from sugar_hf.structure import parts as parts_module
 
 LONG = "a very long sentence " * 8
 
@@ -83,7 +82,7 @@ def test_part_that_was_not_finished_is_not_used(teacher, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts_module.os, "replace", fail)
+        patch.setattr("os.replace", fail)
         with pytest.raises(OSError, match="No space left"):
             teacher.cache(Dataset.from_list(rows()), texts, cache_dir=tmp_path)
     assert os.listdir(tmp_path) == []
