@@ -222,3 +222,17 @@ def test_a_wrong_import_is_caught(path, source):
 )
 def test_a_right_import_passes(path, source):
     assert faults(path, source) == []
+
+
+def test_inside_the_library_imports_are_relative():
+    """One dialect. The modules for `evaluate` are the exception, because that library loads them from anywhere."""
+    absolute = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in sorted((SOURCE / "sugar_hf").rglob("*.py"))
+        if "benchmarks/modules" not in path.as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+        if not getattr(node, "level", 0) and name.split(".")[0] == "sugar_hf"
+    ]
+    assert absolute == []

@@ -62,7 +62,7 @@ def evaluate(
     list_tasks: Annotated[bool, typer.Option("--list", help="Name the tasks and their options, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write each result as JSON to the standard output.")] = False,
 ) -> None:
-    """Measure a model on benchmarks; a run that was stopped goes on where it was.
+    """Measure a model on benchmarks; an interrupted run resumes.
 
     \b
       sugar-hf evaluate --list

@@ -75,7 +75,7 @@ def build(
     on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
-    """Embed documents and make an index of them. A build that was stopped goes on where it was.
+    """Embed documents and make an index of them. An interrupted build resumes.
 
     \b
       sugar-hf index build photos.index ~/Photos
@@ -149,7 +149,7 @@ def add(
     on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
-    """Add documents to an index, all of them or, if it is stopped, none; the next try goes on where it was.
+    """Add documents to an index, all or none. An interrupted call resumes when it is repeated.
 
     \b
       sugar-hf index add photos.index ~/Photos/new
@@ -207,7 +207,7 @@ def delete(
     from sugar_hf.retrieval.index import SugarIndex
 
     opened = SugarIndex.load(index)
-    with interruptible("the index is as it was, or as it is to be"):
+    with interruptible("the index is unchanged, or the deletion is complete"):
         deleted = opened.delete(ids) if ids else opened.delete(where=condition)
     _show({"deleted": deleted, "documents": len(opened)}, as_json, f"{deleted} documents deleted, {len(opened)} left")
 

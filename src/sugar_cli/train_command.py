@@ -283,7 +283,7 @@ def load_rows(
     def slices(row: dict[str, Any]) -> list[Any]:
         return processor.slices(to_sample(row), split_sentences)
 
-    # A run that was killed while the teachers were at work goes on where it was.
+    # A run that was killed while the teachers were at work resumes.
     folder = script.teacher_cache or Path(arguments.output_dir, "_teacher_cache")
     train = teacher.cache(train, slices, cache_dir=folder)
     return train, teacher.cache(evaluation, slices, cache_dir=folder) if evaluation is not None else None

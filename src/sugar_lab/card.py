@@ -77,8 +77,9 @@ def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
 
 
 def figures(results: Results) -> str:
-    """The figures of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance, then what it was
-    trained on and how, and what it cannot do.
+    """Return the numbers of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance.
+
+    What it was trained on and how, and what it cannot do, follow.
 
     Raises:
         ValueError: There are none, or none of the seed that ships.

@@ -177,8 +177,9 @@ class Results:
         return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
     def combine(self, row: str, weights: Mapping[str, float]) -> Sample | None:
-        """A weighted sum of a row's figures, seed by seed, over the seeds that all of them have. Its floor is the
-        usual variance of this sum in all rows.
+        """Return a weighted sum of a row's numbers, seed by seed, over the seeds that all of them have.
+
+        Its floor is the usual variance of this sum in all rows.
 
         Args:
             row: the row.

@@ -49,7 +49,7 @@ class Layout:
 
     Args:
         rows: the rows it should have, in order; patterns as in `ROWS`.
-        reference: the row that the others are told apart from.
+        reference: the row that the others are compared with.
         title: heading, for tables that the paper lacks.
         note: what it shows.
         places: columns taken from other tables, as `table/column`.

@@ -92,7 +92,7 @@ def _table(
     if rows and reference is None:
         text += [f"The row to compare with, `{layout.reference.split('|')[0]}`, is missing: nothing is marked.", ""]
     elif reference is not None and len(rows) > 1:
-        text += [f"{NOT_TOLD_APART}: not told apart from `{reference}`.", ""]
+        text += [f"{NOT_TOLD_APART}: not distinguished from `{reference}`.", ""]
     return text
 
 

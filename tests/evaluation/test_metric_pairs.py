@@ -9,7 +9,7 @@ from sugar_hf.evaluation.metrics import pair_accuracy, pair_hits, winoground_sco
 
 
 def mteb_scores(scores):
-    """mteb's scores for [item, caption, image], which it takes as [image, caption]."""
+    """Mteb's scores for [item, caption, image], which it takes as [image, caption]."""
     compute = AbsTaskImageTextPairClassification._compute_metrics
     found = compute(SimpleNamespace(), [torch.tensor(score.T) for score in scores], 2, 2)
     return {"text": 100 * found["text_acc"], "image": 100 * found["image_acc"], "group": 100 * found["accuracy"]}

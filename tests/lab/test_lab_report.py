@@ -72,7 +72,7 @@ def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(text
         "| chance | 10.0 |",
         "| measured on | 300 | 300 |",
     ]
-    assert "≈: not told apart from `lm-only`." in part
+    assert "≈: not distinguished from `lm-only`." in part
 
 
 def test_what_was_not_run_is_named(text):

@@ -108,7 +108,7 @@ def test_linear_space_could_not_hold_these_values():
 
 @pytest.mark.parametrize("sigma", [0.02, 0.1, 0.3])
 def test_fallbacks_agree_with_the_log_recursion(sigma):
-    """sigma 0.3 stays in float32 or float64, 0.02 needs log space: also in one batch with easy pairs."""
+    """Sigma 0.3 stays in float32 or float64, 0.02 needs log space: also in one batch with easy pairs."""
     distances = random_distances(3, 9, 11, seed=2)
     distances[1] = 0
     log_k = log_gak(distances.float(), sigma)
@@ -197,7 +197,7 @@ def test_sigma_per_pair():
     [((5, 3), 1.0, 7, np.float64), ((5, 3), 0.7, 70, np.float64), ((1, 4), 2.0, 1, np.float64)],
 )
 def test_tslearn_gak(shape, sigma, length, dtype):
-    """tslearn's sigma is the plain bandwidth: exp(-d² / (2 sigma²)), the same for the self kernels."""
+    """Tslearn's sigma is the plain bandwidth: exp(-d² / (2 sigma²)), the same for the self kernels."""
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(length, 3)).astype(dtype), generator.normal(size=(length + 2, 3)).astype(dtype)
 

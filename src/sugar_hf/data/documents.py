@@ -564,8 +564,10 @@ def _scalar(value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values of tables as those that metadata hold: dates as ISO texts (in UTC where they have a zone), durations in
-    seconds, decimals as numbers if a float holds them."""
+    """Return values of tables as metadata holds them.
+
+    Dates become ISO texts (in UTC where they have a zone), durations seconds, decimals numbers if a float holds them.
+    """
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else str(np.datetime_as_string(value))
     if isinstance(value, np.timedelta64):

@@ -130,8 +130,9 @@ class GivenImages:
 
 
 def parse_llava(row: Row, images: Images) -> Parsed:
-    """LLaVA and ShareGPT: `conversations` of `{"from", "value"}`, images (names, or a list of them) under `image` or
-    `images`.
+    """LLaVA and ShareGPT: `conversations` of `{"from", "value"}`.
+
+    Images are names, or a list of them, under `image` or `images`.
 
     Where the row has images, every `<image>` in a turn stands for the next of them, and stays where it is in the turn
     (LLaVA's own code moves it to the front). Where it has none, `<image>` inside a sentence is plain text, but a human

@@ -32,8 +32,11 @@ class Example:
 
     @classmethod
     def of(cls, id: str | int, prompt: Sequence[Any], reference: Any = None) -> "Example":
-        """Make an example of an id and the parts of a prompt: str, `pathlib.Path`, PIL image, bytes, or the
-        `{"bytes", "path"}` struct of `datasets.Image(decode=False)`."""
+        """Make an example of an id and the parts of a prompt.
+
+        A part is a str, `pathlib.Path`, PIL image, bytes, or the `{"bytes", "path"}` struct of
+        `datasets.Image(decode=False)`.
+        """
         return cls(Document(str(id), list(prompt)), reference)
 
     @property

@@ -116,7 +116,7 @@ def predict(
     batch_size: int,
     name: str,
 ) -> list[Record]:
-    """Answer all examples, those that the file has excepted.
+    """Answer every example that the file does not already hold.
 
     Args:
         examples: The questions.

@@ -63,7 +63,7 @@ def adapter_on(model: Any, *, everywhere: bool = False) -> AdapterSwitch:
         everywhere: See [`adapter_off`].
 
     Returns:
-        Nothing that needs keeping; `with adapter_on(model):` puts back what was before at the end of the block.
+        A context manager. Ignore it to make the change permanent; `with` restores the previous state at the end.
 
     Raises:
         ValueError: The model has no adapters.
@@ -83,7 +83,7 @@ def adapter_off(model: Any, *, everywhere: bool = False) -> AdapterSwitch:
             holds for all threads, those of a backward pass among them.
 
     Returns:
-        Nothing that needs keeping; `with adapter_off(model):` puts back what was before at the end of the block.
+        A context manager. Ignore it to make the change permanent; `with` restores the previous state at the end.
 
     Raises:
         ValueError: The model has no adapters, or the base's weights are not there as they were: adapters were merged

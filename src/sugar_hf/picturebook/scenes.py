@@ -84,8 +84,11 @@ def splits_of(scene: Scene) -> set[str]:
 
 
 def belongs(scenes: list[Scene], split: str) -> bool:
-    """True if these scenes may stand in a split: training scenes hold no held-out combination at all, test (and
-    validation) scenes at least one of their own and none of the other's."""
+    """Return whether these scenes may stand in a split.
+
+    Training scenes hold no held-out combination. Test (and validation) scenes hold at least one of their own and none
+    of the other's.
+    """
     found = set().union(*(splits_of(scene) for scene in scenes))
     return found == {"train"} if split == "train" else split in found and found <= {"train", split}
 
@@ -139,6 +142,7 @@ def join(phrases: list[str]) -> str:
 
 
 def describe_item(item: Item, rng: random.Random, size: bool = True, place: bool = True) -> str:
+    """Write an item in words, with its size and place if asked for."""
     noun = f"a {item.size} {item.concept}" if size else f"{item.article()} {item.concept}"
     return f"{noun} {rng.choice(PLACES[item.place])}" if place else noun
 

@@ -1,5 +1,8 @@
-"""Stories, in which things move, appear, leave and change from frame to frame, and processes, whose frames have
-nothing in common but their order."""
+"""Stories and processes.
+
+In a story things move, appear, leave and change from frame to frame. The frames of a process have nothing in common
+but their order.
+"""
 
 import random
 from dataclasses import dataclass, replace
@@ -20,11 +23,13 @@ class Story:
 
 
 def free_place(scene: Scene, rng: random.Random) -> int:
+    """Draw a place of the grid on which nothing stands."""
     taken = {item.place for item in scene.items}
     return rng.choice([place for place in range(9) if place not in taken])
 
 
 def swap(scene: Scene, old: Item, new: Item | None) -> tuple[Item, ...]:
+    """Return the scene's items with one replaced, or taken away."""
     kept = [new if item == old else item for item in scene.items]
     return tuple(item for item in kept if item is not None)
 

@@ -81,6 +81,7 @@ def draw_twin(kind: str, split: str, rng: random.Random) -> tuple[list[Row], lis
 
 
 def draw_row(kind: str, split: str, rng: random.Random, words_first: bool | None, frames: int | None) -> Row:
+    """Draw one row of a kind."""
     asked: list[str] = []
     if kind in TWINS:
         messages, images = draw_twin(kind, split, rng)
@@ -106,6 +107,7 @@ def draw_row(kind: str, split: str, rng: random.Random, words_first: bool | None
 def rows(
     split: str, kinds: list[str], size: int, seed: int, words_first: bool | None, frames: int | None
 ) -> Iterator[Row]:
+    """Draw rows of the kinds in turn; the same for the same seed on every machine."""
     drawn: Counter[str] = Counter()
     for index in range(size):
         kind = kinds[index % len(kinds)]

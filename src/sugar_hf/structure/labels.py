@@ -159,6 +159,7 @@ def _kernel_labels(
     Args:
         cosine: (S, documents, S, documents) cosines of all slices of the block's samples.
         index: (last slice, document, last slice, document) of the prefix pairs, broadcasting to (rows, columns).
+        config: The label kernel and its bandwidth.
 
     Returns:
         (rows, columns).
@@ -188,7 +189,7 @@ def _kernel_labels(
 
 
 def _self_kernels(left: Tensor, right: Tensor, ends: _Ends, delta: float) -> Tensor:
-    """log K of each prefix with itself, at its own bandwidth: (n,)."""
+    """Return log K of each prefix with itself, at its own bandwidth: (n,)."""
     parts = []
     slices = left.shape[1]
     for chunk in torch.arange(len(ends.last), device=left.device).split(max(1, 2**24 // slices**2)):

@@ -14,7 +14,7 @@ from .features import TEACHER_COLUMNS, VECTOR_COLUMNS
 if TYPE_CHECKING:
     from .teachers import TripleTeacher
 
-MEND = "Add the teacher columns with `dataset = teacher.cache(dataset, slices=...)`."
+REMEDY = "Add the teacher columns with `dataset = teacher.cache(dataset, slices=...)`."
 
 
 def check_cache(dataset: Dataset, teacher: TripleTeacher | str | None = None) -> str:
@@ -29,18 +29,18 @@ def check_cache(dataset: Dataset, teacher: TripleTeacher | str | None = None) ->
         The fingerprint of the cached columns.
 
     Raises:
-        ValueError: naming what is missing or differs, and how to mend it.
+        ValueError: naming what is missing or differs, and the remedy.
     """
     missing = [column for column in TEACHER_COLUMNS if column not in dataset.column_names]
     if missing:
-        raise ValueError(f"The data set has no column {', '.join(missing)}. {MEND}")
+        raise ValueError(f"The data set has no column {', '.join(missing)}. {REMEDY}")
     if len(dataset) == 0:
         raise ValueError("The data set has no rows, so there are no teacher columns to check.")
     cached = dataset.unique("teacher_fingerprint")
     if len(cached) > 1:
         raise ValueError(
             f"The rows were embedded by {len(cached)} different sets of teachers ({' and '.join(map(repr, cached))}). "
-            f"{MEND}"
+            f"{REMEDY}"
         )
     expected = cached[0] if teacher is None else teacher if isinstance(teacher, str) else teacher.fingerprint
     if cached[0] != expected:
@@ -49,7 +49,7 @@ def check_cache(dataset: Dataset, teacher: TripleTeacher | str | None = None) ->
         changes = "; ".join(f"{name}: cached {before.get(name)}, expected {now.get(name)}" for name in differing)
         raise ValueError(
             f"The cached teacher columns are stale: they come from another {' and '.join(differing)} teacher "
-            f"({changes}). Weights, settings, precision and preprocessing all count. {MEND}"
+            f"({changes}). Weights, settings, precision and preprocessing all count. {REMEDY}"
         )
     return expected
 
@@ -78,7 +78,7 @@ def block_means(dataset: Dataset | Iterable[Mapping[str, Any]], teachers: str = 
     if isinstance(dataset, Dataset):
         missing = [column for column in TEACHER_COLUMNS[:-1] if column not in dataset.column_names]
         if missing:
-            raise ValueError(f"The data set has no column {', '.join(missing)}. {MEND}")
+            raise ValueError(f"The data set has no column {', '.join(missing)}. {REMEDY}")
         rows = dataset.select_columns(list(TEACHER_COLUMNS[:-1])).with_format("numpy")
     same_modality = {"image": "teacher_dino", "text": "teacher_text"}
     if teachers == "clip":

@@ -196,7 +196,7 @@ class TripleTeacher:
     ) -> Dataset:
         """Add the teacher columns to a data set, computed once; columns of other teachers are replaced.
 
-        They are stored in parts as the work goes on, and a call that was killed goes on with the first part that is
+        They are stored in parts as the work goes on, and a call that was killed resumes with the first part that is
         not there. Without ``cache_dir`` parts lie beside the data set's own files, as those of ``Dataset.map``; a data
         set in memory has none and keeps its parts in memory, and one that is read from its source anew by each process
         does not find them again. In ``cache_dir`` a part is found by the contents of its rows, however they were read.
@@ -230,7 +230,7 @@ class TripleTeacher:
         if lost and len(dataset) > 4 * part_rows:
             logger.warning(
                 f"The teacher vectors of {len(dataset)} rows will be lost with this process. Give TripleTeacher.cache "
-                "a folder as cache_dir, and the next call finds them or goes on where this one was stopped."
+                "a folder as cache_dir, and the next call finds them or resumes where this one was stopped."
             )
 
         def embed_rows(rows: list[dict[str, Any]], numbers: range) -> dict[str, list[Any]]:
@@ -261,7 +261,7 @@ class TripleTeacher:
         if rows._indices is not None:  # else the vectors would be flattened too, which have no indices
             rows = rows.flatten_indices()
         cached = concatenate_datasets([rows, columns.remove_columns(list(COUNTS))], axis=1)
-        # Of a name that a later call gives too, so that `datasets` finds what it makes of this data set.
+        # A deterministic fingerprint, so that `datasets` can reuse later caches.
         cached._fingerprint = Hasher.hash([dataset._fingerprint, key])
         narrow = set(form["columns"]) < set(dataset.column_names)  # the order may differ
         shown = form["columns"] if narrow else cached.column_names
@@ -287,7 +287,7 @@ class TripleTeacher:
                     raise TypeError(
                         f"Sample {number}, slice {place} is a {type(part).__name__}; a slice is a str or a PIL image."
                     )
-        texts.sort(key=lambda entry: len(entry[2]))  # batches of like length need little padding
+        texts.sort(key=lambda entry: len(entry[2]))  # batches of similar length need little padding
         columns = [
             {
                 "teacher_clip": np.zeros((len(sample), self.clip.config.projection_dim), np.float16),

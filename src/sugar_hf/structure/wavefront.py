@@ -117,7 +117,7 @@ def log_table(halvings: Tensor) -> Tensor:
 
 
 def log_kernel_at(halvings: Callable[[], Tensor], index: CellIndex) -> Tensor:
-    """log K of the prefix pairs at ``index``, by the cheapest recursion that holds their values.
+    """Compute log K of the prefix pairs at ``index``, by the cheapest recursion that holds their values.
 
     The tilted recursion runs first. It cannot overflow; where a wanted value comes out below what is exact it runs
     again in float64, and if that is too narrow as well, in log space.

@@ -180,7 +180,7 @@ class StructureArguments:
 
 
 @dataclass
-class SugarTrainingArguments(StructureArguments, TrainingArguments):
+class SugarTrainingArguments(StructureArguments, TrainingArguments):  # noqa: D101 - it has that of its parent
     __doc__ = StructureArguments.__doc__
 
     def __post_init__(self) -> None:

@@ -1,5 +1,8 @@
-"""Questions about one picture, as the benchmarks of comprehension have them. The answers are open here: words, what a
-sign says, a description; those that are chosen, from yes and no or from options, are in `comprehension_closed`."""
+"""Open questions about one picture, as the benchmarks of comprehension have them.
+
+The answers are words, what a sign says, or a description. Those that are chosen, from yes and no or from options, are
+in `closed_questions`.
+"""
 
 from dataclasses import replace
 from random import Random

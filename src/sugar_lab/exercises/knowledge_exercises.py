@@ -107,8 +107,11 @@ def draw_fact(rng: random.Random, split: str) -> Exercise:
 
 
 def other_facts(asked: Asked, rng: random.Random) -> list[tuple[str, str]]:
-    """Four facts that do not answer a question: of something like the thing, of what else is in the picture, of the
-    thing itself but about something else, and of anything."""
+    """Draw four facts that do not answer a question.
+
+    One each is about something like the thing, about what else is in the picture, about the thing itself but something
+    else of it, and about anything.
+    """
     kin = [name for name in GROUPS[GROUP_OF[asked.concept]].split() if name != asked.concept]
     relations = [name for name in RELATIONS if name != asked.relation]
     others = [name for name in CONCEPTS if asked.scene.find(name) is None]

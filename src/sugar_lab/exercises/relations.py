@@ -66,8 +66,10 @@ def unique(items: list[Item]) -> list[tuple[Item, str, Item]]:
 
 
 def decoy(scene: Scene, rng: Random) -> str:
-    """Draw a concept that is not there, but might be: of the group of a thing that is, and as often a popular one, so
-    that the name alone tells nothing."""
+    """Draw a concept that is not there, but might be.
+
+    It is of the group of a thing that is there, and as often a popular one, so that the name alone tells nothing.
+    """
     return absent(scene, rng, "popular" if rng.random() < POPULAR_SHARE else "adversarial")
 
 
@@ -91,8 +93,10 @@ def article(name: str) -> str:
 
 
 def counted(items: list[Item], rng: Random) -> tuple[str, int]:
-    """Draw a concept to be counted, and how often it is there; one in four times one that is there once, if any is, so
-    that all numbers up to four are about as frequent."""
+    """Draw a concept to be counted, and how often it is there.
+
+    One in four times it is there once, if any is, so that all numbers up to four are about as frequent.
+    """
     names = [item.concept for item in items]
     once = [name for name in names if names.count(name) == 1]
     concept = rng.choice(once) if once and rng.random() < 0.25 else max(names, key=names.count)

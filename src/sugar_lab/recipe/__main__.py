@@ -27,6 +27,7 @@ RECIPES = {
 
 
 def main() -> None:
+    """Train the checkpoints from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/mini"), help="folder of the runs' own checkpoints")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder of the finished checkpoints")

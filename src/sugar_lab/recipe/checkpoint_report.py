@@ -55,6 +55,7 @@ def answer(
 
 
 def report_vlm(folder: Path, scenes: list[Scene]) -> None:
+    """Print how many questions about scenes the mini VLM answers, by kind."""
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = LlavaProcessor.from_pretrained(folder)
     rng = random.Random(1)
@@ -79,6 +80,7 @@ def report_vlm(folder: Path, scenes: list[Scene]) -> None:
 
 
 def recall(a: torch.Tensor, b: torch.Tensor) -> str:
+    """Write recall at 1 and 5 of row i of `b` by row i of `a`."""
     ranks = (normalize(a, dim=-1) @ normalize(b, dim=-1).T).argsort(dim=1, descending=True)
     places = (ranks == torch.arange(len(a))[:, None]).int().argmax(dim=1)
     return f"R@1 {100 * (places < 1).float().mean():.1f}, R@5 {100 * (places < 5).float().mean():.1f} %"
@@ -86,6 +88,7 @@ def recall(a: torch.Tensor, b: torch.Tensor) -> str:
 
 @torch.inference_mode()
 def report_teachers(folder: Path, scenes: list[Scene]) -> None:
+    """Print what the three teachers find."""
     rng = random.Random(2)
     words, other_words = ([caption(scene, rng) for scene in scenes] for _ in range(2))
     pictures = pixel_values([render_array(scene) for scene in scenes])
@@ -113,6 +116,7 @@ def report_teachers(folder: Path, scenes: list[Scene]) -> None:
 
 
 def main() -> None:
+    """Print the report from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--size", type=int, default=500, help="number of test scenes")

@@ -32,7 +32,7 @@ LEARNING_RATE, OTHER_LEARNING_RATE = 4e-3, 1e-3  # Muon's and AdamW's
 FIRST_BOARDS = 120  # steps
 BOARD_WORDS = 24
 ASKED_THINGS, ASKED_SIGNS = 3, 4
-GROUPS = 4  # of exercises of like length
+GROUPS = 4  # of exercises of similar length
 
 
 def draw_full_scene(rng: random.Random, count: int, signs: int) -> Scene:
@@ -71,8 +71,11 @@ def draw_cells(rng: random.Random) -> tuple[np.ndarray, list[list[int]]]:
 
 
 class Naming(nn.Module):
-    """Trains a vision tower and projector: each cell's projection shall lie near the embedding of the thing's name, so
-    that to the language model pictures are words, and linear probes shall read the rest from it."""
+    """Trains a vision tower and its projector.
+
+    Each cell's projection shall lie near the embedding of the thing's name, so that to the language model pictures are
+    words. Linear probes shall read the rest from it.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration, names: torch.Tensor) -> None:
         super().__init__()
@@ -95,6 +98,7 @@ class Naming(nn.Module):
 
 
 def collate_cells(drawn: list[tuple[np.ndarray, list[list[int]]]]) -> dict[str, torch.Tensor]:
+    """Make a batch of pictures and the names of their cells."""
     pictures, targets = zip(*drawn, strict=True)
     return {"pixel_values": pixel_values(list(pictures)), "cells": torch.tensor(targets)}
 
@@ -124,8 +128,11 @@ def draw_signs(rng: random.Random) -> list[Piece]:
 
 
 def lesson_plan(steps: int) -> Sequence[Draw]:
-    """What each step's batch holds: names at first, then many questions about one picture, which teach most, in turn
-    with exercises of all kinds and with what the model could do before."""
+    """Return what each step's batch holds.
+
+    Names come first, then many questions about one picture, which teach most, in turn with exercises of all kinds and
+    with what the model could do before.
+    """
     first, second, third, fourth = by_length(all_exercises(), GROUPS)
     turns: list[Draw] = [draw_interview, first, draw_signs, draw_interview, second, draw_told, draw_interview, third]
     turns += [draw_chat, draw_interview, fourth, draw_document]
@@ -153,8 +160,10 @@ def train_lessons(work: Path, out: Path, steps: int, batch_size: int = 16) -> No
 
 
 def practice_plan(steps: int) -> Sequence[Draw]:
-    """What each step's batch holds, for a model that has had its lessons: more of what is hard for it, which are
-    options, facts, and exercises of several pictures."""
+    """Return what each step's batch holds, for a model that has had its lessons.
+
+    It is more of what is hard for it: options, facts, and exercises of several pictures.
+    """
     first, second, third, fourth = by_length(all_exercises(), GROUPS)
     turns: list[Draw] = [draw_choices, third, draw_told, fourth, draw_interview, second, draw_choices, fourth]
     turns += [draw_told, third, draw_interview, first, draw_document, fourth, draw_chat]

@@ -42,7 +42,7 @@ class Mixed:
 
 
 def by_length(exercises: Mapping[str, Draw], groups: int, probes: int = 8) -> list[Mixed]:
-    """Sort kinds of exercises into groups of like length, so that a batch of one group holds little padding.
+    """Sort kinds of exercises into groups of similar length, so that a batch of one group holds little padding.
 
     Args:
         exercises: what draws each kind.

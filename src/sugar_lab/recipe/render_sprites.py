@@ -31,6 +31,7 @@ def draw_glyph(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
 
 
 def main() -> None:
+    """Draw the sheet from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--font", default="/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
     font = ImageFont.truetype(parser.parse_args().font, FONT_PIXELS)

@@ -1,5 +1,8 @@
-"""The three mini teachers: CLIP from picture-caption pairs, DINOv2 from two pictures of one scene, a BERT sentence
-encoder from two wordings of one scene. Only training scenes are used."""
+"""Training of the three mini teachers.
+
+CLIP learns from picture-caption pairs, DINOv2 from two pictures of one scene, and a BERT sentence encoder from two
+wordings of one scene. Only training scenes are used.
+"""
 
 import random
 from dataclasses import replace
@@ -81,11 +84,13 @@ class PairEncoder(nn.Module):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
+    """Tokenize texts into one padded batch."""
     batch = tokenizer(texts, padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
 def train_clip(work: Path, out: Path, steps: int, batch_size: int = 256) -> None:
+    """Train mini CLIP and save it."""
     tokenizer = build_tokenizer(add_eos=True)
     tokenizer.model_max_length = TEXT_LENGTH
     text = {
@@ -113,6 +118,7 @@ def train_clip(work: Path, out: Path, steps: int, batch_size: int = 256) -> None
 
 
 def train_dino(work: Path, out: Path, steps: int, batch_size: int = 256) -> None:
+    """Train mini DINOv2 and save it."""
     torch.manual_seed(0)
     model = Dinov2Model(Dinov2Config(**VISION, mlp_ratio=2))
 
@@ -135,6 +141,7 @@ def train_dino(work: Path, out: Path, steps: int, batch_size: int = 256) -> None
 
 
 def train_bert(work: Path, out: Path, steps: int, batch_size: int = 256) -> None:
+    """Train mini BERT and save it."""
     tokenizer = build_tokenizer(add_eos=True)
     tokenizer.model_max_length = 128
     config = BertConfig(

@@ -1,5 +1,7 @@
-"""The mini VLM: LLaVA's form (CLIP vision tower, MLP projector, Llama), trained to caption, to answer and to continue
-stories. It knows nothing of retrieval. Only training scenes are used."""
+"""Training of the mini VLM, which has LLaVA's form: CLIP vision tower, MLP projector, Llama.
+
+It learns to caption, to answer and to continue stories, and nothing of retrieval. Only training scenes are used.
+"""
 
 import random
 from dataclasses import dataclass
@@ -45,8 +47,11 @@ DESCRIBE = {
 
 @dataclass
 class Picture:
-    """A picture in a sample. `names`, if given, are what its nine cells' tokens learn to predict, None for nothing;
-    `scene` is what it shows, for what is learnt of its gist."""
+    """A picture in a sample.
+
+    `names`, if given, are what its nine cells' tokens learn to predict, None for nothing. `scene` is what it shows,
+    for what is learnt of its gist.
+    """
 
     pixels: np.ndarray
     names: list[str | None] | None = None
@@ -55,9 +60,12 @@ class Picture:
 
 @dataclass
 class Marked:
-    """A text that is not learnt, but for this: the tokens of things and colours learn to tell, yes or no, whether the
-    picture has them. An answer has to find out the same, and does not begin to without a while of these. With a
-    `scene`, they can learn where the things are, too, and how large."""
+    """A text whose words are not learnt.
+
+    Its tokens of things and colours learn to tell, yes or no, whether the picture has them. An answer has to find out
+    the same, and does not begin to without a while of these. With a `scene`, they can also learn where the things are,
+    and how large.
+    """
 
     text: str
     present: frozenset[str]
@@ -154,10 +162,12 @@ def draw_document(rng: random.Random) -> list[Piece]:
 
 
 def text_of(piece: tuple[str, bool] | Marked) -> str:
+    """Return the text of a piece."""
     return piece.text if isinstance(piece, Marked) else piece[0]
 
 
 def build_processor() -> LlavaProcessor:
+    """Build the processor of the mini VLM."""
     return LlavaProcessor(
         image_processor=image_processor(),
         tokenizer=build_tokenizer(add_eos=False),
@@ -266,6 +276,7 @@ class Collator:
 
 
 def train_vlm(work: Path, out: Path, steps: int, batch_size: int = 64) -> None:
+    """Train the mini VLM and save it."""
     processor = build_processor()
     model = build_model(processor, CLIPModel.from_pretrained(out / "mini-clip"))
     first = min(FIRST_WORDS, steps // 4)

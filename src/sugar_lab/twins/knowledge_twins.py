@@ -208,8 +208,10 @@ def _pages(budget: Budget) -> list[Page]:
 
 
 def candidates(pages: Sequence[Page], relevant: int, rng: random.Random) -> list[int]:
-    """Numbers of twelve pages, ascending: the relevant one, the other one of its thing, one of its owner if there is
-    another, and any."""
+    """Return the numbers of twelve pages, ascending.
+
+    These are the relevant one, the other one of its thing, one of its owner if there is another, and any.
+    """
     others = [number for number in range(len(pages)) if number != relevant]
     rng.shuffle(others)
     twin = next(number for number in others if pages[number].concept == pages[relevant].concept)
@@ -266,8 +268,10 @@ def _webqa(budget: Budget) -> _Questions:
 
 
 def build_position(budget: Budget) -> GenerationEvaluator:
-    """Each question six times, its relevant page at each place among the same others; half as many questions as
-    other twins have, because of that."""
+    """Ask each question six times, with its relevant page at each place among the same others.
+
+    Therefore there are half as many questions as other twins have.
+    """
     size = budget.questions // 2
     drawn = [
         draw_pages(random.Random(f"webqa-position/{number}"), "test", ("yes", "no")[number % 2])

@@ -47,8 +47,8 @@ class Marking:
 class JudgedEvaluator:
     """Holds questions; a model answers them first, then a judge marks the answers.
 
-    The judge's replies are kept beside the predictions, in a file of its name, so that a run goes on where it was
-    stopped and another judge can mark the same answers.
+    The judge's replies are kept beside the predictions, in a file of its name, so that an interrupted run
+    resumes and another judge can mark the same answers.
 
     Args:
         name: The task's name.

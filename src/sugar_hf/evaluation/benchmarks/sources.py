@@ -134,8 +134,11 @@ class Source:
 
 
 def _cache(folder: Path) -> str:
-    """A cache for a local folder as it is now. `datasets` would take the rows of another folder of the same name with
-    the same configurations, or of this one before it was changed."""
+    """Return a cache for a local folder as it is now.
+
+    `datasets` would take the rows of another folder of the same name with the same configurations, or of this one
+    before it was changed.
+    """
     seen = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(folder.rglob("*")):
         if path.is_file():

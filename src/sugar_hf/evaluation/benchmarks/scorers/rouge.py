@@ -89,7 +89,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _lcs_table(first: Sequence[str], second: Sequence[str]) -> list[list[int]]:
-    """Lengths of the longest common subsequences of all beginnings; shape (len(first) + 1, len(second) + 1)."""
+    """Lengths of the longest common subsequences of all prefixes; shape (len(first) + 1, len(second) + 1)."""
     table = [[0] * (len(second) + 1)]
     for word in first:
         above, row = table[-1], [0]

@@ -24,8 +24,8 @@ from .task import Task
 OWN_WORDS = "this project's own, so figures are not comparable with published ones"
 
 
-def said_of(source: Source, split: str) -> dict[str, Any]:
-    """What a result says of the data. Options of the judge are left out: the answers do not depend on them."""
+def answer_settings(source: Source, split: str) -> dict[str, Any]:
+    """Return the settings of the data for a result, without options of the judge, on which answers do not depend."""
     options = {key: value for key, value in source.options.items() if not key.startswith("judge_")}
     return replace(source, options=options).settings(split=split)
 
@@ -55,8 +55,10 @@ LLAVA_W_FAILED = (10.0, 0.0)
 
 
 def load_llava_w(source: Source) -> JudgedEvaluator:
-    """LLaVA-Bench (in the wild): rows of the Hub, or the official `questions.jsonl`, `context.jsonl`,
-    `answers_gpt4.jsonl` and `images`."""
+    """Load LLaVA-Bench (in the wild).
+
+    Takes rows of the Hub, or the official `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl` and `images`.
+    """
     split = source.split or "train"
     words, whose = _words_of_judge(source)
     raw = source.find("questions.jsonl") is not None
@@ -75,7 +77,7 @@ def load_llava_w(source: Source) -> JudgedEvaluator:
         primary_metric="detail",
         submission=Submission(".jsonl", _write_llava_w, "LLaVA's llava/eval/eval_gpt_review_bench.py"),
         seed=source.seed,
-        settings=said_of(source, split),
+        settings=answer_settings(source, split),
     )
 
 
@@ -190,7 +192,7 @@ def load_mm_vet(source: Source) -> JudgedEvaluator:
         runs=int(runs),
         submission=Submission(".json", _write_mm_vet, MM_VET_SERVER),
         seed=source.seed,
-        settings=said_of(source, split),
+        settings=answer_settings(source, split),
     )
 
 
@@ -235,8 +237,11 @@ def _mm_vet_prompt(words: Any, file: str) -> Callable[[Record], str]:
 
 
 def score_mm_vet(records: Sequence[Record], marks: Sequence[float | None]) -> dict[str, float]:
-    """Means in percent: `total`, and by capability. Replies of the judge that cannot be read count as 0, as they do
-    officially, and so does a sample that failed, which is not judged."""
+    """Return means in percent: `total`, and by capability.
+
+    Replies of the judge that cannot be read count as 0, as they do officially. So does a sample that failed, which is
+    not judged.
+    """
     grades = [0.0 if record.prediction is None else mark for record, mark in zip(records, marks, strict=True)]
     found = mm_vet_scores(grades, [record.reference["capability"] for record in records])
     return {"total" if key == "score" else key.removeprefix("score, "): value for key, value in found.items()}

@@ -95,7 +95,9 @@ def rouge_scores(records: Sequence[Record]) -> dict[str, list[float]]:
 
 
 def load_fvqa(source: Source) -> KnowledgeEvaluator:
-    """FVQA from its official files: `all_qs_dict_release.json`, `all_fact_triples_release.json`, `images` and
+    """Load FVQA from its official files.
+
+    These are `all_qs_dict_release.json`, `all_fact_triples_release.json`, `images` and
     `Name_Lists/{train,test}_list_{0..4}.txt`.
 
     The candidates are the facts of all questions, equal texts once. With `answers=kb` (the default) those questions

@@ -28,8 +28,11 @@ SCIENCE_QA_SPLITS = {"validation": "val"}  # as the official file has it
 
 
 def load_scienceqa(source: Source) -> GenerationEvaluator:
-    """ScienceQA, the questions with an image: rows of the Hub, or the official `problems.json`, `pid_splits.json` and
-    `images/{split}/{id}/image.png`. The prompt is lmms-eval's; LLaVA's lies in its own question file."""
+    """Load ScienceQA, the questions with an image.
+
+    Takes rows of the Hub, or the official `problems.json`, `pid_splits.json` and `images/{split}/{id}/image.png`. The
+    prompt is lmms-eval's; LLaVA's lies in its own question file.
+    """
     split = source.split or "test"
     examples = _raw_science_qa(source, split) if source.find("problems.json") else _hub_science_qa(source, split)
     return GenerationEvaluator(

@@ -225,8 +225,11 @@ def vizwiz_prompt(question: str) -> str:
 
 
 def load_textvqa(source: Source) -> GenerationEvaluator:
-    """TextVQA: rows of the Hub, or `TextVQA_0.5.1_{split}.json` and `train_images`; with OCR tokens in the prompt, as
-    LLaVA and VILA have it, if the option `ocr` is `on`. The official file has none: they are in the Rosetta file."""
+    """Load TextVQA: rows of the Hub, or `TextVQA_0.5.1_{split}.json` and `train_images`.
+
+    If the option `ocr` is `on`, OCR tokens are in the prompt, as LLaVA and VILA have it. The official file has none:
+    they are in the Rosetta file.
+    """
     split = source.split or "validation"
     ocr = source.option("ocr", "on", ("on", "off")) == "on"
     is_hidden = split in HIDDEN

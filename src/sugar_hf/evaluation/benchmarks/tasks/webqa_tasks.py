@@ -57,8 +57,10 @@ class ImageTable:
             raise ValueError(f"{index}: a number a line is expected ({error}). Get the file again.") from error
 
     def image(self, id: int) -> bytes | Path:
-        """The image's file. One that is not there is a path to nothing: what needs it fails when it is loaded, and
-        is counted then."""
+        """Return the image's file.
+
+        One that is missing is a path to nothing: loading it fails, and is counted then.
+        """
         line = int(id) % 10_000_000
         missing = self.table / f"image {id}"
         if line >= len(self.offsets):
@@ -98,8 +100,10 @@ def _open(source: Source) -> tuple[list[tuple[str, dict[str, Any]]], ImageTable]
 
 
 def _drawn(source: Source, items: Sequence[Any], default: int, prompts: int = 1) -> Sequence[Any]:
-    """As many questions as the option `samples` says, drawn by the seed, in the order of the file; of those as many
-    as the first `limit` prompts belong to, `prompts` of each."""
+    """Draw as many questions as the option `samples` says, by the seed, in the order of the file.
+
+    Of those, keep as many as the first `limit` prompts belong to, `prompts` of each.
+    """
     value = source.option("samples", str(default))
     size = len(items) if value == "all" else count_option(source, "samples", default)
     if size < len(items):
@@ -208,8 +212,10 @@ def score_webqa(records: Sequence[Record], can_rate: bool) -> dict[str, float]:
 
 
 def load_position(source: Source) -> GenerationEvaluator:
-    """The paper's probe (app. F.1): questions of WebQA to be answered yes or no, with their relevant image and caption
-    at each of six places among five others, which are the same at every place.
+    """Load the paper's probe of positions (app. F.1).
+
+    Questions of WebQA are answered yes or no. Their relevant image and caption stand at each of six places among five
+    others, which are the same at every place.
 
     Questions with another number of relevant images, with fewer than five others, or whose answer does not begin with
     yes or no, are left out, and counted in the settings.
@@ -254,8 +260,9 @@ def load_position(source: Source) -> GenerationEvaluator:
 
 
 def position_prompt(question: str, pairs: Sequence[tuple[Any, str]]) -> list[Any]:
-    """The paper's prompt: `{question}\\n{image-text pairs}.\\n please answer the question in Yes or No.\\n`; an image
-    stands before its caption, with one space between.
+    """Return the paper's prompt, in which an image stands before its caption, with one space between.
+
+    The prompt is `{question}\\n{image-text pairs}.\\n please answer the question in Yes or No.\\n`.
 
     >>> position_prompt("Blue?", [(b"1", "A car"), (b"2", "A dog")])
     ['Blue?\\n', b'1', ' A car ', b'2', ' A dog.\\n please answer the question in Yes or No.\\n']
@@ -267,8 +274,11 @@ def position_prompt(question: str, pairs: Sequence[tuple[Any, str]]) -> list[Any
 
 
 def score_position(records: Sequence[Record]) -> dict[str, float]:
-    """Accuracy with the relevant pair at each place, their mean, the depth (ends minus middle), the share of questions
-    with the answer yes, and that of replies with neither yes nor no, which are wrong."""
+    """Return the accuracy with the relevant pair at each place, their mean, and the depth (ends minus middle).
+
+    Further numbers are the share of questions with the answer yes, and that of replies with neither yes nor no, which
+    are wrong.
+    """
     said = [None if record.prediction is None else first_yes_no(record.prediction) for record in records]
     hits = np.array([one == record.reference["answer"] for one, record in zip(said, records, strict=True)])
     return {

@@ -76,8 +76,10 @@ def _yes_no(value: Any, field: str, id: str) -> str:
 
 
 def score_pope(records: Sequence[Record]) -> dict[str, float]:
-    """The scores of each split, and `f1`, `accuracy` and `yes_ratio`: means over the splits. LLaVA's headline is
-    `f1`. It is the mean over those splits that are there: see `questions` in the settings."""
+    """Return the scores of each split, and their means `f1`, `accuracy` and `yes_ratio`.
+
+    LLaVA's headline is `f1`. It is the mean over those splits that are there: see `questions` in the settings.
+    """
     figures: dict[str, dict[str, float]] = {}
     for name in sorted({record.reference["category"] for record in records}):
         own = [record for record in records if record.reference["category"] == name]
