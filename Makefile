@@ -73,7 +73,7 @@ lab-quick: $(READY)
 	@.venv/bin/python -m sugar_lab --budget quick --workers $(WORKERS) $(ARGS)
 
 docs: $(READY)
-	@.venv/bin/python -W ignore -m sphinx -q -W --keep-going -j auto docs docs/_build/html
+	@.venv/bin/python -W ignore -m sphinx -q -W --keep-going docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 check: $(READY)
