@@ -201,11 +201,10 @@ def _image_processor(found: type[ProcessorMixin], config: PreTrainedConfig, size
     classes = []
     if type(config) in IMAGE_PROCESSOR_MAPPING:
         mapped = IMAGE_PROCESSOR_MAPPING[type(config)]
-        order = ("torchvision", "pil") if is_torchvision_available() else ("pil", "torchvision")
-        classes = [mapped[backend] for backend in order if mapped.get(backend) is not None]
+        # Pillow's first, as Sugar loads them
+        classes = [mapped[backend] for backend in ("pil", "torchvision") if mapped.get(backend) is not None]
     elif found.__name__ in OTHER_IMAGE_PROCESSORS:
-        name = OTHER_IMAGE_PROCESSORS[found.__name__]
-        classes = [getattr(transformers, name if is_torchvision_available() else f"{name}Pil")]
+        classes = [getattr(transformers, f"{OTHER_IMAGE_PROCESSORS[found.__name__]}Pil")]
     for image_class in classes:
         try:
             settings = _small(image_class, sizes) | IMAGE_SETTINGS.get(found.__name__, _nothing)(sizes)
