@@ -41,9 +41,9 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
-# Families that differ in kind: one square image, tiles, as many tokens as the size asks for, attention both ways
-# within images or within prompts, tiles that depend on the rest of a sample. `make test-families` runs the others.
-EVERY_DAY = {"gemma3", "idefics3", "llava", "llava_onevision", "paligemma", "qwen3_vl"}
+# Families whose processors differ in form: one square image, as many tokens as the size asks for, a prompt that sees
+# all of itself. `tests/families` takes more of them every day, and `make test-families` runs all of them everywhere.
+EVERY_DAY = {"llava", "paligemma", "qwen3_vl"}
 RARELY = [pytest.mark.slow, pytest.mark.families]
 
 

@@ -101,20 +101,20 @@ def test_each_form_alone_gives_our_vector(model, expected):
         assert near(model.encode([given])[0], vector), given
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_forms_mixed_in_one_call_give_our_vectors_in_order(model, expected, batch_size, seed):
-    order = np.random.default_rng(seed).permutation(len(INPUTS))
-    found = model.encode([INPUTS[i] for i in order], batch_size=batch_size)
-    assert found.dtype == np.float32
-    assert near(found, expected[order])
+def test_forms_mixed_in_one_call_give_our_vectors_in_order(model, expected):
+    for seed, batch_size in enumerate([1, 4, 64]):
+        order = np.random.default_rng(seed).permutation(len(INPUTS))
+        found = model.encode([INPUTS[i] for i in order], batch_size=batch_size)
+        assert found.dtype == np.float32
+        assert near(found, expected[order]), batch_size
 
 
-@pytest.mark.parametrize("first", range(len(INPUTS)))
-def test_every_two_forms_share_a_batch(model, expected, first):
-    for second in range(len(INPUTS)):
-        found = model.encode([INPUTS[first], INPUTS[second]])
-        assert near(found, expected[[first, second]]), (INPUTS[first], INPUTS[second])
+def test_every_two_kinds_of_forms_share_a_batch(model, expected):
+    kinds = [0, 2, 3, 7, 9, 11, 15, 16]  # text, image, chat, one with instructions, a list, dicts of text, image, both
+    for first in kinds:
+        for second in kinds:
+            found = model.encode([INPUTS[first], INPUTS[second]])
+            assert near(found, expected[[first, second]]), (INPUTS[first], INPUTS[second])
 
 
 def test_a_text_is_not_the_chat_that_says_it(expected):
@@ -134,7 +134,7 @@ def test_a_message_alone_is_a_chat(model, expected):
     assert near(model.encode(message("user", "a cat")), expected[4])
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "gemma3", "paligemma", "internvl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "paligemma"])
 def test_other_families_give_our_vectors(family, tmp_path):
     model, processor = cached_sugar(family)
     expected = expected_of(model, processor, [sample for _, sample in PAIRS])

@@ -11,8 +11,9 @@ from transformers.generation.streamers import BaseStreamer
 from versions import IS_BEFORE_5_23
 
 from sugar_hf.model import CandidateIndex
+from sugar_hf.model.embedding_sugar import TOLERANCE
 from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, SugarEmbedder, SugarRag
-from sugar_hf.retrieval.prefix_cache import TOLERANCE, PromptCache, check_reuse, encode_prefix, end_of_last_slice
+from sugar_hf.retrieval.prefix_cache import PromptCache, check_reuse, encode_prefix, end_of_last_slice
 from sugar_hf.retrieval.prompts import prepared
 
 DOCUMENTS = [

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sugar_hf.data import BadSampleError, as_document, read_documents
 from sugar_hf.data.readers import stored_rows
+from sugar_hf.model.pipeline_sugar import candidates_of
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex
 
 
@@ -111,6 +112,14 @@ def test_a_table_is_one_document_by_every_way(folder, columns):
     assert {key: kept[key] for key in BESIDE} == BESIDE
     for way, documents in found.items():
         assert documents == wanted, way
+
+
+@pytest.mark.parametrize("names", [["image", "text"], ["images", "text"], ["text"], ["image"]])
+def test_candidates_of_a_pipeline_are_the_documents_of_their_rows(folder, names):
+    values = {"image": "red.png", "images": ["red.png", "blue.png"], "text": "a red boat"}
+    row = {name: values[name] for name in names}
+    [candidate] = candidates_of(Dataset.from_list([row]))
+    assert as_document(candidate, 0).content == as_document(row, 0).content
 
 
 def test_rows_with_images_keep_their_bytes(folder):

@@ -18,9 +18,10 @@ from .samples_sugar import Sample, longest_first, sample_size
 
 UNIT_TOLERANCE = 1e-3
 WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
-# Distances of unit vectors that rounding alone may make, after dozens of layers.
+# Distances of unit vectors, or of logits relative to their size, that rounding alone may make after dozens of layers.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
+SEES_AHEAD = "tokens see what comes after them"
 
 T = TypeVar("T")
 #: Vectors, or what is wrong with them, by the number of the sample.
@@ -294,19 +295,23 @@ def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: Sug
     with evaluation_mode(model):
         whole = processor([sample])
         embeds = _embed(model, whole)
-        found: dict[str, None] = {}  # in order, each once
+        reasons: dict[str, None] = {}  # in order, each once
         largest = 0.0
-        tolerance = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
         for end in range(1, len(sample)):
             prefix = processor([sample[:end]])
             deviation = float((_embed(model, prefix) - embeds[:end]).norm(dim=-1).max())
             largest = max(largest, deviation)
             written = _written_otherwise(prefix, whole, end)
             if written:
-                found[written] = None
-            elif deviation > tolerance:
-                found["tokens see what comes after them"] = None
-    return PrefixCheck(largest, tuple(found))
+                reasons[written] = None
+            elif deviation > rounding(model):
+                reasons[SEES_AHEAD] = None
+    return PrefixCheck(largest, tuple(reasons))
+
+
+def rounding(model: SugarForConditionalGeneration) -> float:
+    """Return the deviation that rounding alone may make in the model's data type."""
+    return TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
 
 
 def _embed(model: SugarForConditionalGeneration, features: BatchFeature) -> Tensor:

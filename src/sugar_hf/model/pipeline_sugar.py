@@ -90,8 +90,8 @@ def split_inputs(inputs: Any) -> tuple[list[Sample], bool]:
     return [item["query"] if isinstance(item, dict) and "query" in item else item for item in inputs], False
 
 
-def _listed(candidates: Any) -> list[Any]:
-    """The samples of whatever holds candidates.
+def candidates_of(candidates: Any) -> list[Sample]:
+    """Return the samples of whatever holds candidates.
 
     Raises:
         ValueError: It is a single thing, a table, or its rows are no samples.
@@ -240,7 +240,7 @@ class SugarRetrievalPipeline(SugarPipeline):
         if isinstance(candidates, RetrievalIndex):
             index = candidates
         elif candidates is not None:
-            documents = _listed(candidates)
+            documents = candidates_of(candidates)
             index = CandidateIndex(documents, self.encode(documents, batch_size=batch_size, name="candidate"))
         results = self._run(
             samples,

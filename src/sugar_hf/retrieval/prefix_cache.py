@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Cache
 
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.backbone_sugar import evaluation_mode
+from ..model.embedding_sugar import SEES_AHEAD, PrefixCheck, drawn_picture, rounding
 from ..model.modeling_sugar import CACHE_NAME, find_cache
 from .prompts import Features, as_prompt, prepared
-
-# Distances of logits, relative to their size, that rounding alone may make.
-TOLERANCE = 1e-3
-HALF_TOLERANCE = 0.1
 
 
 def belongs_to_tokens(name: str) -> bool:
@@ -231,22 +227,13 @@ def generate_after(
     return model.generate(**tokens, **images, position_ids=positions, **{CACHE_NAME: prefix.cache}, **generate_kwargs)
 
 
-@dataclass(frozen=True)
-class ReuseCheck:
+class ReuseCheck(PrefixCheck):
     """What [`check_reuse`] found.
 
     Args:
         deviation: The largest distance between logits with and without reuse, relative to their size.
         reasons: Why nothing is reused; empty if all is well.
     """
-
-    deviation: float
-    reasons: tuple[str, ...]
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the beginning of a prompt is the same whatever follows."""
-        return not self.reasons
 
     def __str__(self) -> str:
         if self.is_exact:
@@ -269,9 +256,7 @@ def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor)
         model: A Sugar model, on any device and in any dtype; left as it is.
         processor: Its processor.
     """
-    grey = Image.linear_gradient("L")
-    drawn = Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180)))
-    wide, tall = drawn.resize((96, 48)), drawn.resize((48, 64))
+    wide, tall = drawn_picture(96, 48), drawn_picture(48, 64)
     start = [wide, tall, "What is drawn here?"]
     follow_ups = (["Look at this, too:", tall, "A drawn picture."], ["This may help: a drawn picture."])
     found: dict[str, None] = {}  # in order, each once
@@ -284,10 +269,9 @@ def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor)
             obstacle = why_not_beginning(prefix, whole, model.config.image_token_id)
             if obstacle is None:
                 deviation = _deviation(model, prefix, whole)
-                tolerance = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
-                if deviation <= tolerance:
+                if deviation <= rounding(model):
                     return ReuseCheck(deviation, ())
-                return ReuseCheck(deviation, (f"tokens see what comes after them (logits differ by {deviation:.2g})",))
+                return ReuseCheck(deviation, (f"{SEES_AHEAD} (logits differ by {deviation:.2g})",))
             found[obstacle] = None
     return ReuseCheck(0.0, tuple(found))
 
