@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 import sugar_hf
 from sugar_hf import SugarEmbedder, picturebook
-from sugar_hf.evaluation.encoding import load_parts
+from sugar_hf.evaluation.baselines import load_parts
 
 ROOT = Path(__file__).parents[1]
 

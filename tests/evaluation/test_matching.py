@@ -20,7 +20,7 @@ from sugar_hf.evaluation import (
     target_ranks,
 )
 from sugar_hf.evaluation import ranking_evaluator as matching
-from sugar_hf.evaluation.encoding import BatchEncoder
+from sugar_hf.evaluation.baselines import BatchEncoder
 from sugar_hf.evaluation.metrics.pair_metrics import winoground_scores
 from sugar_hf.evaluation.ranking_evaluator import as_encoder
 from sugar_hf.model import SugarRetrievalPipeline

@@ -65,7 +65,7 @@ def test_the_name_of_a_picture_is_a_picture(generate, prompts, tmp_path):
         (["https://example.org/a.png"], 'is an address.*ask with {"type": "image", "url"'),
         ([np.zeros((4, 4, 3))], "ndarray is neither text nor image"),
         ([["a.png"]], "list is neither text nor image"),
-        (b"\x89PNG", "bytes is neither text nor image"),
+        (b"\x89PNG", "the image of 4 bytes is not an image of a supported type"),
     ],
 )
 def test_what_is_no_picture_is_refused(generate, images, reason):

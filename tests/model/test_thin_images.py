@@ -9,7 +9,7 @@ from builders import cached_sugar
 from PIL import Image
 
 from sugar_hf.data import BadSampleError, Document, load_image, read_documents, read_pairs, to_sample
-from sugar_hf.evaluation.encoding import document_images
+from sugar_hf.evaluation.baselines import document_images
 from sugar_hf.model import SugarGenerationPipeline
 from sugar_hf.model.images_sugar import MAX_ASPECT_RATIO
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex, SugarRag

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from .._files import atomic_path
 from ..data import BadSampleError, Document
+from .baselines import BatchEncoder
 from .encoders import Encoder
-from .encoding import BatchEncoder
 from .examples import digest_of
 
 PART = 1024  # documents in a file

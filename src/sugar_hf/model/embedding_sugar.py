@@ -221,13 +221,6 @@ def embed_list(
     return [found[number] for number in range(len(samples))]
 
 
-def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
-    """The items without repetitions of the same object, and the place of each in that list."""
-    unique = {id(item): item for item in items}
-    numbers = {key: i for i, key in enumerate(unique)}
-    return list(unique.values()), [numbers[id(item)] for item in items]
-
-
 def _batches(numbers: list[int], features: BatchFeature, batch_size: int) -> Iterator[tuple[list[int], BatchFeature]]:
     """Cut what was processed at once, padded on the left, into batches of similar numbers of tokens."""
     if len(numbers) <= batch_size:

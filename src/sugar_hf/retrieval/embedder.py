@@ -1,8 +1,8 @@
 """From samples and documents to embeddings, in batches of similar length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..data import BadSampleError, Document
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
-from ..model.embedding_sugar import Faults, distinct, embed_list, embed_samples
+from ..model.embedding_sugar import Faults, embed_list, embed_samples
 from ..model.samples_sugar import Sample
 from .fingerprint import ModelFingerprint
 from .settings import EmbeddingSettings
@@ -20,6 +20,7 @@ from .settings import EmbeddingSettings
 __all__ = ["EmbeddingSettings", "SugarEmbedder"]
 
 POSITIONS = ("last", "all")
+T = TypeVar("T")
 
 
 class SugarEmbedder:
@@ -201,40 +202,20 @@ class SugarEmbedder:
             BadSampleError: A document cannot be embedded; the error names it, the field, and what to do.
             ValueError: `batch_size` is less than 1.
         """
-        batch_size = checked_size(self.batch_size if batch_size is None else batch_size)
-        documents, places = distinct(documents)
-        errors: dict[int, BadSampleError] = {}
-
-        def report(faults: Faults, count: int) -> None:
-            for number, error in sorted(faults.items()):
-                errors[number] = of_document(error, documents[number])
-                if skipped is None:
-                    raise errors[number] from error.__cause__
-            if progress is not None and count:
-                progress.update(count)
-
-        sizes: dict[int, tuple[int, int]] = {}
-        for number, document in enumerate(documents):
-            try:
-                sizes[number] = document.size
-            except BadSampleError as error:
-                report({number: error}, 1)
+        run = DocumentRun(documents, skipped, progress)
+        sizes = run.each(lambda document: document.size)
         found = embed_samples(
             self.model,
             self.processor,
-            lambda number: documents[number].load(),
+            lambda number: run.documents[number].load(),
             sizes,
             lambda number: "",
-            report,
-            batch_size=batch_size,
+            run.report,
+            batch_size=checked_size(self.batch_size if batch_size is None else batch_size),
             positions=self.positions,
             **self._options,
         )
-        if progress is not None and len(places) > len(documents):
-            progress.update(len(places) - len(documents))
-        if skipped is not None:
-            skipped.extend(errors[number] for number in sorted(errors))
-        return [found.get(number) for number in places]
+        return run.finish(found)
 
     def describe(self) -> dict[str, Any]:
         """What the vectors depend on, for the JSON of evaluators: checkpoint, its fingerprint, and the settings."""
@@ -291,11 +272,65 @@ def checked_size(batch_size: int) -> int:
     return batch_size
 
 
-def of_document(error: ValueError, document: Document) -> BadSampleError:
-    """What the processor says of a sample without a name, as the error of a document."""
-    if isinstance(error, BadSampleError):
-        return error
-    return BadSampleError(str(error).lstrip(" ,:"), field="document", sample=document.id)
+def distinct(documents: Sequence[Document]) -> tuple[list[Document], list[int]]:
+    """Return the documents without repetitions of the same object, and the place of each in that list."""
+    unique = {id(document): document for document in documents}
+    numbers = {key: number for number, key in enumerate(unique)}
+    return list(unique.values()), [numbers[id(document)] for document in documents]
+
+
+class DocumentRun:
+    """What becomes of documents that are embedded: errors that name them, and each object once.
+
+    Args:
+        documents: Some documents.
+        skipped: A list for the errors, in the order of the documents; the first one raises when `None`.
+        progress: A bar that is moved by the number of documents.
+
+    Attributes:
+        documents: The documents without repetitions of the same object.
+    """
+
+    def __init__(
+        self, documents: Sequence[Document], skipped: list[BadSampleError] | None, progress: tqdm | None
+    ) -> None:
+        self.documents, self._places = distinct(documents)
+        self._skipped, self._progress = skipped, progress
+        self._errors: dict[int, BadSampleError] = {}
+
+    def each(self, measure: Callable[[Document], T]) -> dict[int, T]:
+        """Measure the documents, by number; those that are malformed are reported and left out."""
+        measured: dict[int, T] = {}
+        for number, document in enumerate(self.documents):
+            try:
+                measured[number] = measure(document)
+            except BadSampleError as error:
+                self.report({number: error}, 1)
+        return measured
+
+    def report(self, faults: Faults, count: int) -> None:
+        """Note what is wrong with documents, by number, and how many are done with.
+
+        Raises:
+            BadSampleError: Errors are not to be skipped.
+        """
+        for number, fault in sorted(faults.items()):
+            error, name = fault, self.documents[number].id
+            if not isinstance(error, BadSampleError):  # what the processor says of a sample without a name
+                error = BadSampleError(str(fault).lstrip(" ,:"), field="document", sample=name)
+            if self._skipped is None:
+                raise error from fault.__cause__
+            self._errors[number] = error
+        if self._progress is not None and count:
+            self._progress.update(count)
+
+    def finish(self, found: Mapping[int, np.ndarray]) -> list[np.ndarray | None]:
+        """Return the vectors of all documents, `None` for those that were skipped."""
+        if self._progress is not None and len(self._places) > len(self.documents):
+            self._progress.update(len(self._places) - len(self.documents))
+        if self._skipped is not None:
+            self._skipped.extend(self._errors[number] for number in sorted(self._errors))
+        return [found.get(number) for number in self._places]
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
