@@ -39,9 +39,10 @@ def test_a_pil_source_is_copied():
     assert source.getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_formats(image_format):
-    assert load_image(encode(Image.fromarray(NOISE), image_format)).size == (64, 48)
+def test_formats(subtests):
+    for image_format in ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]:
+        with subtests.test(image_format=image_format):
+            assert load_image(encode(Image.fromarray(NOISE), image_format)).size == (64, 48)
 
 
 def test_transparency_is_laid_on_white():
@@ -87,11 +88,12 @@ def test_exif_orientation_is_applied():
     assert load_image(image).size == (48, 64)  # not turned again
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_file(image_format):
-    data = encode(Image.fromarray(NOISE), image_format)
-    with pytest.raises(BadSampleError, match=r"images\[1\]: .*(truncated|corrupt|not an image)"):
-        load_image(data[: len(data) // 2], field="images[1]")
+def test_truncated_file(subtests):
+    for image_format in ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]:
+        with subtests.test(image_format=image_format):
+            data = encode(Image.fromarray(NOISE), image_format)
+            with pytest.raises(BadSampleError, match=r"images\[1\]: .*(truncated|corrupt|not an image)"):
+                load_image(data[: len(data) // 2], field="images[1]")
 
 
 def test_a_truncated_file_is_refused_whatever_other_libraries_tell_pillow(monkeypatch):
@@ -110,10 +112,10 @@ def test_corrupt_checksum():
         load_image(bytes(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"<html></html>", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_not_an_image(data):
-    with pytest.raises(BadSampleError, match="not an image of a supported type"):
-        load_image(data)
+def test_not_an_image(subtests):
+    for data in [b"", b"hello", b"<html></html>", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF-3.0\n"]:
+        with subtests.test(data=data), pytest.raises(BadSampleError, match="not an image of a supported type"):
+            load_image(data)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

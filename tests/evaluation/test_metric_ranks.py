@@ -19,16 +19,17 @@ def brute_force(scores, targets, excluded=None):
     return found
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
-def test_ranks_are_those_of_a_stable_sort(dtype):
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 6, size=(500, 12)).astype(dtype)  # full of ties
-    targets = [rng.choice(12, size=rng.integers(1, 4), replace=False).tolist() for _ in range(500)]
-    excluded = [rng.choice(12, size=rng.integers(0, 4), replace=False).tolist() for _ in range(500)]
-    before = scores.copy()
-    assert target_ranks(scores, targets).tolist() == brute_force(scores, targets)
-    assert target_ranks(scores, targets, excluded).tolist() == brute_force(scores, targets, excluded)
-    assert (scores == before).all()
+def test_ranks_are_those_of_a_stable_sort(subtests):
+    for dtype in [np.float16, np.float32, np.float64, np.int64]:
+        with subtests.test(dtype=dtype):
+            rng = np.random.default_rng(0)
+            scores = rng.integers(0, 6, size=(500, 12)).astype(dtype)  # full of ties
+            targets = [rng.choice(12, size=rng.integers(1, 4), replace=False).tolist() for _ in range(500)]
+            excluded = [rng.choice(12, size=rng.integers(0, 4), replace=False).tolist() for _ in range(500)]
+            before = scores.copy()
+            assert target_ranks(scores, targets).tolist() == brute_force(scores, targets)
+            assert target_ranks(scores, targets, excluded).tolist() == brute_force(scores, targets, excluded)
+            assert (scores == before).all()
 
 
 def test_ranks_do_not_depend_on_the_blocks(monkeypatch):

@@ -301,19 +301,16 @@ def test_results_are_stored_under_name_and_weights(embedder, model, tmp_path):
     assert describe(other).revision != meta.revision
 
 
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
+def test_rows_that_cannot_be_embedded(model, subtests):
+    for batch, message in [
         ({"audio": [1]}, "made .test.: has audio. A Sugar model embeds texts and images only"),
         ({"text": ["a"], "video": [1]}, "has video"),
         ({"id": ["1"]}, "there is no column text or image, only id"),
         ({"text": ["a dog", " "]}, "made .test., row 2: has neither text nor image"),
         ({"image": [np.zeros((3, 4, 4))]}, "made .test., row 1.*ndarray is neither text nor image"),
-    ],
-)
-def test_rows_that_cannot_be_embedded(batch, message, model):
-    with pytest.raises(ValueError, match=message):
-        encode(model, [{"text": ["a dog"]}, batch])
+    ]:
+        with subtests.test(batch=batch, message=message), pytest.raises(ValueError, match=message):
+            encode(model, [{"text": ["a dog"]}, batch])
 
 
 def test_options_that_cannot_be(embedder):

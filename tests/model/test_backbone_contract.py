@@ -363,25 +363,23 @@ def test_pickled_adapters_are_not_read(tmp_path):
         AutoModel.from_pretrained(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("model_type", "kinds"),
-    [
+def test_adapters_lie_in_every_layer_of_the_language_model_alone(subtests):
+    for model_type, kinds in [
         ("qwen3_5", {"q_proj", "v_proj", "in_proj_qkv"}),  # linear attention in most layers
         ("kimi_k25", {"kv_b_proj"}),  # latent attention
         ("fuyu", {"query_key_value"}),  # fused
         ("inkling2", {"q_proj", "v_proj"}),  # from transformers 5.24 on, each of a linear layer and a norm
         ("idefics", {"q_proj", "v_proj"}),  # its decoder holds the vision tower too
-    ],
-)
-def test_adapters_lie_in_every_layer_of_the_language_model_alone(model_type, kinds):
-    model, _ = wrap(model_type)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        config = sugar_lora_config(model, r=2)
-    coverage = lora_coverage(get_peft_model(model, config))
-    assert coverage.adapted == coverage.layers > 0
-    assert not [name for name in coverage.modules if "vis" in name or "indexer" in name]
-    assert kinds <= {name.removesuffix(".linear").rpartition(".")[2] for name in coverage.modules}
+    ]:
+        with subtests.test(model_type=model_type, kinds=kinds):
+            model, _ = wrap(model_type)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                config = sugar_lora_config(model, r=2)
+            coverage = lora_coverage(get_peft_model(model, config))
+            assert coverage.adapted == coverage.layers > 0
+            assert not [name for name in coverage.modules if "vis" in name or "indexer" in name]
+            assert kinds <= {name.removesuffix(".linear").rpartition(".")[2] for name in coverage.modules}
 
 
 def test_layers_without_an_adapter_are_told():

@@ -135,11 +135,10 @@ def test_broken_pixels_stay_broken():
 # ---- Modes ----
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "P", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBa", "La"]
-)
-def test_every_mode_of_pillow_is_read(mode):
-    assert read_image(Image.new(mode, (3, 2))).mode == "RGB"
+def test_every_mode_of_pillow_is_read(subtests):
+    for mode in ["1", "L", "P", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBa", "La"]:
+        with subtests.test(mode=mode):
+            assert read_image(Image.new(mode, (3, 2))).mode == "RGB"
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])

@@ -33,26 +33,29 @@ def test_base64_is_known_as_it_was(start, count, end):
 HOSTILE = ["!" * MANY + "x", "!'" * (MANY // 2) + "x", "!" + "'" * MANY + "x", "。" * MANY, "." * MANY, "…)" * MANY]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:3]))
-def test_sentences_of_hostile_texts(text):
-    spans = sentence_spans(text)
-    assert spans[-1][1] == len(text)
-    [message] = parse_sample(text, "a text", split_sentences=True)
-    assert message.parts[0].slice_count == len(spans)
+def test_sentences_of_hostile_texts(subtests):
+    for text in HOSTILE:
+        with subtests.test(text=text):
+            spans = sentence_spans(text)
+            assert spans[-1][1] == len(text)
+            [message] = parse_sample(text, "a text", split_sentences=True)
+            assert message.parts[0].slice_count == len(spans)
 
 
-@pytest.mark.parametrize("text", [" " * MANY + "!", "a" * MANY + "!", "a" * 64 + "=" * MANY + "!", " \n" * MANY])
-def test_what_may_be_base64(text):
-    assert bool(images_sugar._BASE64.fullmatch(text)) is not text.endswith("!")
-    with pytest.raises(ValueError, match="cannot use the image"):
-        parse_sample([{"type": "image", "image": text}], "a sample")[0].parts[0].load()
+def test_what_may_be_base64(subtests):
+    for text in [" " * MANY + "!", "a" * MANY + "!", "a" * 64 + "=" * MANY + "!", " \n" * MANY]:
+        with subtests.test(text=text):
+            assert bool(images_sugar._BASE64.fullmatch(text)) is not text.endswith("!")
+            with pytest.raises(ValueError, match="cannot use the image"):
+                parse_sample([{"type": "image", "image": text}], "a sample")[0].parts[0].load()
 
 
-@pytest.mark.parametrize("start", ["data:", "data:;base64", "http", "a" * 64])
-def test_what_may_be_an_address(start):
-    for filling in ("a", ";base64", ".-+", ";"):
-        with pytest.raises(ValueError, match="cannot use the image"):
-            parse_sample([{"type": "image", "url": start + filling * MANY}], "a sample")[0].parts[0].load()
+def test_what_may_be_an_address(subtests):
+    for start in ["data:", "data:;base64", "http", "a" * 64]:
+        with subtests.test(start=start):
+            for filling in ("a", ";base64", ".-+", ";"):
+                with pytest.raises(ValueError, match="cannot use the image"):
+                    parse_sample([{"type": "image", "url": start + filling * MANY}], "a sample")[0].parts[0].load()
 
 
 def test_answers_of_models():

@@ -3,7 +3,6 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 from builders import build_sugar, cached_sugar, picture
 
@@ -39,16 +38,17 @@ def same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_threads_do_not_change_each_others_tokens(family):
-    _, processor = cached_sugar(family)
-    calls = list(calls_of(processor))
-    own = calls[:4]
-    expected = [call() for call in own]
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [(i, pool.submit(calls[i])) for _ in range(20) for i in range(len(calls))]
-        found = [(i, job.result()) for i, job in jobs if i < len(own)]
-    assert all(same(features, expected[i]) for i, features in found)
+def test_threads_do_not_change_each_others_tokens(subtests):
+    for family in FAMILIES:
+        with subtests.test(family=family):
+            _, processor = cached_sugar(family)
+            calls = list(calls_of(processor))
+            own = calls[:4]
+            expected = [call() for call in own]
+            with ThreadPoolExecutor(THREADS) as pool:
+                jobs = [(i, pool.submit(calls[i])) for _ in range(20) for i in range(len(calls))]
+                found = [(i, job.result()) for i, job in jobs if i < len(own)]
+            assert all(same(features, expected[i]) for i, features in found)
 
 
 def test_threads_on_a_processor_that_nothing_has_called_yet():

@@ -115,9 +115,8 @@ def test_the_same_is_refused_on_every_way(name, tmp_path):
         load_image(data)
 
 
-@pytest.mark.parametrize(
-    ("part", "reason"),
-    [
+def test_sources_that_are_refused(subtests):
+    for part, reason in [
         (Image.new("F", (2, 2)), "mode 'F'"),
         (Image.new("RGB", (0, 3)), "has 0 x 3 pixels"),
         (Path("/dev/zero"), "no file '/dev/zero'"),
@@ -133,11 +132,10 @@ def test_the_same_is_refused_on_every_way(name, tmp_path):
         ({"type": "image", "path": "s3://bucket/a.png"}, "is an address"),
         ({"type": "image", "url": "http://127.0.0.1:x/a.png"}, "cannot fetch"),
         ({"type": "image", "url": "http://127.0.0.1:9/a.png"}, "cannot fetch"),
-    ],
-)
-def test_sources_that_are_refused(part, reason):
-    with pytest.raises(ValueError, match=f"sample 3, part 0: cannot use the image: .*{reason}"):
-        loaded(part)
+    ]:
+        match = f"sample 3, part 0: cannot use the image: .*{reason}"
+        with subtests.test(reason=reason), pytest.raises(ValueError, match=match):
+            loaded(part)
 
 
 def test_a_pipe_is_not_opened(tmp_path):

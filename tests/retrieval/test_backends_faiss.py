@@ -60,24 +60,26 @@ def test_flat_search_is_exact_over_the_codes(name, queries):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "least"), [("float32", 1.0), ("float16", 0.99), ("int8", 0.97), ("binary", 0.95)])
-def test_stored_vectors_find_what_the_vectors_themselves_do(name, least):
-    backend, _ = make(name, {"rescore": 80} if name == "binary" else None)
-    truth = brute_force(Codec.fit("float32", [VECTORS]), 10)[1]
-    assert recall(backend.search(QUERIES, 10, row_count=COUNT)[1], truth) >= least
+def test_stored_vectors_find_what_the_vectors_themselves_do(subtests):
+    for name, least in [("float32", 1.0), ("float16", 0.99), ("int8", 0.97), ("binary", 0.95)]:
+        with subtests.test(name=name, least=least):
+            backend, _ = make(name, {"rescore": 80} if name == "binary" else None)
+            truth = brute_force(Codec.fit("float32", [VECTORS]), 10)[1]
+            assert recall(backend.search(QUERIES, 10, row_count=COUNT)[1], truth) >= least
 
 
-@pytest.mark.parametrize("name", CODECS[:3])
-def test_the_graph_finds_most_and_scores_it_right(name):
-    backend, codec = make(name, GRAPH)
-    scores, rows = backend.search(QUERIES, 10, row_count=COUNT)
-    exact, best = brute_force(codec, 10)
-    assert recall(rows, best) >= 0.85
-    assert recall(rows, best) < 1  # it is the graph that was searched
-    everything = QUERIES @ codec.decode(codec.encode(VECTORS)).T
-    np.testing.assert_allclose(scores, np.take_along_axis(everything, rows, 1), atol=1e-6)
-    assert (np.diff(scores, axis=1) <= 0).all()
-    np.testing.assert_allclose(scores[:, 0].mean(), exact[:, 0].mean(), atol=0.02)
+def test_the_graph_finds_most_and_scores_it_right(subtests):
+    for name in CODECS[:3]:
+        with subtests.test(name=name):
+            backend, codec = make(name, GRAPH)
+            scores, rows = backend.search(QUERIES, 10, row_count=COUNT)
+            exact, best = brute_force(codec, 10)
+            assert recall(rows, best) >= 0.85
+            assert recall(rows, best) < 1  # it is the graph that was searched
+            everything = QUERIES @ codec.decode(codec.encode(VECTORS)).T
+            np.testing.assert_allclose(scores, np.take_along_axis(everything, rows, 1), atol=1e-6)
+            assert (np.diff(scores, axis=1) <= 0).all()
+            np.testing.assert_allclose(scores[:, 0].mean(), exact[:, 0].mean(), atol=0.02)
 
 
 def test_a_graph_that_would_compare_all_rows_is_not_made():

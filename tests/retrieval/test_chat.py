@@ -69,17 +69,18 @@ def test_retrieve_then_ask_about_it(chat, llava):
     assert chat([*answered, user("And why?")], **NEW)[-1]["role"] == "assistant"
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_every_family_goes_on_after_pictures_were_found(family):
-    chat = SugarChat(*cached_sugar(family), DOCUMENTS[:2], top_k=2)
-    if chat.rag.processor.chat_template is None:
-        with pytest.raises(ValueError, match="chat template"):
-            chat([user("Find a boat."), {"role": "assistant", "content": "Here."}, user("What is it?")], **NEW)
-        return
-    talk = chat([*chat([user("Find a boat.")]), user("What is in it?")], **NEW)
-    assert [message["role"] for message in talk] == ["user", "assistant"] * 2
-    pictures = [part for part in talk[1]["content"] if part["type"] == "image"]
-    assert any(ImageChops.difference(part["image"], picture(6)).getbbox() is None for part in pictures)
+def test_every_family_goes_on_after_pictures_were_found(subtests):
+    for family in BUILDERS:
+        with subtests.test(family=family):
+            chat = SugarChat(*cached_sugar(family), DOCUMENTS[:2], top_k=2)
+            if chat.rag.processor.chat_template is None:
+                with pytest.raises(ValueError, match="chat template"):
+                    chat([user("Find a boat."), {"role": "assistant", "content": "Here."}, user("What is it?")], **NEW)
+                return
+            talk = chat([*chat([user("Find a boat.")]), user("What is in it?")], **NEW)
+            assert [message["role"] for message in talk] == ["user", "assistant"] * 2
+            pictures = [part for part in talk[1]["content"] if part["type"] == "image"]
+            assert any(ImageChops.difference(part["image"], picture(6)).getbbox() is None for part in pictures)
 
 
 def test_a_task_goes_before_the_router(llava):

@@ -120,23 +120,27 @@ def user(*content):
     return {"role": "user", "content": list(content)}
 
 
-@pytest.mark.parametrize("text", WISHES)
-def test_a_wish_for_documents(text):
-    assert route_by_words([user(text)]) == "retrieve"
-    assert route_by_words([user(picture(0), f"I saw this. {text}")]) == "retrieve"
+def test_a_wish_for_documents(subtests):
+    for text in WISHES:
+        with subtests.test(text=text):
+            assert route_by_words([user(text)]) == "retrieve"
+            assert route_by_words([user(picture(0), f"I saw this. {text}")]) == "retrieve"
 
 
-@pytest.mark.parametrize("text", OTHERS)
-def test_no_wish_for_documents(text):
-    assert route_by_words([user(text)]) == "generate"
-    assert route_by_words([user("Find a boat."), {"role": "assistant", "content": "Here."}, user(text)]) == "generate"
+def test_no_wish_for_documents(subtests):
+    for text in OTHERS:
+        with subtests.test(text=text):
+            assert route_by_words([user(text)]) == "generate"
+            assert (
+                route_by_words([user("Find a boat."), {"role": "assistant", "content": "Here."}, user(text)])
+                == "generate"
+            )
 
 
-@pytest.mark.parametrize(
-    "piece", ["and ", "please, ", "find ", "i want to ", ", ", "tell. ", "find x in ", " ", '\t"']
-)
-def test_hostile_texts_take_no_time(piece):
-    assert route_by_words([user(piece * (MANY // len(piece)) + "x")]) in ("retrieve", "generate")
+def test_hostile_texts_take_no_time(subtests):
+    for piece in ["and ", "please, ", "find ", "i want to ", ", ", "tell. ", "find x in ", " ", '\t"']:
+        with subtests.test(piece=piece):
+            assert route_by_words([user(piece * (MANY // len(piece)) + "x")]) in ("retrieve", "generate")
 
 
 @pytest.fixture(scope="module")

@@ -98,19 +98,20 @@ def test_a_dimension_that_never_changes():
     np.testing.assert_allclose(codec.decode(codec.encode(vectors)), vectors, atol=5e-3)
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_wrong_vectors(name):
-    codec = Codec.fit(name, [unit(10)])
-    for vectors, message in (
-        (unit(3, 11), r"\(n, 12\); got \(3, 11\)"),
-        (unit(3)[0], r"got \(12,\)"),
-        (np.where(np.arange(36).reshape(3, 12) == 13, np.nan, unit(3)), "Vector 1 has NaN"),
-        (np.full((1, 12), np.inf), "Vector 0 has NaN or infinite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            codec.encode(vectors)
-        with pytest.raises(ValueError, match=message):
-            Codec.fit("int8", [unit(2), vectors])
+def test_wrong_vectors(subtests):
+    for name in CODECS:
+        with subtests.test(name=name):
+            codec = Codec.fit(name, [unit(10)])
+            for vectors, message in (
+                (unit(3, 11), r"\(n, 12\); got \(3, 11\)"),
+                (unit(3)[0], r"got \(12,\)"),
+                (np.where(np.arange(36).reshape(3, 12) == 13, np.nan, unit(3)), "Vector 1 has NaN"),
+                (np.full((1, 12), np.inf), "Vector 0 has NaN or infinite"),
+            ):
+                with pytest.raises(ValueError, match=message):
+                    codec.encode(vectors)
+                with pytest.raises(ValueError, match=message):
+                    Codec.fit("int8", [unit(2), vectors])
 
 
 def test_wrong_fits_and_descriptions():

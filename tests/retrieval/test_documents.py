@@ -172,11 +172,12 @@ BAD_SAMPLES = {
 }
 
 
-@pytest.mark.parametrize(("sample", "message"), BAD_SAMPLES.values(), ids=BAD_SAMPLES)
-def test_bad_samples(sample, message):
-    with pytest.raises(BadSampleError, match=message) as caught:
-        as_document({"id": "mine", "messages" if message.startswith("messages") else "document": sample}, 0)
-    assert "sample 'mine'" in str(caught.value)
+def test_bad_samples(subtests):
+    for sample, message in BAD_SAMPLES.values():
+        with subtests.test(sample=sample, message=message):
+            with pytest.raises(BadSampleError, match=message) as caught:
+                as_document({"id": "mine", "messages" if message.startswith("messages") else "document": sample}, 0)
+            assert "sample 'mine'" in str(caught.value)
 
 
 BAD_ITEMS = {
@@ -201,11 +202,12 @@ BAD_ITEMS = {
 }
 
 
-@pytest.mark.parametrize(("item", "message"), BAD_ITEMS.values(), ids=BAD_ITEMS)
-def test_bad_items(item, message):
-    with pytest.raises(BadSampleError, match=message) as caught:
-        as_document(item, 17)
-    assert "row 17" in str(caught.value)
+def test_bad_items(subtests):
+    for item, message in BAD_ITEMS.values():
+        with subtests.test(item=item, message=message):
+            with pytest.raises(BadSampleError, match=message) as caught:
+                as_document(item, 17)
+            assert "row 17" in str(caught.value)
 
 
 BAD_IMAGES = {

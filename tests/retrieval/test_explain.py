@@ -34,15 +34,16 @@ def alignments(m, n):
     return [[*path, (m - 1, n - 1)] for a, b in before if a and b for path in alignments(a, b)]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 2), (4, 4)])
-def test_path_and_visits_are_those_of_all_alignments_counted_one_by_one(shape):
-    distances = np.random.default_rng(0).uniform(0, 2, shape)
-    sigma = 0.5
-    weight = np.exp(-distances / (2 * sigma**2))
-    weight = weight / (2 - weight)
-    paths = alignments(*shape)
-    weights = [math.prod(weight[pair] for pair in path) for path in paths]
-    assert best_path(distances, sigma) == tuple(paths[int(np.argmax(weights))])
+def test_path_and_visits_are_those_of_all_alignments_counted_one_by_one(subtests):
+    for shape in [(1, 1), (1, 4), (3, 2), (4, 4)]:
+        with subtests.test(shape=shape):
+            distances = np.random.default_rng(0).uniform(0, 2, shape)
+            sigma = 0.5
+            weight = np.exp(-distances / (2 * sigma**2))
+            weight = weight / (2 - weight)
+            paths = alignments(*shape)
+            weights = [math.prod(weight[pair] for pair in path) for path in paths]
+            assert best_path(distances, sigma) == tuple(paths[int(np.argmax(weights))])
 
 
 def test_visits_and_sigma_of_the_label_kernels(llava):

@@ -167,9 +167,8 @@ def test_kinds_are_never_equal(milvus):
         assert np.flatnonzero(milvus(where, metadata)).tolist() == expected, where
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
+def test_what_is_no_filter(subtests):
+    for where, message in [
         ({"year": {"$above": 3}}, r"where\['year'\]\['\$above'\]: unknown operator; give one of \$eq, \$ne"),
         ({"$xor": []}, r"where\['\$xor'\]: unknown operator"),
         ({"$or": []}, "at least one filter"),
@@ -189,11 +188,9 @@ def test_kinds_are_never_equal(milvus):
         ({"": 1}, "unknown operator"),
         ({1: 1}, "unknown operator"),
         ("kind == 'story'", "a filter is a dict"),
-    ],
-)
-def test_what_is_no_filter(where, message):
-    with pytest.raises(ValueError, match=message):
-        Filter.parse(where)
+    ]:
+        with subtests.test(where=where, message=message), pytest.raises(ValueError, match=message):
+            Filter.parse(where)
 
 
 def test_filters_that_nest_too_deep():

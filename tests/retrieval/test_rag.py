@@ -55,19 +55,17 @@ def test_the_papers_prompt():
     assert QUESTION_FIRST.fill(["Why?"], [["A fact."]])[-1] == "A fact."
 
 
-@pytest.mark.parametrize(
-    ("text", "without", "message"),
-    [
+def test_templates_that_are_refused(subtests):
+    for text, without, message in [
         ("{question}", "{question}", "template, text: needs {documents} and {question}"),
         ("{documents} {documents} {question}", "{question}", "once each"),
         ("{documents} {question}", "Say something.", "template, without: needs {question}"),
         ("{documents} {question}", "{question} {documents}", "template, without"),
-    ],
-)
-def test_templates_that_are_refused(text, without, message):
-    with pytest.raises(ValueError, match="template") as error:
-        RagTemplate(text, without)
-    assert message in str(error.value)
+    ]:
+        with subtests.test(text=text, without=without, message=message):
+            with pytest.raises(ValueError, match="template") as error:
+                RagTemplate(text, without)
+            assert message in str(error.value)
 
 
 def test_braces_in_a_template_are_text():

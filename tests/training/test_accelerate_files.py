@@ -33,16 +33,19 @@ def test_the_files_are_there():
     assert [file.name for file in FILES] == ["ddp.yaml", "fsdp2.yaml", "zero2.yaml", "zero3.yaml"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_accelerate_knows_every_key(file):
-    config = load_config_from_file(str(file))  # an unknown key at the top is its error
-    assert (config.num_machines, config.mixed_precision) == (1, "bf16")
-    known = vars(launch_command_parser().parse_args(["train_sugar.py"]))
-    nested = {**config.fsdp_config, **config.deepspeed_config}
-    assert nested.keys() <= known.keys()  # Accelerate takes any there, and does nothing with what it does not know
-    text = file.read_text()
-    assert f"accelerate launch --config_file examples/accelerate/{file.name} " in text
-    assert "examples/train_sugar.py examples/recipes/llava15_7b.yaml" in text
+def test_accelerate_knows_every_key(subtests):
+    for file in FILES:
+        with subtests.test(file=file):
+            config = load_config_from_file(str(file))  # an unknown key at the top is its error
+            assert (config.num_machines, config.mixed_precision) == (1, "bf16")
+            known = vars(launch_command_parser().parse_args(["train_sugar.py"]))
+            nested = {**config.fsdp_config, **config.deepspeed_config}
+            assert (
+                nested.keys() <= known.keys()
+            )  # Accelerate takes any there, and does nothing with what it does not know
+            text = file.read_text()
+            assert f"accelerate launch --config_file examples/accelerate/{file.name} " in text
+            assert "examples/train_sugar.py examples/recipes/llava15_7b.yaml" in text
 
 
 def test_an_unknown_key_would_be_found(tmp_path):
@@ -52,16 +55,19 @@ def test_an_unknown_key_would_be_found(tmp_path):
         load_config_from_file(str(tmp_path / "a.yaml"))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("ddp", "multi_gpu"), ("fsdp2", "use_fsdp"), ("zero2", "use_deepspeed"), ("zero3", "use_deepspeed")],
-)
-def test_the_launcher_takes_them(name, kind):
-    arguments = launched(FOLDER / f"{name}.yaml")
-    assert {key for key in ("multi_gpu", "use_fsdp", "use_deepspeed") if vars(arguments)[key]} == {kind}
-    assert arguments.num_processes == 8
-    if kind == "use_deepspeed":
-        assert (arguments.zero_stage, arguments.gradient_accumulation_steps) == (int(name[-1]), "auto")
+def test_the_launcher_takes_them(subtests):
+    for name, kind in [
+        ("ddp", "multi_gpu"),
+        ("fsdp2", "use_fsdp"),
+        ("zero2", "use_deepspeed"),
+        ("zero3", "use_deepspeed"),
+    ]:
+        with subtests.test(name=name, kind=kind):
+            arguments = launched(FOLDER / f"{name}.yaml")
+            assert {key for key in ("multi_gpu", "use_fsdp", "use_deepspeed") if vars(arguments)[key]} == {kind}
+            assert arguments.num_processes == 8
+            if kind == "use_deepspeed":
+                assert (arguments.zero_stage, arguments.gradient_accumulation_steps) == (int(name[-1]), "auto")
 
 
 @pytest.fixture
