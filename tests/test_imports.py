@@ -1,6 +1,7 @@
 """The import rule of the project: which package may know which, read from the source of every file."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -139,6 +140,17 @@ def test_a_circle_is_found():
         "sugar_hf/model/d.py": "from .a import z",
     }
     assert circles(arrows(sources)) == [("sugar_hf.model.a", "sugar_hf.model.b", "sugar_hf.model.c")]
+
+
+def test_contributing_describes_the_packages():
+    text = (SOURCE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    parts = re.findall(r"^\| `(\w+)` \| (?!\d)", text, re.MULTILINE)
+    assert sorted(parts) == sorted(name.split(".")[1] for name in ALLOWED if "." in name)
+    lines = re.findall(r"^\| `(\w+)` \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert [package for package, _ in lines] == ["sugar_hf", "sugar_cli", "sugar_lab"]
+    for package, count in lines:
+        found = sum(path.read_text("utf-8").count("\n") for path in (SOURCE / package).rglob("*.py"))
+        assert int(count.replace(",", "")) == pytest.approx(found, rel=0.05)
 
 
 def test_what_travels_lies_flat():
