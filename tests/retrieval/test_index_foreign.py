@@ -16,8 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
 from sugar_hf.retrieval.store import read_current
-from sugar_hf.retrieval.store.layout import as_json
-from sugar_hf.retrieval.store.segments import SCHEMA
+from sugar_hf.retrieval.store.layout import SCHEMA, as_json
 
 QUIET = {"show_progress": False}
 TEXTS, VECTORS, GRAPH = "segments/000000.arrow", "segments/000000.safetensors", "graph-000001/graph.faiss"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from sugar_hf.retrieval import LockedIndexError, SugarIndex
 from sugar_hf.retrieval.index import index_spec
-from sugar_hf.retrieval.store import index_writer, layout, read_current, segments
+from sugar_hf.retrieval.store import index_writer, layout, read_current
 from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions, public_address
 
 PARTS = {"part_documents": 3, "show_progress": False}
@@ -137,10 +137,10 @@ def test_a_damaged_part_is_embedded_again_wherever_it_is_damaged(stopped, folder
 @pytest.mark.parametrize("key", ["key", "texts", "texts_size", "skipped", "write", "digest"])
 def test_a_part_whose_header_lacks_something_is_embedded_again(folder, key):
     path = folder / "pending" / "part-000000.safetensors"
-    with segments.open_tensors(path) as file:
+    with layout.open_tensors(path) as file:
         header = {name: value for name, value in file.metadata().items() if name != key}
         tensors = {name: file.get_tensor(name) for name in ("vectors", "document", "slice")}
-    segments.write_tensors(path, tensors, header)
+    layout.write_tensors(path, tensors, header)
     assert goes_on(folder) == ["d0", "d1", "d2"]
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_is_an_oserror_whichever_library_says_it(folder, monkeypatch
         raise SafetensorError(full)
 
     with monkeypatch.context() as patch:
-        patch.setattr(segments, "save_file", save)
+        patch.setattr(layout, "save_file", save)
         with pytest.raises(OSError, match="No space left") as error:
             index.add([make(7)], **QUIET)
     assert error.value.errno == errno.ENOSPC

@@ -259,6 +259,22 @@ class Document:
             error.at(sample=self.id)
             raise
 
+    def with_bytes(self) -> "Document":
+        """Return the document with the bytes of its image files, so that each is opened once for all that follows.
+
+        Raises:
+            BadSampleError: The sample is malformed or an image file cannot be read.
+        """
+        if not any(isinstance(source, Path) for source in self.content.images):
+            return self
+        images: list[ImageGiven] = [
+            self._stored(i, source) if isinstance(source, Path) else source
+            for i, source in enumerate(self.content.images)
+        ]
+        read = Document(self.id, self.sample, self.metadata)
+        vars(read)["content"] = Content(self.content.messages, images)
+        return read
+
     def to_row(self) -> dict[str, Any]:
         """Return the stored form, a row of `DOCUMENT_FEATURES`. It holds the images themselves and never a path.
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -72,6 +72,10 @@ class Part:
         image: A PIL image, the bytes of one, or its path or address; `None` for a text.
         image_key: Which of `IMAGE_KEYS` it stands under.
         spans: Character spans of the slices in `text`; empty for an image and for instructions.
+
+    Attributes:
+        is_image: Whether the part is an image.
+        slice_count: Number of slices: one for an image, one for each span of a text.
     """
 
     where: str
@@ -80,15 +84,12 @@ class Part:
     image_key: str = "image"
     spans: tuple[Span, ...] = ()
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the part is an image."""
-        return self.image is not None
+    is_image: bool = field(init=False, repr=False)
+    slice_count: int = field(init=False, repr=False)
 
-    @property
-    def slice_count(self) -> int:
-        """Number of slices: one for an image, one for each span of a text."""
-        return 1 if self.is_image else len(self.spans)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_image", self.image is not None)
+        object.__setattr__(self, "slice_count", 1 if self.is_image else len(self.spans))
 
     def load(self) -> Image.Image:
         """Return the image in RGB, as [`read_image`] makes it of every source.

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from .embedder import SugarEmbedder
 from .store import AddReport, IndexSpec, IndexStore, PendingParts, Snapshot, check_duplicates, open_writer
 from .store.process_group import ProcessGroup
 
+READ_AHEAD = 256 * 2**20  # bytes of image files in memory
 ON_DUPLICATE = ("raise", "skip", "update")
 
 
@@ -186,8 +187,23 @@ def add_vectors(
 def _embed(
     pending: PendingParts, number: int, documents: Sequence[Document], embedder: SugarEmbedder, on_error: str
 ) -> None:
+    documents = _with_bytes(documents)
     if pending.holds(number, documents):
         return
     skipped: list[BadSampleError] = []
     vectors = embedder.embed_documents(documents, skipped=skipped if on_error == "skip" else None)
     pending.stage(number, documents, vectors, skipped)
+
+
+def _with_bytes(documents: Sequence[Document]) -> list[Document]:
+    """Read the image files of a part into memory, as long as they fit into `READ_AHEAD`.
+
+    So each file is opened once, and what is stored is what was embedded. Other documents are returned as they are.
+    """
+    given, left = [], READ_AHEAD
+    for document in documents:
+        with suppress(BadSampleError):  # the embedder finds the same
+            document = document.with_bytes() if left > 0 else document
+        left -= sum(len(source) for source in document.content.images if isinstance(source, bytes))
+        given.append(document)
+    return given

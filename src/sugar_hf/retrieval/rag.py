@@ -374,8 +374,13 @@ def _opened(
     if isinstance(index, str | Path):
         index = SugarIndex.load(index)
     if isinstance(index, SugarIndex):
-        settings = index.info()["settings"] or {}
-        embedder = SugarEmbedder(model, processor, **{name: settings[name] for name in _SETTINGS if name in settings})
+        settings = index.store.spec.settings or {}
+        options = {name: settings[name] for name in _SETTINGS if name in settings}
+        own = index.embedder  # with it, the fingerprint of the model need not be taken again
+        is_same = isinstance(own, SugarEmbedder) and own.model is model and own.processor is processor
+        if own is None or not is_same or any(vars(own)[name] != value for name, value in options.items()):
+            own = SugarEmbedder(model, processor, **options)
+        embedder = own
         check_embedder(index.store.spec, embedder, index.folder)
         return embedder, index
     embedder = SugarEmbedder(model, processor)

@@ -24,6 +24,7 @@ from .codecs import Codec
 from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError
 from .index_store import IndexStore
 from .layout import (
+    SCHEMA,
     Deleted,
     FileEntry,
     Graph,
@@ -33,22 +34,16 @@ from .layout import (
     checked_read,
     inside,
     is_held,
+    map_table,
+    open_tensors,
     read_current,
+    read_tensor,
     remove,
     write_current,
     write_lock,
-)
-from .segments import (
-    SCHEMA,
-    Limits,
-    Segment,
-    SegmentWriter,
-    map_table,
-    open_tensors,
-    read_tensor,
-    record_batches,
     write_tensors,
 )
+from .segments import Limits, Segment, SegmentWriter, record_batches
 from .snapshot import DocumentNumber, Snapshot
 
 #: From this share of deleted documents on, compaction is advised.

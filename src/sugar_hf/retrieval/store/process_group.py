@@ -1,7 +1,7 @@
 """The group of processes that write one index, as torchrun and accelerate start them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -18,13 +18,16 @@ class ProcessGroup:
         self.count = dist.get_world_size() if is_group else 1
         self.is_first = self.rank == 0  # it opens and commits the write
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Wait at the end of the block for the others, and fail if one of them has failed in it.
+    def together(self) -> AbstractContextManager[None]:
+        """Wait at the end of a block for the others, and fail if one of them has failed in it.
 
         Raises:
             RuntimeError: Another process failed; says which, and with what.
         """
+        return nullcontext() if self.count == 1 else self._together()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -43,6 +46,5 @@ class ProcessGroup:
 
     def _tell(self, text: str | None) -> list[str | None]:
         texts: list[str | None] = [text] * self.count
-        if self.count > 1:
-            dist.all_gather_object(texts, text)
+        dist.all_gather_object(texts, text)
         return texts

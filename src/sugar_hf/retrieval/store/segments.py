@@ -1,8 +1,6 @@
 """Segments: documents in an Arrow file, their vectors in a safetensors file, both written once and then only read."""
 
 import json
-import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +9,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ...data import BadSampleError
-from ...data.documents import DOCUMENT_FEATURES, Document
+from ...data.documents import Document
 from .codecs import Codec
 from .index_errors import DamagedIndexError
-from .layout import FIX, FileEntry, SegmentEntry, checked_read
-
-SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema
+from .layout import (
+    FIX,
+    SCHEMA,
+    FileEntry,
+    SegmentEntry,
+    check_tensor,
+    checked_read,
+    map_table,
+    open_tensors,
+    write_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -56,121 +60,6 @@ def record_batches(rows: Iterable[Mapping[str, Any]], limits: Limits) -> Iterato
             waiting, size = [], 0
     if waiting:
         yield pa.RecordBatch.from_pylist(waiting, schema=SCHEMA)
-
-
-def map_table(path: Path) -> pa.Table:
-    """Open an Arrow file of documents without copying it; it stays readable when its name is gone.
-
-    Whoever wrote it: Arrow follows the offsets in a file wherever they lead, so all of them are checked first. Nothing
-    is decompressed, which could take any amount of memory.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is no such file.
-    """
-    with checked_read(path):
-        source = pa.memory_map(str(path))
-        _check_messages(source)
-        source.seek(0)
-        with pa.ipc.open_stream(source) as reader:
-            if reader.schema.names != SCHEMA.names or reader.schema.types != SCHEMA.types:
-                raise ValueError(f"it holds no documents: it has the columns {', '.join(reader.schema.names):.200}")
-            table = reader.read_all()
-        table.validate(full=True)
-        _check_nulls(table)
-    return table
-
-
-def _check_messages(source: Any) -> None:
-    """Refuse a stream of other messages than a schema and plain record batches."""
-    messages = pa.ipc.MessageReader.open_stream(source)
-    for number, message in enumerate(messages):
-        if message.type != ("record batch" if number else "schema"):
-            raise ValueError(f"it has a message of the type {message.type}")
-        if not number:
-            continue
-        data = message.metadata.to_pybytes()
-        (root,) = struct.unpack_from("<I", data)
-        # fields of a message: 2 is the batch, 4 could hold the compression of an old version; of a batch: 3
-        batch = _field(data, root, 2)
-        if batch is None or _field(data, root, 4) is not None or _field(data, batch, 3) is not None:
-            raise ValueError("it is compressed")
-
-
-def _field(data: bytes, table: int, number: int) -> int | None:
-    """Return where the table begins that a field of a table refers to, in FlatBuffers; `None` if not set."""
-    fields = table - struct.unpack_from("<i", data, table)[0]
-    (size,) = struct.unpack_from("<H", data, fields)
-    if size < 6 + 2 * number:
-        return None
-    (offset,) = struct.unpack_from("<H", data, fields + 4 + 2 * number)
-    return table + offset + struct.unpack_from("<I", data, table + offset)[0] if offset else None
-
-
-def _check_nulls(table: pa.Table) -> None:
-    """Refuse documents that lack something."""
-    for name in table.column_names:
-        if table[name].null_count:
-            raise ValueError(f"a document has no {name}")
-    for chunk in table["messages"].chunks:
-        messages = chunk.flatten()
-        if messages.null_count or messages.field("role").null_count or messages.field("content").null_count:
-            raise ValueError("a message has no role or no content")
-        parts = messages.field("content").flatten()
-        if parts.null_count or parts.field("type").null_count:
-            raise ValueError("a part of a message has no type")
-    for chunk in table["images"].chunks:
-        if chunk.flatten().null_count or chunk.flatten().field("bytes").null_count:
-            raise ValueError("an image has no bytes")
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: It cannot be written; the disk may be full.
-    """
-    try:
-        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
-
-
-def open_tensors(path: Path) -> Any:
-    """Open a safetensors file without reading it.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is none.
-    """
-    with checked_read(path):
-        return safe_open(path, framework="numpy")
-
-
-def read_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a tensor of a file that is open.
-
-    Raises:
-        ValueError: There is none of this name, type and shape.
-    """
-    check_tensor(tensors, name, dtype, shape)
-    return tensors.get_tensor(name)
-
-
-def check_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a file that does not have a tensor of this name, type and shape.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if name not in set(tensors.keys()):
-        raise ValueError(f"it has no {name}")
-    found = tensors.get_slice(name)
-    kind = np.dtype(dtype)
-    wanted = f"{kind.kind.upper()}{8 * kind.itemsize}"  # F32, I64, U8
-    if found.get_dtype() != wanted or tuple(found.get_shape()) != shape:
-        raise ValueError(f"{name} does not fit: type {found.get_dtype()} and shape {found.get_shape()}")
 
 
 @dataclass(frozen=True)

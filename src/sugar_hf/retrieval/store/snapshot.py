@@ -21,8 +21,8 @@ from .backends.base import cut_top_k
 from .backends.milvus_backend import public_address
 from .codecs import CODECS, Codec
 from .index_errors import DamagedIndexError
-from .layout import FIX, IndexSpec, Manifest, check_links, checked_read, inside
-from .segments import Segment, open_tensors, read_tensor
+from .layout import FIX, IndexSpec, Manifest, check_links, checked_read, inside, open_tensors, read_tensor
+from .segments import Segment
 
 #: Names the server that an index may connect to.
 URI_VARIABLE = "MILVUS_URI"
@@ -144,6 +144,10 @@ class Snapshot:
         with checked_read(folder / manifest.name):
             if previous is None or previous.manifest.spec != spec:
                 check_spec(spec)
+                if spec.settings is not None:
+                    EmbeddingSettings.from_dict(spec.settings)
+                if spec.fingerprint is not None:
+                    ModelFingerprint.from_dict(spec.fingerprint)
             codec = None if manifest.codec is None else Codec.from_dict(manifest.codec)
             if codec is not None and (codec.name, codec.dim) != (spec.vectors, spec.dim):
                 raise ValueError(
@@ -362,10 +366,6 @@ def check_spec(spec: IndexSpec) -> None:
         if value not in known:
             raise ValueError(f"{name}={value!r:.40}: give one of {', '.join(map(repr, known))}.")
     BACKENDS[spec.backend].check_options(spec.backend_options, spec.vectors)
-    if spec.settings is not None:
-        EmbeddingSettings.from_dict(spec.settings)
-    if spec.fingerprint is not None:
-        ModelFingerprint.from_dict(spec.fingerprint)
 
 
 def checked_spec(spec: IndexSpec) -> tuple[IndexSpec, dict[str, Any]]:
