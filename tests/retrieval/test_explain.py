@@ -13,8 +13,7 @@ from tiny_teachers import save_tiny_teachers
 from sugar_hf import StructureLossConfig, TripleTeacher
 from sugar_hf.data import Document
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex, explain
-from sugar_hf.retrieval.alignment_text import shorten
-from sugar_hf.retrieval.explain import best_path
+from sugar_hf.retrieval.explain import best_path, shorten
 
 QUERY = ["A cat sits on the red mat.", picture(0), "A dog runs."]
 DOCUMENT = [picture(1), "Three green apples and a house."]

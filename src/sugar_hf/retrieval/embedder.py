@@ -14,8 +14,7 @@ from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
 from ..model.embedding_sugar import Faults, embed_list, embed_samples
 from ..model.samples_sugar import Sample
-from .fingerprint import ModelFingerprint
-from .settings import EmbeddingSettings
+from .fingerprint import EmbeddingSettings, ModelFingerprint
 
 __all__ = ["EmbeddingSettings", "SugarEmbedder"]
 

@@ -1,6 +1,7 @@
 """Why two interleaved samples are alike: their slices compared one by one, and the alignment between them."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ from ..structure import (
     soft_alignment,
     triple_distance,
 )
-from .alignment_text import render
 from .embedder import SugarEmbedder
 
 __all__ = ["Alignment", "Explanation", "best_path", "explain"]
 
 EMBEDDINGS = ("slice", "prefix")
+# Of the text of an explanation.
+WIDTH, MOST_COLUMNS, MOST_ROWS = 100, 12, 24
 Slice = str | Image.Image
 
 
@@ -98,7 +100,7 @@ class Explanation:
         if self.teacher is not None and self.label is not None:
             title = f"teachers; label {self.label:.3f} ({self.label_kernel})"
             tables.append((title, self.teacher.similarity, self.teacher))
-        return render(self.query, self.document, [(title, cosines, found.path) for title, cosines, found in tables])
+        return _render(self.query, self.document, [(title, cosines, found.path) for title, cosines, found in tables])
 
 
 def explain(
@@ -253,3 +255,71 @@ def _described(piece: Slice) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"type": "text", "text": piece}
     return {"type": "image", "width": piece.width, "height": piece.height}
+
+
+# ---- Text ----
+
+
+def _render(
+    query: Sequence[Slice],
+    document: Sequence[Slice],
+    tables: Sequence[tuple[str, np.ndarray, Sequence[tuple[int, int]]]],
+) -> str:
+    """Write the slices of both sides, then for each (title, cosines (m, n), path) a table with the path marked.
+
+    Of more than 12 columns or 24 rows only the pairs on the path are written.
+    """
+    lines = ["query", *_listed(query), "document", *_listed(document)]
+    for title, cosines, path in tables:
+        m, n = cosines.shape
+        lines += ["", title]
+        if m > MOST_ROWS or n > MOST_COLUMNS:
+            shown = path[:MOST_ROWS]
+            lines += [f"  query {i + 1} - document {j + 1}: {cosines[i, j]:z.2f}" for i, j in shown]
+            lines += [f"  and {len(path) - len(shown)} pairs more"] * (len(path) > len(shown))
+            continue
+        on_path = set(path)
+        lines.append("      " + "".join(f"{j + 1:>6} " for j in range(n)).rstrip())
+        for i in range(m):
+            cells = "".join(f"{cosines[i, j]:z6.2f}{'*' if (i, j) in on_path else ' '}" for j in range(n))
+            lines.append(f"  {i + 1:>4}{cells}".rstrip())
+    if any(max(cosines.shape) > 1 for _, cosines, _ in tables):
+        lines += ["", "rows: query, columns: document; * on the best alignment path"]
+    return "\n".join(lines)
+
+
+def shorten(text: str, width: int) -> str:
+    """Bring a text to one line of at most `width` columns of a terminal, with … where something is cut off.
+
+    Characters that are not printable, such as a terminal's control sequences in a document from elsewhere, become
+    spaces. Wide (East Asian) characters take two columns.
+
+    >>> shorten("a long\\nstory", 8)
+    'a long …'
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if _columns(text) <= width:
+        return text
+    kept, used = "", 1
+    for character in text:
+        used += _columns(character)
+        if used > width:
+            break
+        kept += character
+    return kept + "…"
+
+
+def _columns(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def _listed(pieces: Sequence[str | Image.Image]) -> list[str]:
+    lines = [
+        f"  {number:>4}  "
+        + (shorten(piece, WIDTH - 8) if isinstance(piece, str) else f"[image {piece.width} x {piece.height}]")
+        for number, piece in enumerate(pieces[:MOST_ROWS], start=1)
+    ]
+    return lines + [f"  and {len(pieces) - MOST_ROWS} slices more"] * (len(pieces) > MOST_ROWS)

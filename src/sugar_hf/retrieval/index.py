@@ -14,10 +14,9 @@ from ..model.pipeline_sugar import split_inputs
 from .embedder import SugarEmbedder
 from .explain import Explanation, explain
 from .filters import Filter
-from .fingerprint import ModelFingerprint
+from .fingerprint import EmbeddingSettings, ModelFingerprint
 from .index_hub import pull, push
-from .ingest import AddOptions, add_documents, add_vectors
-from .settings import EmbeddingSettings
+from .ingest import AddOptions, ProcessGroup, add_documents, add_vectors
 from .store import (
     MUCH_DELETED,
     AddReport,
@@ -33,7 +32,6 @@ from .store import (
     read_current,
     read_settled,
 )
-from .store.process_group import ProcessGroup
 
 __all__ = ["Hit", "SugarIndex"]
 

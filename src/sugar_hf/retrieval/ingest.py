@@ -3,11 +3,12 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ..data import BadSampleError, SkippedRowsWarning
@@ -16,10 +17,11 @@ from ..data.documents import Document, as_document
 from ..data.readers import stored_rows
 from .embedder import SugarEmbedder
 from .store import AddReport, IndexSpec, IndexStore, PendingParts, Snapshot, check_duplicates, open_writer
-from .store.process_group import ProcessGroup
 
 READ_AHEAD = 256 * 2**20  # bytes of image files in memory
 ON_DUPLICATE = ("raise", "skip", "update")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -207,3 +209,44 @@ def _with_bytes(documents: Sequence[Document]) -> list[Document]:
         left -= sum(len(source) for source in document.content.images if isinstance(source, bytes))
         given.append(document)
     return given
+
+
+class ProcessGroup:
+    """This process among those that make the same call; without torch.distributed a group of one."""
+
+    def __init__(self) -> None:
+        is_group = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if is_group else 0
+        self.count = dist.get_world_size() if is_group else 1
+        self.is_first = self.rank == 0  # it opens and commits the write
+
+    def together(self) -> AbstractContextManager[None]:
+        """Wait at the end of a block for the others, and fail if one of them has failed in it.
+
+        Raises:
+            RuntimeError: Another process failed; says which, and with what.
+        """
+        return nullcontext() if self.count == 1 else self._together()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._tell(f"{type(error).__name__}: {error}")
+            raise
+        failed = [(rank, text) for rank, text in enumerate(self._tell(None)) if text is not None]
+        if failed:
+            raise RuntimeError(f"process {failed[0][0]} failed: {failed[0][1]}")
+
+    def from_first(self, value: T) -> T:
+        """Return the first process's value in every process."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values[0]
+
+    def _tell(self, text: str | None) -> list[str | None]:
+        texts: list[str | None] = [text] * self.count
+        dist.all_gather_object(texts, text)
+        return texts

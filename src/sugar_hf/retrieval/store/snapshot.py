@@ -14,8 +14,7 @@ import numpy as np
 
 from ...data.documents import Document
 from ..filters import Filter, kinds_of
-from ..fingerprint import ModelFingerprint
-from ..settings import POSITIONS, EmbeddingSettings
+from ..fingerprint import POSITIONS, EmbeddingSettings, ModelFingerprint
 from .backends import BACKENDS, Rows, VectorBackend
 from .backends.base import cut_top_k
 from .backends.milvus_backend import public_address
