@@ -89,7 +89,7 @@ def test_a_type_is_learnt_from_all_rows(folder):
 
 def test_what_is_no_number_is_a_text(subtests):
     for cell in ["9" * 5000, "1e999", "inf", "1_000", "\u0663", "0x10", "+", "--1"]:
-        with subtests.test(cell=cell):
+        with subtests.test(cell=repr(cell)):
             column = ColumnType()
             column.see(cell)
             assert column.convert(cell) == cell

@@ -267,7 +267,7 @@ def test_rankings_are_checked_before_anything_is_embedded(subtests):
         (Ranking("r", "all", "all", [[0], [1]], [[-1], []]), "query 0 names a candidate"),
         (Ranking("r", "all", "all", [[0], [1]], [[0]]), "1 exclusions for 2 targets"),
     ]:
-        with subtests.test(ranking=ranking, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             RankingEvaluator("task", {"all": documents("east", "north")}, [ranking], primary_metric="r recall@1")
 
 

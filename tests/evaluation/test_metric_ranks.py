@@ -21,7 +21,7 @@ def brute_force(scores, targets, excluded=None):
 
 def test_ranks_are_those_of_a_stable_sort(subtests):
     for dtype in [np.float16, np.float32, np.float64, np.int64]:
-        with subtests.test(dtype=dtype):
+        with subtests.test(dtype=str(dtype)):
             rng = np.random.default_rng(0)
             scores = rng.integers(0, 6, size=(500, 12)).astype(dtype)  # full of ties
             targets = [rng.choice(12, size=rng.integers(1, 4), replace=False).tolist() for _ in range(500)]

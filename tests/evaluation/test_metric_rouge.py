@@ -42,7 +42,7 @@ def test_sentences_share_their_tokens():
 
 def test_nothing_in_common_is_zero(subtests):
     for score in [rouge_l_demon, rouge_l_summary, rouge_l_google, lambda p, r: rouge_l_coco(p, [r])]:
-        with subtests.test(score=score):
+        with subtests.test(score=score.__name__):
             for prediction, reference in [
                 ("", "a b"),
                 ("a b", ""),

@@ -187,5 +187,5 @@ def test_position_curve_by_hand():
 
 def test_faulty_hits_have_no_curve(subtests):
     for hits in [np.ones((2, 2)), np.ones((0, 5)), np.ones(5), np.full((2, 3), 0.5)]:
-        with subtests.test(hits=hits), pytest.raises(ValueError, match="hits: need"):
+        with subtests.test(hits=str(hits)), pytest.raises(ValueError, match="hits: need"):
             position_curve(hits)

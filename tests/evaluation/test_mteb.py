@@ -309,7 +309,7 @@ def test_rows_that_cannot_be_embedded(model, subtests):
         ({"text": ["a dog", " "]}, "made .test., row 2: has neither text nor image"),
         ({"image": [np.zeros((3, 4, 4))]}, "made .test., row 1.*ndarray is neither text nor image"),
     ]:
-        with subtests.test(batch=batch, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             encode(model, [{"text": ["a dog"]}, batch])
 
 

@@ -417,7 +417,7 @@ def test_bad_samples(llava, subtests):
             r"sample 1, part 0: cannot use the image: .* not an image",
         ),
     ]:
-        with subtests.test(sample=sample, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             llava[1](["fine", sample])
 
 

@@ -174,7 +174,7 @@ BAD_SAMPLES = {
 
 def test_bad_samples(subtests):
     for sample, message in BAD_SAMPLES.values():
-        with subtests.test(sample=sample, message=message):
+        with subtests.test(message=message):
             with pytest.raises(BadSampleError, match=message) as caught:
                 as_document({"id": "mine", "messages" if message.startswith("messages") else "document": sample}, 0)
             assert "sample 'mine'" in str(caught.value)
@@ -204,7 +204,7 @@ BAD_ITEMS = {
 
 def test_bad_items(subtests):
     for item, message in BAD_ITEMS.values():
-        with subtests.test(item=item, message=message):
+        with subtests.test(message=message):
             with pytest.raises(BadSampleError, match=message) as caught:
                 as_document(item, 17)
             assert "row 17" in str(caught.value)

@@ -79,7 +79,7 @@ def test_whatever_is_no_filter_is_a_short_valueerror(subtests):
         False,
         (),
     ]:
-        with subtests.test(where=where):
+        with subtests.test(where=repr(where)):
             with pytest.raises(ValueError, match="where") as error:
                 Filter.parse(where)
             assert len(str(error.value)) < 1000

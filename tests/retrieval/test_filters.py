@@ -189,7 +189,7 @@ def test_what_is_no_filter(subtests):
         ({1: 1}, "unknown operator"),
         ("kind == 'story'", "a filter is a dict"),
     ]:
-        with subtests.test(where=where, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(where=repr(where), message=message), pytest.raises(ValueError, match=message):
             Filter.parse(where)
 
 

@@ -62,7 +62,7 @@ def test_templates_that_are_refused(subtests):
         ("{documents} {question}", "Say something.", "template, without: needs {question}"),
         ("{documents} {question}", "{question} {documents}", "template, without"),
     ]:
-        with subtests.test(text=text, without=without, message=message):
+        with subtests.test(message=message):
             with pytest.raises(ValueError, match="template") as error:
                 RagTemplate(text, without)
             assert message in str(error.value)

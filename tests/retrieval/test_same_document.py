@@ -210,7 +210,7 @@ PLAIN = {
 
 def test_values_of_tables_become_metadata(subtests):
     for value, wanted in PLAIN.values():
-        with subtests.test(value=value, wanted=wanted):
+        with subtests.test(value=repr(value)):
             assert as_document({"text": "a", "column": value}, 0).metadata == {"column": wanted}
 
 

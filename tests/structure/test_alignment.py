@@ -243,7 +243,7 @@ def test_bad_input(subtests):
         (lambda: calibrated_cosine(torch.zeros(1), 0, 1, 0.3), "1 or more"),
         (lambda: gak_matrix(torch.zeros(3, 3), 1.0), r"shape \(n, T, d\)"),
     ]:
-        with subtests.test(call=call, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             call()
 
 

@@ -274,7 +274,7 @@ def test_ends_that_do_not_exist(subtests):
         (torch.zeros(3, dtype=torch.int64), r"shape \(n, 2\)"),
         (torch.zeros(3, 2), "integers"),
     ]:
-        with subtests.test(ends=ends, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             label_matrix(random_features(), ends)
 
 
@@ -332,7 +332,7 @@ def test_broken_columns_name_the_sample(subtests):
         (lambda row: row.update(teacher_is_image=[]), "Sample 1: teacher_is_image"),
         (lambda row: row.update(columns(3, width=5)), "Sample 1: teacher_clip has width 5"),
     ]:
-        with subtests.test(change=change, message=message):
+        with subtests.test(message=message):
             row = columns(3)
             change(row)
             with pytest.raises(ValueError, match=message):

@@ -122,7 +122,7 @@ def test_bad_input(subtests):
             r"sample_ids must have shape \(4,\)",
         ),
     ]:
-        with subtests.test(call=call, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             call()
 
 
@@ -155,7 +155,7 @@ def test_config_refuses(subtests):
         ({"block_means": {"image-image": 0.1}}, "block_means must have exactly the keys"),
         ({"block_means": {"image-image": 1.0, "text-text": 0.5, "image-text": 0.2}}, "mean cosine"),
     ]:
-        with subtests.test(fields=fields, message=message), pytest.raises(ValueError, match=message):
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
             StructureLossConfig(**fields)
 
 

@@ -35,7 +35,7 @@ def test_the_files_are_there():
 
 def test_accelerate_knows_every_key(subtests):
     for file in FILES:
-        with subtests.test(file=file):
+        with subtests.test(file=str(file)):
             config = load_config_from_file(str(file))  # an unknown key at the top is its error
             assert (config.num_machines, config.mixed_precision) == (1, "bf16")
             known = vars(launch_command_parser().parse_args(["train_sugar.py"]))
