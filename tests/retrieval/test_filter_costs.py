@@ -59,27 +59,29 @@ def nested(depth, make_one=lambda inner: [inner]):
 
 
 def test_whatever_is_no_filter_is_a_short_valueerror(subtests):
-    for where in [
-        {"n": 10**400},
-        {"n": -(10**400)},
-        {"n": {"$gt": 2**63}},
-        {"n": {"$in": [10**5000]}},
-        {"n": float("inf")},
-        {"n": nested(10_000)},
-        {"n": {"$in": [nested(10_000)]}},
-        {"n": {"$exists": nested(10_000)}},
-        {"n": {nested(0) + "y" * 10**6: 1}},
-        {"$and": nested(10_000)},
-        nested(10_000, lambda inner: {"$not": inner}),
-        nested(10_000),
-        {("a",): 1},
-        [],
-        "",
-        0,
-        False,
-        (),
-    ]:
-        with subtests.test(where=repr(where)):
+    for number, where in enumerate(
+        [
+            {"n": 10**400},
+            {"n": -(10**400)},
+            {"n": {"$gt": 2**63}},
+            {"n": {"$in": [10**5000]}},
+            {"n": float("inf")},
+            {"n": nested(10_000)},
+            {"n": {"$in": [nested(10_000)]}},
+            {"n": {"$exists": nested(10_000)}},
+            {"n": {nested(0) + "y" * 10**6: 1}},
+            {"$and": nested(10_000)},
+            nested(10_000, lambda inner: {"$not": inner}),
+            nested(10_000),
+            {("a",): 1},
+            [],
+            "",
+            0,
+            False,
+            (),
+        ]
+    ):
+        with subtests.test(number=number):
             with pytest.raises(ValueError, match="where") as error:
                 Filter.parse(where)
             assert len(str(error.value)) < 1000
