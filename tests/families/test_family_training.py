@@ -40,7 +40,7 @@ def train(family, root):
     before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
     trainer = SugarTrainer(
         adapted,
-        make_arguments(folder, max_steps=3, learning_rate=1e-2, activation_checkpointing=True),
+        make_arguments(folder, max_steps=3, learning_rate=1e-2, gradient_checkpointing=True),
         train_dataset=make_dataset(processor),
         processing_class=processor,
     )

@@ -3,12 +3,17 @@
 import pytest
 from peft import get_peft_model
 from shrinker import tiny_model
+from versions import since_5_23
 
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.training import sugar_lora_config
 
 
-@pytest.mark.parametrize("model_type", ["idefics", "mllama", "qwen3_5"])
+# inkling2: from transformers 5.24 on, its projections are modules of a linear layer and a norm
+INKLING2 = since_5_23("inkling2", reason="there is no such type")
+
+
+@pytest.mark.parametrize("model_type", ["idefics", "mllama", "qwen3_5", INKLING2])
 def test_adapters_lie_beside_the_token_embeddings(model_type):
     sugar = SugarForConditionalGeneration.from_backbone(tiny_model(model_type), retrieval_dim=8)
     adapted = get_peft_model(sugar, sugar_lora_config(sugar, r=2)).get_base_model()

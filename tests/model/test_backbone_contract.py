@@ -13,6 +13,7 @@ from shrinker import tiny_model
 from tiny_inputs import tiny_inputs
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, conversion_mapping
+from versions import since_5_23
 
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.model.backbone_sugar import BackboneError, has_body, probe
@@ -113,7 +114,7 @@ def test_a_backbone_whose_base_model_is_itself_works():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model_type", ["fuyu", "video_llava"])
+@pytest.mark.parametrize("model_type", ["fuyu", since_5_23("video_llava", reason="its own forward pass fails")])
 def test_a_picture_of_another_name_arrives(model_type):
     model, inputs = wrap(model_type)
     before = model(**inputs.inputs).logits
@@ -368,7 +369,6 @@ def test_adapters_lie_in_every_layer_of_the_language_model_alone(subtests):
         ("qwen3_5", {"q_proj", "v_proj", "in_proj_qkv"}),  # linear attention in most layers
         ("kimi_k25", {"kv_b_proj"}),  # latent attention
         ("fuyu", {"query_key_value"}),  # fused
-        ("inkling2", {"q_proj", "v_proj"}),  # from transformers 5.24 on, each of a linear layer and a norm
         ("idefics", {"q_proj", "v_proj"}),  # its decoder holds the vision tower too
     ]:
         with subtests.test(model_type=model_type, kinds=kinds):
@@ -379,7 +379,7 @@ def test_adapters_lie_in_every_layer_of_the_language_model_alone(subtests):
             coverage = lora_coverage(get_peft_model(model, config))
             assert coverage.adapted == coverage.layers > 0
             assert not [name for name in coverage.modules if "vis" in name or "indexer" in name]
-            assert kinds <= {name.removesuffix(".linear").rpartition(".")[2] for name in coverage.modules}
+            assert kinds <= {name.rpartition(".")[2] for name in coverage.modules}
 
 
 def test_layers_without_an_adapter_are_told():

@@ -45,7 +45,7 @@ CASES = {
 def test_nothing_reaches_over_the_edge_or_into_another_slice(case, tmp_path):
     path = tmp_path / "alignment.png"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # missing glyphs, layouts that do not fit
+        warnings.simplefilter("error", UserWarning)  # missing glyphs, layouts that do not fit
         figure = plot_alignment(explanation(*CASES[case]), path)
     pixels = np.asarray(Image.open(path).convert("L"))
     assert min(pixels[0].min(), pixels[-1].min(), pixels[:, 0].min(), pixels[:, -1].min()) == 255
