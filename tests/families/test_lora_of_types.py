@@ -8,7 +8,6 @@ from versions import since_5_23
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.training import sugar_lora_config
 
-
 # inkling2: from transformers 5.24 on, its projections are modules of a linear layer and a norm
 INKLING2 = since_5_23("inkling2", reason="there is no such type")
 
