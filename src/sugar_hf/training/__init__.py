@@ -11,13 +11,10 @@ from .trainer import SugarTrainer
 if TYPE_CHECKING:
     from .sft_trainer import SugarSFTConfig, SugarSFTTrainer
 
-#: In front of another subclass of `Trainer` it adds the structure loss to it, as a mixin does.
-StructureLossMixin = SugarTrainer
 
 __all__ = [
     "LoraCoverage",
     "StructureArguments",
-    "StructureLossMixin",
     "SugarCollator",
     "SugarSFTConfig",
     "SugarSFTTrainer",
