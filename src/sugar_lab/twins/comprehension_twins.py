@@ -181,10 +181,6 @@ def score_detail(records: Sequence[Record]) -> dict[str, float]:
     return result
 
 
-def _of_kind(all_facts: list[set[str]], kind: str) -> list[set[str]]:
-    return [{fact for fact in facts if fact.startswith(f"{kind}: ")} for facts in all_facts]
-
-
 def share_of_parts(text: str, parts: Sequence[Sequence[str]]) -> float:
     """The share of parts of an answer, between commas, that are right at their place, 0..1.
 
