@@ -173,9 +173,8 @@ def test_no_file_is_too_long():
     assert not {path: lines for path, lines in lengths.items() if lines > MOST_LINES}
 
 
-@pytest.mark.parametrize(
-    ("path", "source"),
-    [
+def test_a_wrong_import_is_caught(subtests):
+    for path, source in [
         ("sugar_hf/structure/labels.py", "from sugar_hf.model import SugarConfig"),
         ("sugar_hf/structure/labels.py", "from ..model import SugarConfig"),
         ("sugar_hf/structure/labels.py", "from .. import model"),
@@ -205,15 +204,13 @@ def test_no_file_is_too_long():
         ("sugar_hf/extra/a.py", ""),
         ("sugar_hf/loose.py", ""),
         ("sugar_other/a.py", ""),
-    ],
-)
-def test_a_wrong_import_is_caught(path, source):
-    assert faults(path, source)
+    ]:
+        with subtests.test(path=path, source=source):
+            assert faults(path, source)
 
 
-@pytest.mark.parametrize(
-    ("path", "source"),
-    [
+def test_a_right_import_passes(subtests):
+    for path, source in [
         ("sugar_hf/__init__.py", "from .model import SugarConfig\nfrom . import training"),
         ("sugar_hf/structure/__init__.py", "from .labels import label_matrix"),
         (
@@ -230,10 +227,9 @@ def test_a_wrong_import_is_caught(path, source):
         ("sugar_hf/evaluation/ranking.py", "import sugar_hf.retrieval.index"),
         ("sugar_cli/app.py", "from sugar_hf import SugarIndex\nimport sugar_hf\nfrom .output import say"),
         ("sugar_lab/recipe/loop.py", "from ..exercises import draw_many\nfrom sugar_hf.picturebook import load"),
-    ],
-)
-def test_a_right_import_passes(path, source):
-    assert faults(path, source) == []
+    ]:
+        with subtests.test(path=path, source=source):
+            assert faults(path, source) == []
 
 
 def test_inside_the_library_imports_are_relative():

@@ -43,12 +43,13 @@ def test_help_comes_before_torch(process):
     assert process("--help").code == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help_with_an_example(cli, command):
-    found = cli(*command, "--help")
-    assert found.code == 0
-    assert f"\n    sugar-hf {' '.join(command)} " in found.out
-    assert found.err == ""
+def test_every_command_has_help_with_an_example(cli, subtests):
+    for command in COMMANDS:
+        with subtests.test(command=f"{command!r:.60}"):
+            found = cli(*command, "--help")
+            assert found.code == 0
+            assert f"\n    sugar-hf {' '.join(command)} " in found.out
+            assert found.err == ""
 
 
 def test_every_command_is_in_the_table_above():
@@ -69,9 +70,8 @@ def test_version(cli):
     assert found.out.strip().count(".") == 2
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_wrong_commands_end_with_2(cli, subtests):
+    for command in [
         ["embed"],
         ["nonsense"],
         ["embed", "x", "--positions", "first"],
@@ -85,15 +85,13 @@ def test_version(cli):
         ["index", "delete", "x", "id", "--where", "{}"],
         ["index", "build", "x", "y", "--backend-options", "{"],
         ["train"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_commands_end_with_2(cli, command):
-    found = cli(*command)
-    assert found.code == 2
-    assert found.out == ""
-    assert "rror" in found.err
-    assert "Traceback" not in found.err
+    ]:
+        with subtests.test(command=f"{command!r:.60}"):
+            found = cli(*command)
+            assert found.code == 2
+            assert found.out == ""
+            assert "rror" in found.err
+            assert "Traceback" not in found.err
 
 
 def test_errors_are_one_line_and_end_with_1(cli, tmp_path):

@@ -54,16 +54,14 @@ def test_ask_a_file_with_images(cli, index, tmp_path):
     assert all("below min_score=1.1" in answer["note"] for answer in answers)
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
+def test_what_is_refused(cli, index, subtests):
+    for options, code, message in [
         (["--template", "{question}"], 2, "a text with {documents} and {question}"),
         (["--where", "{"], 2, "it is no JSON"),
         (["--max-new-tokens", "0"], 2, "Invalid value for '--max-new-tokens'"),
         (["--template", "{documents} {documents} {question}"], 1, "template, text"),
-    ],
-)
-def test_what_is_refused(cli, index, options, code, message):
-    found = cli("ask", index.folder, QUESTION, *options)
-    assert (found.code, found.out) == (code, "")
-    assert message in " ".join(found.err.replace("│", " ").split())
+    ]:
+        with subtests.test(code=code, message=message):
+            found = cli("ask", index.folder, QUESTION, *options)
+            assert (found.code, found.out) == (code, "")
+            assert message in " ".join(found.err.replace("│", " ").split())

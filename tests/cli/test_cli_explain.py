@@ -46,18 +46,16 @@ def test_for_people_with_pictures_and_teachers(cli, index, tmp_path):
     assert [f"drawn: {file}" in found.err for file in files] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
+def test_what_is_refused(cli, index, subtests):
+    for options, code, message in [
         (["--id", "nobody"], 1, "no document of id 'nobody'"),
         (["--rank", "99"], 1, "the search found 20 documents, there is none of rank 99"),
         (["--plot", "a.jpg"], 2, "a picture is written as .png or .svg"),
         (["--teachers", "a,b"], 2, "give mini, paper, or three names"),
         (["--plot-teachers", "a.png"], 2, "say which teachers with --teachers"),
         (["--embeddings", "word"], 2, "'word' is not one of"),
-    ],
-)
-def test_what_is_refused(cli, index, options, code, message):
-    found = cli("explain", index.folder, QUERY, *options)
-    assert (found.code, found.out) == (code, "")
-    assert message in " ".join(found.err.replace("│", " ").split())
+    ]:
+        with subtests.test(code=code, message=message):
+            found = cli("explain", index.folder, QUERY, *options)
+            assert (found.code, found.out) == (code, "")
+            assert message in " ".join(found.err.replace("│", " ").split())

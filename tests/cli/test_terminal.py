@@ -50,9 +50,8 @@ def index(monkeypatch):
     return opened
 
 
-@pytest.mark.parametrize(
-    ("arguments", "query"),
-    [
+def test_a_query_may_begin_with_a_dash(cli, index, subtests):
+    for arguments, query in [
         (["-5 degrees"], ["-5 degrees"]),
         (["-5"], ["-5"]),
         (["-5°", "--top-k", "3"], ["-5°"]),
@@ -63,12 +62,12 @@ def index(monkeypatch):
         (["--json", "--", "-b"], ["-b"]),
         (["—5", "−5"], ["—5", "−5"]),
         (["-0.5", "--where", '{"a": -1}', "-1e3"], ["-0.5", "-1e3"]),
-    ],
-)
-def test_a_query_may_begin_with_a_dash(cli, index, arguments, query):
-    found = cli("search", "an.index", *arguments)
-    assert (found.code, found.err) == (0, "")
-    assert index.asked == [query]
+    ]:
+        with subtests.test(query=str(query)):
+            found = cli("search", "an.index", *arguments)
+            assert (found.code, found.err) == (0, "")
+            assert index.asked.pop() == query
+            assert not index.asked
 
 
 @pytest.mark.parametrize("wrong", ["--topk", "-k", "--top_k=3", "--JSON"])

@@ -185,13 +185,14 @@ def test_documents_can_lose_broken_images(folder):
 ARRAY = '[\n{"conversations": [{"from": "human", "value": "a"}]}%s'
 
 
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-@pytest.mark.parametrize("tail", ["", ",", ",\n{", ",\n{]", " {}]", "\n][]"])
-def test_damaged_array_ends_the_reading(folder, on_error, tail):
-    path = folder / "data.json"
-    path.write_text(ARRAY % tail)
-    with pytest.raises(BadSampleError, match=r"invalid JSON|after the end"):
-        load_dataset_file(path, "llava", on_error=on_error)
+def test_damaged_array_ends_the_reading(folder, subtests):
+    for tail in ["", ",", ",\n{", ",\n{]", " {}]", "\n][]"]:
+        for on_error in ["raise", "skip"]:
+            with subtests.test(on_error=on_error, tail=tail):
+                path = folder / "data.json"
+                path.write_text(ARRAY % tail)
+                with pytest.raises(BadSampleError, match=r"invalid JSON|after the end"):
+                    load_dataset_file(path, "llava", on_error=on_error)
 
 
 def test_damaged_files(folder):

@@ -118,15 +118,16 @@ def test_fields_of_any_length(folder):
 # ---- Empty cells ----
 
 
-@pytest.mark.parametrize("empty", [None, "", "  ", [], [None], float("nan"), {"bytes": None, "path": None}])
-@pytest.mark.parametrize("key", ["image", "images", "image_path", "file_name"])
-def test_an_empty_cell_is_no_image(folder, key, empty):
-    (folder / "t.jsonl").write_text(json.dumps({"text": "a", key: empty}) + "\n")
-    [document] = read_documents(folder / "t.jsonl")
-    assert document.load() == ["a"]
-    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    (folder / "c.jsonl").write_text(json.dumps({"conversations": turns, key: empty}) + "\n")
-    assert load_dataset_file(folder / "c.jsonl")[0]["images"] == []
+def test_an_empty_cell_is_no_image(folder, subtests):
+    for key in ["image", "images", "image_path", "file_name"]:
+        for empty in [None, "", "  ", [], [None], float("nan"), {"bytes": None, "path": None}]:
+            with subtests.test(empty=f"{empty!r:.60}", key=key):
+                (folder / "t.jsonl").write_text(json.dumps({"text": "a", key: empty}) + "\n")
+                [document] = read_documents(folder / "t.jsonl")
+                assert document.load() == ["a"]
+                turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+                (folder / "c.jsonl").write_text(json.dumps({"conversations": turns, key: empty}) + "\n")
+                assert load_dataset_file(folder / "c.jsonl")[0]["images"] == []
 
 
 def test_an_empty_cell_of_csv_is_no_image(folder):
@@ -179,10 +180,11 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_common_forms_are_read(folder, name):
-    (folder / name).write_bytes(FILES[name])
-    assert both(folder / name) == ["caf\u00e9", "b"][: 1 if name == "one.json" else 2]
+def test_common_forms_are_read(folder, subtests):
+    for name in FILES:
+        with subtests.test(name=f"{name!r:.60}"):
+            (folder / name).write_bytes(FILES[name])
+            assert both(folder / name) == ["caf\u00e9", "b"][: 1 if name == "one.json" else 2]
 
 
 def test_texts_and_captions_in_utf16(folder):

@@ -185,9 +185,8 @@ def test_chat(folder):
     assert plain(dataset[2]) == ["A cat.", ("blue",)]
 
 
-@pytest.mark.parametrize(
-    ("name", "format"),
-    [
+def test_auto_tells_the_format(folder, subtests):
+    for name, format in [
         ("llava.json", "llava"),
         ("mmc4.jsonl", "mmc4"),
         ("obelics.jsonl", "obelics"),
@@ -196,11 +195,10 @@ def test_chat(folder):
         ("imagefolder", "pairs"),
         ("imagefolder/metadata.csv", "pairs"),
         ("chat.jsonl", "chat"),
-    ],
-)
-def test_auto_tells_the_format(folder, name, format):
-    auto, named = load_dataset_file(folder / name), load_dataset_file(folder / name, format)
-    assert auto.to_list() == named.to_list()
+    ]:
+        with subtests.test(name=name, format=format):
+            auto, named = load_dataset_file(folder / name), load_dataset_file(folder / name, format)
+            assert auto.to_list() == named.to_list()
 
 
 def test_json_lines_and_arrays_under_either_suffix(folder):

@@ -78,11 +78,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("row", FORMS.values(), ids=FORMS)
-def test_forms_of_other_tools_are_read(folder, monkeypatch, row):
-    assert read(folder, row) == PLACED
-    monkeypatch.chdir(folder)
-    assert seen(to_sample(row)) == PLACED  # as a row handed to a trainer
+def test_forms_of_other_tools_are_read(folder, monkeypatch, subtests):
+    for name, row in FORMS.items():
+        with subtests.test(name=name):
+            assert read(folder, row) == PLACED
+            monkeypatch.chdir(folder)
+            assert seen(to_sample(row)) == PLACED  # as a row handed to a trainer
 
 
 def test_speakers_systems_and_histories(folder):
@@ -154,17 +155,18 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize(("row", "field"), LOST.values(), ids=LOST)
-def test_what_would_be_lost_is_refused_by_name(folder, monkeypatch, row, field):
-    with pytest.raises(BadSampleError) as caught:
-        read(folder, row)
-    assert caught.value.field.startswith(field)
-    assert "data.jsonl:1 (row 0" in str(caught.value)
-    monkeypatch.chdir(folder)
-    with pytest.raises(BadSampleError) as caught:
-        to_sample({"id": "mine", **row})
-    assert caught.value.field.startswith(field)
-    assert caught.value.sample == "mine"
+def test_what_would_be_lost_is_refused_by_name(folder, monkeypatch, subtests):
+    for name, (row, field) in LOST.items():
+        with subtests.test(name=name):
+            with pytest.raises(BadSampleError) as caught:
+                read(folder, row)
+            assert caught.value.field.startswith(field)
+            assert "data.jsonl:1 (row 0" in str(caught.value)
+            monkeypatch.chdir(folder)
+            with pytest.raises(BadSampleError) as caught:
+                to_sample({"id": "mine", **row})
+            assert caught.value.field.startswith(field)
+            assert caught.value.sample == "mine"
 
 
 def test_a_refused_column_can_be_left_out(folder):
@@ -247,16 +249,17 @@ HOLES = {
 }
 
 
-@pytest.mark.parametrize(("row", "field"), HOLES.values(), ids=HOLES)
-def test_a_hole_costs_its_place_alone(folder, row, field):
-    (folder / "web.jsonl").write_text(json.dumps(row))
-    with pytest.raises(BadSampleError):
-        load_dataset_file(folder / "web.jsonl")
-    skipped = []
-    with pytest.warns(SkippedRowsWarning, match="1 broken rows or images left out, 1 rows kept"):
-        found = load_dataset_file(folder / "web.jsonl", drop_broken_images=True, skipped=skipped)
-    assert seen(to_sample(found[0])) == ["a", "b"]
-    assert [error.field.startswith(field) for error in skipped] == [True]
+def test_a_hole_costs_its_place_alone(folder, subtests):
+    for name, (row, field) in HOLES.items():
+        with subtests.test(name=name):
+            (folder / "web.jsonl").write_text(json.dumps(row))
+            with pytest.raises(BadSampleError):
+                load_dataset_file(folder / "web.jsonl")
+            skipped = []
+            with pytest.warns(SkippedRowsWarning, match="1 broken rows or images left out, 1 rows kept"):
+                found = load_dataset_file(folder / "web.jsonl", drop_broken_images=True, skipped=skipped)
+            assert seen(to_sample(found[0])) == ["a", "b"]
+            assert [error.field.startswith(field) for error in skipped] == [True]
 
 
 def test_a_place_with_text_and_image_is_no_hole(folder):

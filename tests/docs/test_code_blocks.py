@@ -172,10 +172,11 @@ def read_python(words: list[str]) -> None:
 READERS = {"sugar-hf": read_ours, "make": read_make, "pip": read_pip, "python": read_python, "torchrun": read_python}
 
 
-@pytest.mark.parametrize("block", SHELL, ids=str)
-def test_commands_and_their_options_are_there(block):
-    for words in commands(block):
-        READERS[words[0]](words)
+def test_commands_and_their_options_are_there(subtests):
+    for block in SHELL:
+        with subtests.test(block=f"{block!r:.60}"):
+            for words in commands(block):
+                READERS[words[0]](words)
 
 
 @pytest.fixture

@@ -298,18 +298,21 @@ def test_of_several_images_each_is_seen_with_the_text(multimodal):
     assert np.allclose(both, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_matching_is_that_of_the_forward_pass(itc, batch_size):
-    texts = [TEXT, Document("other text", "a dog runs under the green house")]
-    images = [IMAGE, Document("other image", picture(5))]
-    pairs = [(text, image) for text in texts for image in images]
-    found = itc.match(pairs, batch_size=batch_size)
-    expected = [
-        blip_forward(itc, image.sample, text.sample, matching=True).logits_per_image.softmax(dim=-1)[0, 1].item()
-        for text, image in pairs
-    ]
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert np.ptp(found) > 1e-3
+def test_matching_is_that_of_the_forward_pass(itc, subtests):
+    for batch_size in [1, 3, 8]:
+        with subtests.test(batch_size=batch_size):
+            texts = [TEXT, Document("other text", "a dog runs under the green house")]
+            images = [IMAGE, Document("other image", picture(5))]
+            pairs = [(text, image) for text in texts for image in images]
+            found = itc.match(pairs, batch_size=batch_size)
+            expected = [
+                blip_forward(itc, image.sample, text.sample, matching=True)
+                .logits_per_image.softmax(dim=-1)[0, 1]
+                .item()
+                for text, image in pairs
+            ]
+            assert found == pytest.approx(expected, abs=1e-5)
+            assert np.ptp(found) > 1e-3
 
 
 def test_what_cannot_be_matched_is_named(itc):

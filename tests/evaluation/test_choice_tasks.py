@@ -56,16 +56,17 @@ class Judge:
         return self.reply(prompt)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_right_letters_score_full_and_wrong_ones_nothing(folders, name, form):
-    evaluator = load(name, folders[name, form])
-    generator = Saying(right)
-    result = evaluator(generator)
-    assert result[evaluator.primary_metric] == 100
-    assert result["n"] == (3 if name == "scienceqa" else 9)
-    assert all(len(pictures(sample)) == 1 for sample in generator.asked)
-    assert evaluator(Saying(wrong))[evaluator.primary_metric] == 0
+def test_right_letters_score_full_and_wrong_ones_nothing(folders, subtests):
+    for name in NAMES:
+        for form in FORMS:
+            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+                evaluator = load(name, folders[name, form])
+                generator = Saying(right)
+                result = evaluator(generator)
+                assert result[evaluator.primary_metric] == 100
+                assert result["n"] == (3 if name == "scienceqa" else 9)
+                assert all(len(pictures(sample)) == 1 for sample in generator.asked)
+                assert evaluator(Saying(wrong))[evaluator.primary_metric] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -227,9 +227,8 @@ def faulty(folder, task, change):
     return file
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_faults_are_named_before_anything_is_asked(demon, tmp_path, subtests):
+    faults = [
         (lambda c: c["data"][1].pop("task_instance"), "TQA/1.*task_instance.*missing"),
         (lambda c: c["data"][1].pop("response"), "TQA/1.*response.*missing"),
         (lambda c: c["data"][1]["task_instance"].pop("images_path"), "TQA/1.*images_path.*missing"),
@@ -238,12 +237,13 @@ def faulty(folder, task, change):
         (lambda c: c["metadata"].update(question_type="open-ended"), r"core\.json: question_type is 'open-ended'"),
         (lambda c: c.pop("data"), r"core\.json.*data.*missing"),
         (lambda c: c["data"].clear(), r"core\.json: there are no samples"),
-    ],
-)
-def test_faults_are_named_before_anything_is_asked(own_demon, change, message):
-    faulty(own_demon, "TQA", change)
-    with pytest.raises(ValueError, match=message):
-        load(own_demon)
+    ]
+    for number, (change, message) in enumerate(faults):
+        with subtests.test(message=message):
+            own = shutil.copytree(demon, tmp_path / str(number))
+            faulty(own, "TQA", change)
+            with pytest.raises(ValueError, match=message):
+                load(own)
 
 
 def test_no_folder_and_an_empty_folder_say_what_is_needed(tmp_path):

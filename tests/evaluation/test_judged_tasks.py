@@ -40,25 +40,26 @@ class Judge:
         return self.reply(prompt)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_full_marks_score_full_and_none_nothing(folders, name, form):
-    generator = Saying(lambda sample: "an answer")
-    evaluator = load(name, folders[name, form], judge=Judge(lambda prompt: FULL[name]))
-    result = evaluator(generator)
-    assert result[evaluator.primary_metric] == 100
-    assert (result["n"], result["scored"], result["unparsed"], result["unjudged"]) == (3, True, 0, [])
-    assert result["settings"]["judge"] == "wise"
-    assert all(len(pictures(sample)) == 1 for sample in generator.asked)
-    evaluator = load(name, folders[name, form], judge=Judge(lambda prompt: NONE[name]))
-    assert evaluator(generator)[evaluator.primary_metric] == 0
+def test_full_marks_score_full_and_none_nothing(folders, subtests):
+    for name in NAMES:
+        for form in FORMS:
+            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+                generator = Saying(lambda sample: "an answer")
+                evaluator = load(name, folders[name, form], judge=Judge(lambda prompt, name=name: FULL[name]))
+                result = evaluator(generator)
+                assert result[evaluator.primary_metric] == 100
+                assert (result["n"], result["scored"], result["unparsed"], result["unjudged"]) == (3, True, 0, [])
+                assert result["settings"]["judge"] == "wise"
+                assert all(len(pictures(sample)) == 1 for sample in generator.asked)
+                evaluator = load(name, folders[name, form], judge=Judge(lambda prompt, name=name: NONE[name]))
+                assert evaluator(generator)[evaluator.primary_metric] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_forms_ask_model_and_judge_the_same(folders, name):
     found = []
     for form in FORMS:
-        judge, generator = Judge(lambda prompt: FULL[name]), Saying(lambda sample: words(sample)[::-1])
+        judge, generator = Judge(lambda prompt, name=name: FULL[name]), Saying(lambda sample: words(sample)[::-1])
         load(name, folders[name, form], judge=judge)(generator)
         found.append((sorted(map(words, generator.asked)), judge.asked))
     assert found[0] == found[1]
@@ -180,12 +181,12 @@ def test_a_judge_marks_answers_that_were_given_before(folders, tmp_path, name):
     folder = folders[name, "raw"]
     load(name, folder)(Saying(words), output=output)
     nobody = Saying(lambda sample: "")
-    judge = Judge(lambda prompt: FULL[name])
+    judge = Judge(lambda prompt, name=name: FULL[name])
     options = {"judge_runs": "2"} if name == "mm-vet" else {}
     evaluator = load(name, folder, judge=judge, options=options)
     assert evaluator(nobody, output=output)[evaluator.primary_metric] == 100
     assert nobody.asked == []
-    other = load(name, folder, judge=Judge(lambda prompt: NONE[name], name="org/strict"))
+    other = load(name, folder, judge=Judge(lambda prompt, name=name: NONE[name], name="org/strict"))
     assert other(nobody, output=output)[other.primary_metric] == 0
     assert {path.name for path in tmp_path.glob("*.judge-*")} == {"run.judge-strict.jsonl", "run.judge-wise.jsonl"}
 
@@ -202,7 +203,7 @@ def test_judging_goes_on_where_it_was_stopped(folders, tmp_path, name):
     judge = Judge(stops)
     with pytest.raises(ConnectionError, match="away"):
         load(name, folders[name, "raw"], judge=judge)(Saying(words), output=output)
-    judge = Judge(lambda prompt: FULL[name])
+    judge = Judge(lambda prompt, name=name: FULL[name])
     evaluator = load(name, folders[name, "raw"], judge=judge)
     whole = evaluator(Saying(words), output=output)
     assert whole[evaluator.primary_metric] == 100
@@ -241,7 +242,7 @@ def test_a_refused_prompt_is_listed_and_asked_again(folders, tmp_path):
 def test_a_missing_image_is_listed_and_not_judged(tmp_path, name):
     RAW[name](tmp_path)
     (tmp_path / "images" / {"llava-w": "002.jpg", "mm-vet": "v1_1.png"}[name]).unlink()
-    judge = Judge(lambda prompt: FULL[name])
+    judge = Judge(lambda prompt, name=name: FULL[name])
     evaluator = load(name, tmp_path, judge=judge)
     result = evaluator(Saying(words), output=tmp_path / "run.jsonl")
     assert [failure["id"] for failure in result["failed"]] == [{"llava-w": "1", "mm-vet": "v1_1"}[name]]

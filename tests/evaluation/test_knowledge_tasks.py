@@ -302,23 +302,21 @@ def test_a_missing_image_of_fvqa_is_counted(tmp_path):
     assert result["rouge_l"] == pytest.approx((50 + 100 + 100 + 50 + 50) / 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "said"),
-    [
+def test_missing_files_are_named(tmp_path, subtests):
+    for name, file, said in [
         ("fvqa", "all_qs_dict_release.json", "all_qs_dict_release.json"),
         ("fvqa", "all_fact_triples_release.json", "all_fact_triples_release.json"),
         ("fvqa", "test_list_3.txt", "test_list_3.txt"),
         ("webqa", "imgs.tsv", "imgs.tsv"),
         ("webqa", "imgs.lineidx", "imgs.lineidx"),
         ("webqa-position", "WebQA_train_val.json", "WebQA_train_val.json"),
-    ],
-)
-def test_missing_files_are_named(tmp_path, name, file, said):
-    RAW[name](tmp_path)
-    [path] = tmp_path.rglob(file)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name}: no {said}.*docs/benchmarks.md"):
-        load(name, tmp_path)
+    ]:
+        with subtests.test(name=name, file=file, said=said):
+            RAW[name](tmp_path)
+            [path] = tmp_path.rglob(file)
+            path.unlink()
+            with pytest.raises(FileNotFoundError, match=f"{name}: no {said}.*docs/benchmarks.md"):
+                load(name, tmp_path)
 
 
 @pytest.mark.parametrize(

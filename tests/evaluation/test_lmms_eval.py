@@ -178,11 +178,12 @@ def test_the_entry_point_names_the_model():
     assert get_model("sugar") is SugarChatModel
 
 
-@pytest.mark.parametrize("name", ["book_questions", "book_stories", "book_marks"])
-def test_answers_are_those_of_the_pipeline(name, tasks, by_four, pipe):
-    replies = pipe(tasks[1][name], batch_size=4, max_new_tokens=8, do_sample=False)
-    assert by_four[1][name] == [reply[0]["generated_text"] for reply in replies]
-    assert len(set(by_four[1][name])) > 1
+def test_answers_are_those_of_the_pipeline(tasks, by_four, pipe, subtests):
+    for name in ["book_questions", "book_stories", "book_marks"]:
+        with subtests.test(name=name):
+            replies = pipe(tasks[1][name], batch_size=4, max_new_tokens=8, do_sample=False)
+            assert by_four[1][name] == [reply[0]["generated_text"] for reply in replies]
+            assert len(set(by_four[1][name])) > 1
 
 
 def test_batch_size_changes_nothing(singly, by_four):
@@ -356,17 +357,17 @@ def test_system_prompt_and_template_are_used(tmp_path, pipe):
     assert reply == pipe(chat, max_new_tokens=4, do_sample=False)[0]["generated_text"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_arguments_that_cannot_be(subtests):
+    for options, message in [
         ({"batch_size": "auto"}, "batch_size='auto': give a whole number"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"device": "cpu", "device_map": "auto"}, "give one of them"),
-    ],
-)
-def test_arguments_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
-        SugarChatModel(MINI, **options)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            SugarChatModel(MINI, **options)
 
 
 def test_the_tasks_of_the_docs_are_there(manager):

@@ -153,19 +153,17 @@ def test_circular_accuracy_is_that_of_lmms_eval_unless_it_guesses():
             assert {name: ours[name] for name in theirs} == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [
+def test_faulty_rows_of_mmbench_are_named(subtests):
+    for indices, message in [
         ([], "at least one row"),
         ([7, 1_000_008], "question 8: its base row is missing"),
         ([7, 7], "question 7: an index occurs twice"),
-    ],
-)
-def test_faulty_rows_of_mmbench_are_named(indices, message):
-    with pytest.raises(ValueError, match=message):
-        circular_accuracy(indices, [True] * len(indices))
-    with pytest.raises(ValueError, match="as many hits"):
-        circular_accuracy([1, 2], [True])
+    ]:
+        with subtests.test(message=message):
+            with pytest.raises(ValueError, match=message):
+                circular_accuracy(indices, [True] * len(indices))
+            with pytest.raises(ValueError, match="as many hits"):
+                circular_accuracy([1, 2], [True])
 
 
 def test_letters_of_mmvp(subtests):

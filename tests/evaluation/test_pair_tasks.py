@@ -133,11 +133,12 @@ def test_mmvp_figures_of_right_and_wrong_answers(mmvp):
     assert (wrong["mean accuracy"], wrong["pair accuracy"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("letter", "AB")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_one_letter_always_is_half_of_the_questions_and_no_pair(mmvp, letter, seed):
-    result = load("mmvp", mmvp, seed=seed)(Saying(lambda sample: letter))
-    assert (result["mean accuracy"], result["accuracy"], result["pair accuracy"]) == (50.0, 50.0, 0.0)
+def test_one_letter_always_is_half_of_the_questions_and_no_pair(mmvp, subtests):
+    for seed in [0, 1]:
+        for letter in "AB":
+            with subtests.test(letter=f"{letter!r:.60}", seed=seed):
+                result = load("mmvp", mmvp, seed=seed)(Saying(lambda sample, letter=letter: letter))
+                assert (result["mean accuracy"], result["accuracy"], result["pair accuracy"]) == (50.0, 50.0, 0.0)
 
 
 def test_a_reply_without_letter_is_wrong(mmvp):
@@ -182,24 +183,23 @@ def test_a_missing_image_of_mmvp_is_wrong_and_listed(own_mmvp):
     assert [failure["id"] for failure in result["failed"]] == ["15/1"]
 
 
-@pytest.mark.parametrize("name", ["mmvp", "mmvp-embed"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_faults_of_the_mmvp_file_are_named(mmvp, own_mmvp, subtests):
+    for change, message in [
         (lambda lines: lines[:-1], "17 rows are no pairs"),
         (lambda lines: [lines[0], *lines[2:], lines[1]], r"row 2 of .*Questions\.csv.*Question ID.*are no pair"),
         (lambda lines: ["Question ID,Type,Text", *lines[1:]], "row 2 of .*statement.*missing"),
-    ],
-)
-def test_faults_of_the_mmvp_file_are_named(own_mmvp, name, change, message):
-    file = own_mmvp / "Questions.csv"
-    lines = change(file.read_text(encoding="utf-8").splitlines())
-    file.write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        load(name, own_mmvp)
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}: no Questions\.csv in"):
-        load(name, own_mmvp)
+    ]:
+        for name in ["mmvp", "mmvp-embed"]:
+            with subtests.test(name=name, message=message):
+                file = own_mmvp / "Questions.csv"
+                shutil.copy(mmvp / file.name, file)
+                lines = change(file.read_text(encoding="utf-8").splitlines())
+                file.write_text("\n".join(lines), encoding="utf-8")
+                with pytest.raises(ValueError, match=message):
+                    load(name, own_mmvp)
+                file.unlink()
+                with pytest.raises(FileNotFoundError, match=rf"{name}: no Questions\.csv in"):
+                    load(name, own_mmvp)
 
 
 def test_a_resumed_run_of_mmvp_asks_only_what_is_missing(mmvp, tmp_path):

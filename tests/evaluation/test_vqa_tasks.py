@@ -30,28 +30,34 @@ def right(sample):
     return ANSWERS[next(i for i, text in enumerate(QUESTIONS) if text in words(sample))][-1]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_right_answers_score_full_and_wrong_ones_nothing(folders, name, form):
-    evaluator = load(name, folders[name, form])
-    answer = right if name != "gqa" else lambda sample: ANSWERS[QUESTIONS.index(sample[1].split("\n")[0])][0] + "."
-    generator = Saying(answer)
-    result = evaluator(generator)
-    # "no", said by 3 of 10, is worth the mean over leaving one out: 7 times 3/3 and 3 times 2/3
-    assert result[evaluator.primary_metric] == pytest.approx(100 if name == "gqa" else (300 + 90) / 4)
-    assert result["n"] == 4
-    assert all(len(pictures(sample)) == 1 for sample in generator.asked)
-    assert evaluator(Saying(lambda sample: "xyz"))[evaluator.primary_metric] == 0
+def test_right_answers_score_full_and_wrong_ones_nothing(folders, subtests):
+    for name in NAMES:
+        for form in FORMS:
+            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+                evaluator = load(name, folders[name, form])
+                answer = (
+                    right
+                    if name != "gqa"
+                    else lambda sample: ANSWERS[QUESTIONS.index(sample[1].split("\n")[0])][0] + "."
+                )
+                generator = Saying(answer)
+                result = evaluator(generator)
+                # "no", said by 3 of 10, is worth the mean over leaving one out: 7 times 3/3 and 3 times 2/3
+                assert result[evaluator.primary_metric] == pytest.approx(100 if name == "gqa" else (300 + 90) / 4)
+                assert result["n"] == 4
+                assert all(len(pictures(sample)) == 1 for sample in generator.asked)
+                assert evaluator(Saying(lambda sample: "xyz"))[evaluator.primary_metric] == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_both_forms_give_the_same_prompts(folders, name):
-    asked = []
-    for form in FORMS:
-        generator = Saying(words)
-        load(name, folders[name, form])(generator)
-        asked.append(sorted(map(words, generator.asked)))
-    assert asked[0] == asked[1]
+def test_both_forms_give_the_same_prompts(folders, subtests):
+    for name in NAMES:
+        with subtests.test(name=f"{name!r:.60}"):
+            asked = []
+            for form in FORMS:
+                generator = Saying(words)
+                load(name, folders[name, form])(generator)
+                asked.append(sorted(map(words, generator.asked)))
+            assert asked[0] == asked[1]
 
 
 def prompt(name, folder, **options):

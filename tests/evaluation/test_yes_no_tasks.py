@@ -35,16 +35,17 @@ def wrong(sample):
     return "Yes" if right(sample) == "No" else "No"
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_right_answers_score_full_and_wrong_ones_nothing(folders, name, form):
-    evaluator = load(name, folders[name, form])
-    generator = Saying(right)
-    result = evaluator(generator)
-    assert result[evaluator.primary_metric] == (100 if name == "pope" else 600)  # MME: 200 for a subtask
-    assert result["n"] == (6 if name == "pope" else 8)
-    assert all(len(pictures(sample)) == 1 for sample in generator.asked)
-    assert evaluator(Saying(wrong))[evaluator.primary_metric] == 0
+def test_right_answers_score_full_and_wrong_ones_nothing(folders, subtests):
+    for name in NAMES:
+        for form in FORMS:
+            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+                evaluator = load(name, folders[name, form])
+                generator = Saying(right)
+                result = evaluator(generator)
+                assert result[evaluator.primary_metric] == (100 if name == "pope" else 600)  # MME: 200 for a subtask
+                assert result["n"] == (6 if name == "pope" else 8)
+                assert all(len(pictures(sample)) == 1 for sample in generator.asked)
+                assert evaluator(Saying(wrong))[evaluator.primary_metric] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -76,33 +76,35 @@ def load(folder, way):
 WAYS = ["auto", "peft", "peft to train", "inside peft"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_off_is_the_base_and_on_is_the_adapter_again(files, way):
-    folder, processor, on, off = files
-    model = load(folder, way)
-    trainable = flags(model)
-    assert_equal(outputs(model, processor), on)
-    for _ in range(2):
-        adapter_off(model)
-        assert_equal(outputs(model, processor), off)
-        adapter_on(model)
-        assert_equal(outputs(model, processor), on)
-    assert flags(model) == trainable
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_block_puts_back_what_was_before(files, way):
-    folder, processor, on, off = files
-    model = load(folder, way)
-    with adapter_off(model):
-        with adapter_on(model):
+def test_off_is_the_base_and_on_is_the_adapter_again(files, subtests):
+    for way in WAYS:
+        with subtests.test(way=f"{way!r:.60}"):
+            folder, processor, on, off = files
+            model = load(folder, way)
+            trainable = flags(model)
             assert_equal(outputs(model, processor), on)
-        assert_equal(outputs(model, processor), off)
-    assert_equal(outputs(model, processor), on)
-    adapter_off(model)
-    with pytest.raises(KeyError), adapter_on(model):
-        raise KeyError
-    assert_equal(outputs(model, processor), off)
+            for _ in range(2):
+                adapter_off(model)
+                assert_equal(outputs(model, processor), off)
+                adapter_on(model)
+                assert_equal(outputs(model, processor), on)
+            assert flags(model) == trainable
+
+
+def test_a_block_puts_back_what_was_before(files, subtests):
+    for way in WAYS:
+        with subtests.test(way=f"{way!r:.60}"):
+            folder, processor, on, off = files
+            model = load(folder, way)
+            with adapter_off(model):
+                with adapter_on(model):
+                    assert_equal(outputs(model, processor), on)
+                assert_equal(outputs(model, processor), off)
+            assert_equal(outputs(model, processor), on)
+            adapter_off(model)
+            with pytest.raises(KeyError), adapter_on(model):
+                raise KeyError
+            assert_equal(outputs(model, processor), off)
 
 
 @needs_the_switches_of_transformers

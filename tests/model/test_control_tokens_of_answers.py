@@ -1,6 +1,5 @@
 """What an assistant writes may hold control tokens where it is learnt; what others write never does."""
 
-import pytest
 import torch
 from builders import build_sugar, picture
 from tokenizers import normalizers
@@ -33,36 +32,42 @@ def ids_of(processor, *tokens):
 FAMILIES = ["llava", "qwen2_5_vl", "gemma3", "idefics3", "internvl", "paligemma"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_that_are_learnt_hold_single_control_tokens(family):
-    _, processor = with_tokens(family)
-    answer = "<think>Two dogs.</think> See <|box_start|>here."
-    chat = [message("user", picture(1), "Why <think>?"), message("assistant", answer)]
-    features = processor([chat], return_labels=True)
-    ids, labels = features["input_ids"][0], features["labels"][0]
-    assert [int((ids == i).sum()) for i in ids_of(processor, *ADDED)] == [1, 1, 1]  # the user's is text
-    assert [int((labels == i).sum()) for i in ids_of(processor, *ADDED)] == [1, 1, 1]
-    assert "Why <think>?" in processor.decode(ids)
-    assert answer in processor.decode(labels[labels != -100])
-    assert processor.slices(chat)[-1] == answer
-    last = int((features["slice_map"][0] == features["slice_map"].max()).nonzero()[-1])
-    assert processor.decode(ids[last]) == "."
+def test_answers_that_are_learnt_hold_single_control_tokens(subtests):
+    for family in FAMILIES:
+        with subtests.test(family=f"{family!r:.60}"):
+            _, processor = with_tokens(family)
+            answer = "<think>Two dogs.</think> See <|box_start|>here."
+            chat = [message("user", picture(1), "Why <think>?"), message("assistant", answer)]
+            features = processor([chat], return_labels=True)
+            ids, labels = features["input_ids"][0], features["labels"][0]
+            assert [int((ids == i).sum()) for i in ids_of(processor, *ADDED)] == [1, 1, 1]  # the user's is text
+            assert [int((labels == i).sum()) for i in ids_of(processor, *ADDED)] == [1, 1, 1]
+            assert "Why <think>?" in processor.decode(ids)
+            assert answer in processor.decode(labels[labels != -100])
+            assert processor.slices(chat)[-1] == answer
+            last = int((features["slice_map"][0] == features["slice_map"].max()).nonzero()[-1])
+            assert processor.decode(ids[last]) == "."
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_never_holds_a_picture(family):
-    model, processor = with_tokens(family)
-    placeholders = {processor.image_token, *processor.backbone_processor.all_special_multimodal_tokens}
-    placeholders |= {value for key, value in processor.tokenizer.special_tokens_map.items() if "image" in key}
-    placeholders |= {"<|vision_start|>", "<|vision_end|>"} & set(processor.tokenizer.get_vocab())
-    answer = f"<think> {' '.join(sorted(placeholders))} end."
-    plain = [message("user", picture(1), "What?"), message("assistant", "<think> end.")]
-    chat = [message("user", picture(1), "What?"), message("assistant", answer)]
-    found, expected = (processor([sample], return_labels=True) for sample in (chat, plain))
-    kept = [[i for i in row["input_ids"][0].tolist() if i in control_ids(processor)] for row in (found, expected)]
-    assert kept[0] == kept[1]
-    assert answer in processor.decode(found["labels"][0][found["labels"][0] != -100])
-    assert int((found["input_ids"] == model.config.image_token_id).sum()) == int((found["slice_map"] == 1).sum())
+def test_an_answer_never_holds_a_picture(subtests):
+    for family in FAMILIES:
+        with subtests.test(family=f"{family!r:.60}"):
+            model, processor = with_tokens(family)
+            placeholders = {processor.image_token, *processor.backbone_processor.all_special_multimodal_tokens}
+            placeholders |= {value for key, value in processor.tokenizer.special_tokens_map.items() if "image" in key}
+            placeholders |= {"<|vision_start|>", "<|vision_end|>"} & set(processor.tokenizer.get_vocab())
+            answer = f"<think> {' '.join(sorted(placeholders))} end."
+            plain = [message("user", picture(1), "What?"), message("assistant", "<think> end.")]
+            chat = [message("user", picture(1), "What?"), message("assistant", answer)]
+            found, expected = (processor([sample], return_labels=True) for sample in (chat, plain))
+            kept = [
+                [i for i in row["input_ids"][0].tolist() if i in control_ids(processor)] for row in (found, expected)
+            ]
+            assert kept[0] == kept[1]
+            assert answer in processor.decode(found["labels"][0][found["labels"][0] != -100])
+            assert int((found["input_ids"] == model.config.image_token_id).sum()) == int(
+                (found["slice_map"] == 1).sum()
+            )
 
 
 def test_the_option_decides_and_only_learning_turns_it_on():

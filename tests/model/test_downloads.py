@@ -127,13 +127,21 @@ PRIVATE += [
 ]
 
 
-@pytest.mark.parametrize("host", PRIVATE)
-def test_a_redirect_does_not_lead_into_the_private_network(host):
-    asked_for = "127.0.0.1" if host == "localhost" else "localhost"
-    with server(lambda line: moved(f"http://{host}:{port}/secret") if "/a" in line else BODY) as (port, asked, _):
-        with pytest.raises(BadImageError, match=r"no address of the public internet; SUGAR_HF_URLS=any.*Download the"):
-            fetch_image(f"http://{asked_for}:{port}/a")
-        assert asked == ["GET /a HTTP/1.1"]
+def test_a_redirect_does_not_lead_into_the_private_network(subtests):
+    for host in PRIVATE:
+        with subtests.test(host=f"{host!r:.60}"):
+            asked_for = "127.0.0.1" if host == "localhost" else "localhost"
+            target = f"http://{host}:{{port}}/secret"
+            with server(lambda line, target=target: moved(target.format(port=port)) if "/a" in line else BODY) as (
+                port,
+                asked,
+                _,
+            ):
+                with pytest.raises(
+                    BadImageError, match=r"no address of the public internet; SUGAR_HF_URLS=any.*Download the"
+                ):
+                    fetch_image(f"http://{asked_for}:{port}/a")
+                assert asked == ["GET /a HTTP/1.1"]
 
 
 def test_a_redirect_to_the_host_that_was_asked_for(monkeypatch):

@@ -30,9 +30,8 @@ def counted(llava, monkeypatch):
     return processor, seen
 
 
-@pytest.mark.parametrize(
-    "sample",
-    [
+def test_a_beginning_shows_that_it_is_too_long(counted, subtests):
+    for sample in [
         ["word " * 2_000_000],
         ["a" * 10_000_000],
         ["First.", "word " * 2_000_000],
@@ -41,16 +40,15 @@ def counted(llava, monkeypatch):
         [{"role": "system", "content": "word " * 2_000_000}, {"role": "user", "content": "Hi"}],
         [picture(1)] * 5_000,
         ["a b"] * 100_000,
-    ],
-)
-def test_a_beginning_shows_that_it_is_too_long(counted, sample):
-    processor, seen = counted
-    with pytest.raises(
-        ValueError, match=r"the long one has over 1024 tokens in .* more than max_length=512\. Shorten"
-    ):
-        processor([sample], max_length=LIMIT, names=["the long one"])
-    assert seen["characters"] < 200_000
-    assert seen["images"] <= 200
+    ]:
+        with subtests.test(sample=f"{sample!r:.60}"):
+            processor, seen = counted
+            with pytest.raises(
+                ValueError, match=r"the long one has over 1024 tokens in .* more than max_length=512\. Shorten"
+            ):
+                processor([sample], max_length=LIMIT, names=["the long one"])
+            assert seen["characters"] < 200_000
+            assert seen["images"] <= 200
 
 
 def test_shortened_without_looking_at_the_rest(counted):

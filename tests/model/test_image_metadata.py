@@ -113,13 +113,14 @@ def test_the_orientation_is_kept_where_something_else_is_broken():
     assert read_image(jpeg).info == {}  # nothing that would turn it once more
 
 
-@pytest.mark.parametrize("value", [0, 9, 300])
-def test_an_orientation_that_is_none(value):
-    exif = Image.Exif()
-    exif[0x0112] = value
-    image = NOISE.copy()
-    image.info["exif"] = exif.tobytes()
-    assert read_image(image).size == (20, 16)
+def test_an_orientation_that_is_none(subtests):
+    for value in [0, 9, 300]:
+        with subtests.test(value=value):
+            exif = Image.Exif()
+            exif[0x0112] = value
+            image = NOISE.copy()
+            image.info["exif"] = exif.tobytes()
+            assert read_image(image).size == (20, 16)
 
 
 def test_broken_pixels_stay_broken():
@@ -141,10 +142,13 @@ def test_every_mode_of_pillow_is_read(subtests):
             assert read_image(Image.new(mode, (3, 2))).mode == "RGB"
 
 
-@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
-def test_modes_whose_range_is_unknown_are_refused(mode):
-    with pytest.raises(BadImageError, match=f"pixels of mode '{mode}', whose range is unknown"):
-        read_image(Image.new(mode, (3, 2)))
+def test_modes_whose_range_is_unknown_are_refused(subtests):
+    for mode in ["I", "F", "LAB"]:
+        with (
+            subtests.test(mode=mode),
+            pytest.raises(BadImageError, match=f"pixels of mode '{mode}', whose range is unknown"),
+        ):
+            read_image(Image.new(mode, (3, 2)))
 
 
 def test_greys_of_32_bits_do_not_become_black(tmp_path):
@@ -155,9 +159,10 @@ def test_greys_of_32_bits_do_not_become_black(tmp_path):
             read_image(source)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
-def test_greys_of_16_bits_are_scaled(mode):
-    assert read_image(Image.new(mode, (2, 1), 40000)).getpixel((1, 0)) == (156, 156, 156)
+def test_greys_of_16_bits_are_scaled(subtests):
+    for mode in ["I;16", "I;16L", "I;16B"]:
+        with subtests.test(mode=mode):
+            assert read_image(Image.new(mode, (2, 1), 40000)).getpixel((1, 0)) == (156, 156, 156)
 
 
 def test_a_file_says_what_white_is(tmp_path):

@@ -58,19 +58,19 @@ def test_the_name_of_a_picture_is_a_picture(generate, prompts, tmp_path):
     assert prompts[-1].shape[1] > prompts[0].shape[1]
 
 
-@pytest.mark.parametrize(
-    ("images", "reason"),
-    [
+def test_what_is_no_picture_is_refused(generate, subtests):
+    for images, reason in [
         ("a red boat", "no file 'a red boat'"),
         (["https://example.org/a.png"], 'is an address.*ask with {"type": "image", "url"'),
         ([np.zeros((4, 4, 3))], "ndarray is neither text nor image"),
         ([["a.png"]], "list is neither text nor image"),
         (b"\x89PNG", "the image of 4 bytes is not an image of a supported type"),
-    ],
-)
-def test_what_is_no_picture_is_refused(generate, images, reason):
-    with pytest.raises(ValueError, match=f"input 0, .*{reason}"):
-        generate("What colour?", images=images, **NEW)
+    ]:
+        with (
+            subtests.test(images=f"{images!r:.60}", reason=reason),
+            pytest.raises(ValueError, match=f"input 0, .*{reason}"),
+        ):
+            generate("What colour?", images=images, **NEW)
 
 
 @pytest.mark.parametrize("name", ["image", "images"])
@@ -91,10 +91,13 @@ def test_a_dict_is_asked_of_generate(generate):
     assert [len(found) for found in several] == [2, 2]
 
 
-@pytest.mark.parametrize("option", ["output_scores", "output_logits", "output_attentions", "output_hidden_states"])
-def test_what_would_be_dropped_is_refused(generate, option):
-    with pytest.raises(ValueError, match=rf"{option}: only texts are returned here.*model\.generate"):
-        generate("What?", return_dict_in_generate=True, **{option: True}, **NEW)
+def test_what_would_be_dropped_is_refused(generate, subtests):
+    for option in ["output_scores", "output_logits", "output_attentions", "output_hidden_states"]:
+        with (
+            subtests.test(option=option),
+            pytest.raises(ValueError, match=rf"{option}: only texts are returned here.*model\.generate"),
+        ):
+            generate("What?", return_dict_in_generate=True, **{option: True}, **NEW)
 
 
 def test_a_text_stops_the_answer(generate, llava):
@@ -172,9 +175,8 @@ class DataFrame:
         return iter(["image", "text"])
 
 
-@pytest.mark.parametrize(
-    ("candidates", "reason"),
-    [
+def test_candidates_that_are_refused(retrieve, subtests):
+    for candidates, reason in [
         ("A cat.", "got a str"),
         (RED, "got a Image"),
         ({"text": ["A cat."]}, "got a dict"),
@@ -183,11 +185,12 @@ class DataFrame:
         ([], "no candidate"),
         (Dataset.from_dict({"text": ["a"], "year": [3]}), "candidate 0: a row with the columns text, year"),
         (Dataset.from_dict({"year": [3]}), "candidate 0, part 0: int is neither text nor image"),
-    ],
-)
-def test_candidates_that_are_refused(retrieve, candidates, reason):
-    with pytest.raises(ValueError, match=reason):
-        retrieve("A dog.", candidates)
+    ]:
+        with (
+            subtests.test(candidates=f"{candidates!r:.60}", reason=reason),
+            pytest.raises(ValueError, match=reason),
+        ):
+            retrieve("A dog.", candidates)
 
 
 def test_an_index_is_still_one(retrieve):

@@ -28,12 +28,13 @@ def test_an_error_leaves_the_modes_too(fresh_llava, monkeypatch):
     assert model.retrieval_head.training
 
 
-@pytest.mark.parametrize(("family", "is_exact"), [("llava", True), ("llava_onevision", False), ("paligemma", False)])
-def test_half_precision(family, is_exact):
-    model, processor = build_sugar(family)
-    check = check_prefix_embeddings(model.to(torch.bfloat16), processor)
-    assert check.is_exact is is_exact
-    assert check.deviation > 1e-4  # rounding, if nothing else
+def test_half_precision(subtests):
+    for family, is_exact in [("llava", True), ("llava_onevision", False), ("paligemma", False)]:
+        with subtests.test(family=family, is_exact=is_exact):
+            model, processor = build_sugar(family)
+            check = check_prefix_embeddings(model.to(torch.bfloat16), processor)
+            assert check.is_exact is is_exact
+            assert check.deviation > 1e-4  # rounding, if nothing else
 
 
 def test_adapters(fresh_llava):

@@ -56,28 +56,29 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_an_image_is_the_same_on_every_way(name, tmp_path):
-    data = GOOD[name]
-    path = tmp_path / "image.bin"  # what a file is called does not matter
-    path.write_bytes(data)
-    expected = np.asarray(load_image(data))
-    text = base64.b64encode(data).decode()
-    parts = [
-        path,
-        Image.open(path),
-        {"type": "image", "image": str(path)},
-        {"type": "image", "path": str(path)},
-        {"type": "image", "base64": text},
-        {"type": "image", "base64": f"data:image/png;base64,{text}"},
-        {"type": "image", "image": f"data:image/png;base64,{text}"},
-        {"type": "image", "url": f"data:image/png;base64,{text}"},
-        {"type": "image", "image": text},
-    ]
-    for part in parts:
-        image = loaded(part)
-        assert image.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(image), expected)
+def test_an_image_is_the_same_on_every_way(tmp_path, subtests):
+    for name in GOOD:
+        with subtests.test(name=f"{name!r:.60}"):
+            data = GOOD[name]
+            path = tmp_path / "image.bin"  # what a file is called does not matter
+            path.write_bytes(data)
+            expected = np.asarray(load_image(data))
+            text = base64.b64encode(data).decode()
+            parts = [
+                path,
+                Image.open(path),
+                {"type": "image", "image": str(path)},
+                {"type": "image", "path": str(path)},
+                {"type": "image", "base64": text},
+                {"type": "image", "base64": f"data:image/png;base64,{text}"},
+                {"type": "image", "image": f"data:image/png;base64,{text}"},
+                {"type": "image", "url": f"data:image/png;base64,{text}"},
+                {"type": "image", "image": text},
+            ]
+            for part in parts:
+                image = loaded(part)
+                assert image.mode == "RGB"
+                np.testing.assert_array_equal(np.asarray(image), expected)
 
 
 def test_what_the_kinds_become():
@@ -101,18 +102,25 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_the_same_is_refused_on_every_way(name, tmp_path):
-    data, reason = BAD[name]
-    path = tmp_path / "image.png"
-    path.write_bytes(data)
-    text = base64.b64encode(data).decode()
-    parts = [path, {"type": "image", "path": str(path)}, *([{"type": "image", "base64": text}] if text else [])]
-    for part in parts:
-        with pytest.raises(ValueError, match=rf"^sample 3, part 0: cannot use the image: .*{reason}.*\. Replace"):
-            loaded(part)
-    with pytest.raises(BadSampleError, match=reason):
-        load_image(data)
+def test_the_same_is_refused_on_every_way(tmp_path, subtests):
+    for name in BAD:
+        with subtests.test(name=f"{name!r:.60}"):
+            data, reason = BAD[name]
+            path = tmp_path / "image.png"
+            path.write_bytes(data)
+            text = base64.b64encode(data).decode()
+            parts = [
+                path,
+                {"type": "image", "path": str(path)},
+                *([{"type": "image", "base64": text}] if text else []),
+            ]
+            for part in parts:
+                with pytest.raises(
+                    ValueError, match=rf"^sample 3, part 0: cannot use the image: .*{reason}.*\. Replace"
+                ):
+                    loaded(part)
+            with pytest.raises(BadSampleError, match=reason):
+                load_image(data)
 
 
 def test_sources_that_are_refused(subtests):

@@ -145,9 +145,8 @@ def test_any_index_with_search_embeddings_and_documents_will_do(retrieve):
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
+def test_bad_calls(retrieve, subtests):
+    for arguments, options, message in [
         (("a",), {}, "nothing to search"),
         (("a", "b"), {}, "must be a list or an index, got a str"),
         (("a", []), {}, "no candidate to embed"),
@@ -155,11 +154,12 @@ def test_any_index_with_search_embeddings_and_documents_will_do(retrieve):
         ((["a", " "], ["b"]), {}, "input 1, part 0: the text is empty"),
         (([["a"], [" "]], ["b"]), {}, "query 1, part 0: the text is empty"),
         (("a", ["b"]), {"top_k": 0}, "at least one result"),
-    ],
-)
-def test_bad_calls(retrieve, arguments, options, message):
-    with pytest.raises(ValueError, match=message):
-        retrieve(*arguments, **options)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            retrieve(*arguments, **options)
 
 
 # --- generation

@@ -147,22 +147,23 @@ def test_placeholder_that_is_no_special_token_is_text_too():
 # --- chats
 
 
-@pytest.mark.parametrize("generation_prompt", [True, False])
-def test_usual_chats_are_tokenised_as_the_backbone_does(sugar, family, generation_prompt):
-    _, processor = sugar
-    chats = [
-        [user(image(RED), text("What is it?"))],
-        [user(text("Two dogs run?")), {"role": "assistant", "content": [text("Yes.")]}, user(text("Why?"))],
-        [{"role": "system", "content": [text("Be nice.")]}, user(image(RED), image(BLUE), text("Which?"))],
-    ]
-    if family == "paligemma":  # its own processor refuses samples without images
-        del chats[1]
-    for chat in chats:
-        expected = processor.backbone_processor.apply_chat_template(
-            chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=generation_prompt
-        )
-        ids, _ = row(processor([chat], add_generation_prompt=generation_prompt))
-        assert torch.equal(ids, expected["input_ids"][0])
+def test_usual_chats_are_tokenised_as_the_backbone_does(sugar, family, subtests):
+    for generation_prompt in [True, False]:
+        with subtests.test(generation_prompt=generation_prompt):
+            _, processor = sugar
+            chats = [
+                [user(image(RED), text("What is it?"))],
+                [user(text("Two dogs run?")), {"role": "assistant", "content": [text("Yes.")]}, user(text("Why?"))],
+                [{"role": "system", "content": [text("Be nice.")]}, user(image(RED), image(BLUE), text("Which?"))],
+            ]
+            if family == "paligemma":  # its own processor refuses samples without images
+                del chats[1]
+            for chat in chats:
+                expected = processor.backbone_processor.apply_chat_template(
+                    chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=generation_prompt
+                )
+                ids, _ = row(processor([chat], add_generation_prompt=generation_prompt))
+                assert torch.equal(ids, expected["input_ids"][0])
 
 
 def test_order_within_a_message_is_kept(sugar):

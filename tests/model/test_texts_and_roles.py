@@ -59,22 +59,30 @@ def doors(llava):
 DOORS = ["processor", "slices", "encode", "generation", "retrieval", "candidates", "answer", "answers", "find", "chat"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_half_of_a_surrogate_pair(doors, door):
-    for sample in ([HALF], [picture(0), HALF], [{"type": "text", "text": "\udfff"}], user(HALF), user(["a", HALF])):
-        with pytest.raises(ValueError, match=r"part [01]: the text is not valid Unicode") as caught:
-            doors[door](sample)
-        assert not isinstance(caught.value, UnicodeError)
+def test_half_of_a_surrogate_pair(doors, subtests):
+    for door in DOORS:
+        with subtests.test(door=f"{door!r:.60}"):
+            for sample in (
+                [HALF],
+                [picture(0), HALF],
+                [{"type": "text", "text": "\udfff"}],
+                user(HALF),
+                user(["a", HALF]),
+            ):
+                with pytest.raises(ValueError, match=r"part [01]: the text is not valid Unicode") as caught:
+                    doors[door](sample)
+                assert not isinstance(caught.value, UnicodeError)
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("role", EVIL)
-def test_a_role_that_is_no_name(doors, door, role):
-    if role and door not in ("answer", "answers", "chat"):  # whose last turn has to be the user's
-        with pytest.raises(ValueError, match=r"message 0: .* is no name of a role\. Use user"):
-            doors[door](user("a cat", role))
-    with pytest.raises(ValueError, match=r"message 0: .* is no name of a role"):
-        doors[door]([*user("a cat", role), *user("What?")])
+def test_a_role_that_is_no_name(doors, subtests):
+    for role in EVIL:
+        for door in DOORS:
+            with subtests.test(door=f"{door!r:.60}", role=f"{role!r:.60}"):
+                if role and door not in ("answer", "answers", "chat"):  # whose last turn has to be the user's
+                    with pytest.raises(ValueError, match=r"message 0: .* is no name of a role\. Use user"):
+                        doors[door](user("a cat", role))
+                with pytest.raises(ValueError, match=r"message 0: .* is no name of a role"):
+                    doors[door]([*user("a cat", role), *user("What?")])
 
 
 def test_a_role_adds_no_control_token(subtests):

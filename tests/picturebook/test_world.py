@@ -45,12 +45,13 @@ def test_large_is_larger_than_small():
     assert ink("large") > 1.5 * ink("small")
 
 
-@pytest.mark.parametrize("split", picturebook.SPLITS)
-def test_scenes_keep_to_their_split(split):
-    rng = random.Random(1)
-    for _ in range(100):
-        found = scenes.splits_of(scenes.random_scene(rng, split))
-        assert found == {"train"} if split == "train" else split in found
+def test_scenes_keep_to_their_split(subtests):
+    for split in picturebook.SPLITS:
+        with subtests.test(split=f"{split!r:.60}"):
+            rng = random.Random(1)
+            for _ in range(100):
+                found = scenes.splits_of(scenes.random_scene(rng, split))
+                assert found == {"train"} if split == "train" else split in found
 
 
 def test_a_tenth_of_the_combinations_is_held_out_for_test():
@@ -109,14 +110,15 @@ def test_processes_name_their_order():
     assert [words.split(",")[0] for words in story.sentences] == ["first", "then", "next", "at last"]
 
 
-@pytest.mark.parametrize("kind", picturebook.KINDS)
-def test_rows_are_in_the_common_schema(kind):
-    for row in picturebook.load("test", kind=kind, size=6):
-        validate_row(row)
-        assert to_sample(row)
-        assert row["kind"] == kind
-        answers = sum(message["role"] == "assistant" for message in row["messages"])
-        assert len(row["question_kinds"]) == (answers if kind == "question" else 0)
+def test_rows_are_in_the_common_schema(subtests):
+    for kind in picturebook.KINDS:
+        with subtests.test(kind=f"{kind!r:.60}"):
+            for row in picturebook.load("test", kind=kind, size=6):
+                validate_row(row)
+                assert to_sample(row)
+                assert row["kind"] == kind
+                answers = sum(message["role"] == "assistant" for message in row["messages"])
+                assert len(row["question_kinds"]) == (answers if kind == "question" else 0)
 
 
 def test_load_is_deterministic_and_seeds_differ():

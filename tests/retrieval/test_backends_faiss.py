@@ -49,15 +49,16 @@ def recall(found, truth):
     return np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth, strict=True)])
 
 
-@pytest.mark.parametrize("name", CODECS[:3])
-@pytest.mark.parametrize("queries", [QUERIES, QUERIES[:1]])
-def test_flat_search_is_exact_over_the_codes(name, queries):
-    backend, codec = make(name)
-    scores, rows = backend.search(queries, 10, row_count=COUNT)
-    expected, best = brute_force(codec, 10, queries=queries)
-    assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
-    assert np.array_equal(rows, best)
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+def test_flat_search_is_exact_over_the_codes(subtests):
+    for queries in [QUERIES, QUERIES[:1]]:
+        for name in CODECS[:3]:
+            with subtests.test(name=f"{name!r:.60}", queries=f"{queries!r:.60}"):
+                backend, codec = make(name)
+                scores, rows = backend.search(queries, 10, row_count=COUNT)
+                expected, best = brute_force(codec, 10, queries=queries)
+                assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+                assert np.array_equal(rows, best)
+                np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_stored_vectors_find_what_the_vectors_themselves_do(subtests):
@@ -102,60 +103,63 @@ def test_binary_scores_by_int8_codes_or_by_equal_signs():
     assert recall(few.search(QUERIES, 5, row_count=COUNT)[1], truth) > recall(rows, truth) + 0.2
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS)
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.004])
-def test_allowed_rows(name, options, share):
+def test_allowed_rows(subtests):
     """Recall does not fall with the share of the rows that are allowed; at 0.9 the graph is searched, then no more."""
-    backend, codec = make(name, options)
-    allowed = np.random.default_rng(2).random(COUNT) < share
-    _, rows = backend.search(QUERIES, 5, row_count=COUNT, allowed=allowed)
-    assert allowed[rows[rows >= 0]].all()
-    assert rows.shape == (len(QUERIES), 5)
-    exact = brute_force(codec, min(5, allowed.sum()), allowed)[1]
-    if name == "binary":
-        assert recall(rows, exact) >= 0.9
-    elif options is GRAPH and share == 0.9:
-        assert 0.85 <= recall(rows, exact) < 1
-    else:
-        assert np.array_equal(rows[:, : exact.shape[1]], exact)
+    for share in [0.9, 0.5, 0.1, 0.004]:
+        for name, options in KINDS:
+            with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}", share=share):
+                backend, codec = make(name, options)
+                allowed = np.random.default_rng(2).random(COUNT) < share
+                _, rows = backend.search(QUERIES, 5, row_count=COUNT, allowed=allowed)
+                assert allowed[rows[rows >= 0]].all()
+                assert rows.shape == (len(QUERIES), 5)
+                exact = brute_force(codec, min(5, allowed.sum()), allowed)[1]
+                if name == "binary":
+                    assert recall(rows, exact) >= 0.9
+                elif options is GRAPH and share == 0.9:
+                    assert 0.85 <= recall(rows, exact) < 1
+                else:
+                    assert np.array_equal(rows[:, : exact.shape[1]], exact)
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS)
-def test_fewer_rows_than_asked_for(name, options):
-    backend, codec = make(name, options)
-    allowed = np.zeros(COUNT, dtype=bool)
-    allowed[[3, 700, 1499]] = True
-    scores, rows = backend.search(QUERIES, 6, row_count=COUNT, allowed=allowed)
-    assert np.array_equal(rows[:, :3], brute_force(codec, 3, allowed)[1])
-    assert (rows[:, 3:] == -1).all()
-    assert np.isneginf(scores[:, 3:]).all()
-    for nothing in (
-        backend.search(QUERIES, 2, row_count=COUNT, allowed=np.zeros(COUNT, dtype=bool)),
-        backend.search(QUERIES, 2, row_count=0),
-        make(name, options, vectors=VECTORS[:0])[0].search(QUERIES, 2, row_count=0),
-    ):
-        assert (nothing[1] == -1).all()
-        assert nothing[1].shape == (len(QUERIES), 2)
-    assert backend.search(QUERIES[:0], 2, row_count=COUNT)[1].shape == (0, 2)
+def test_fewer_rows_than_asked_for(subtests):
+    for name, options in KINDS:
+        with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}"):
+            backend, codec = make(name, options)
+            allowed = np.zeros(COUNT, dtype=bool)
+            allowed[[3, 700, 1499]] = True
+            scores, rows = backend.search(QUERIES, 6, row_count=COUNT, allowed=allowed)
+            assert np.array_equal(rows[:, :3], brute_force(codec, 3, allowed)[1])
+            assert (rows[:, 3:] == -1).all()
+            assert np.isneginf(scores[:, 3:]).all()
+            for nothing in (
+                backend.search(QUERIES, 2, row_count=COUNT, allowed=np.zeros(COUNT, dtype=bool)),
+                backend.search(QUERIES, 2, row_count=0),
+                make(name, options, vectors=VECTORS[:0])[0].search(QUERIES, 2, row_count=0),
+            ):
+                assert (nothing[1] == -1).all()
+                assert nothing[1].shape == (len(QUERIES), 2)
+            assert backend.search(QUERIES[:0], 2, row_count=COUNT)[1].shape == (0, 2)
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS)
-def test_rows_of_an_unfinished_write_do_not_exist(name, options):
-    backend, codec = make(name, options)
-    _, rows = backend.search(QUERIES, 5, row_count=1001)
-    assert rows.max() <= 1000
-    excluded = np.array([0, 5, 6, 1000])
-    _, rows = backend.search(QUERIES, 5, row_count=1001, excluded=excluded)
-    assert not np.isin(rows, excluded).any()
-    # the rest of them dropped, other rows take their numbers
-    backend.trim(1001)
-    assert len(backend) == 1001
-    backend.trim(2000)
-    other = unit(300, seed=9)
-    backend.add(rows_of(codec, other, first=1001))
-    _, rows = backend.search(QUERIES, 5, row_count=1301)
-    truth = brute_force(codec, 5, vectors=np.concatenate([VECTORS[:1001], other]))[1]
-    assert recall(rows, truth) >= (0.85 if options is GRAPH else 0.9 if name == "binary" else 1.0)
+def test_rows_of_an_unfinished_write_do_not_exist(subtests):
+    for name, options in KINDS:
+        with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}"):
+            backend, codec = make(name, options)
+            _, rows = backend.search(QUERIES, 5, row_count=1001)
+            assert rows.max() <= 1000
+            excluded = np.array([0, 5, 6, 1000])
+            _, rows = backend.search(QUERIES, 5, row_count=1001, excluded=excluded)
+            assert not np.isin(rows, excluded).any()
+            # the rest of them dropped, other rows take their numbers
+            backend.trim(1001)
+            assert len(backend) == 1001
+            backend.trim(2000)
+            other = unit(300, seed=9)
+            backend.add(rows_of(codec, other, first=1001))
+            _, rows = backend.search(QUERIES, 5, row_count=1301)
+            truth = brute_force(codec, 5, vectors=np.concatenate([VECTORS[:1001], other]))[1]
+            assert recall(rows, truth) >= (0.85 if options is GRAPH else 0.9 if name == "binary" else 1.0)
 
 
 @pytest.mark.parametrize("name", CODECS[:3])

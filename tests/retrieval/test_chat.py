@@ -108,21 +108,19 @@ def test_nothing_found_is_said(llava):
     assert reply["content"] == [{"type": "text", "text": "Nothing was found."}]
 
 
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
+def test_what_is_refused(chat, subtests):
+    for messages, message in [
         ("Find it.", "messages has to be a list"),
         ([], "messages has to be a list"),
         ([user("a"), {"role": "assistant", "content": "b"}], "ends with the turn of assistant"),
         ([user("a", task="sing")], "task 'sing' is none of retrieve, generate, answer"),
         ([user(" ")], "the text is empty"),
-    ],
-)
-def test_what_is_refused(chat, messages, message):
-    with pytest.raises(ValueError, match=message):
-        chat(messages)
-    with pytest.raises(ValueError, match="query='all'"):
-        SugarChat(chat.rag.model, chat.rag.processor, DOCUMENTS, query="all")
+    ]:
+        with subtests.test(message=message):
+            with pytest.raises(ValueError, match=message):
+                chat(messages)
+            with pytest.raises(ValueError, match="query='all'"):
+                SugarChat(chat.rag.model, chat.rag.processor, DOCUMENTS, query="all")
 
 
 def test_pipeline(llava, chat):

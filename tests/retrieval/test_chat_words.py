@@ -165,29 +165,31 @@ def test_a_saved_chat_goes_on(chat, tmp_path):
     assert processor([query])["input_ids"].tolist() == processor([talk])["input_ids"].tolist()
 
 
-@pytest.mark.parametrize(
-    ("chat_", "reason"),
-    [
+def test_what_cannot_be_saved(subtests):
+    for chat_, reason in [
         ("Find it.", "messages has to be a list"),
         ([user(object())], "JSON does not know"),
         ([user(Image.new("F", (4, 4)))], "mode 'F'"),
-    ],
-)
-def test_what_cannot_be_saved(chat_, reason):
-    with pytest.raises(ValueError, match=reason):
-        chat_to_json(chat_)
+    ]:
+        with subtests.test(chat_=f"{chat_!r:.60}", reason=reason), pytest.raises(ValueError, match=reason):
+            chat_to_json(chat_)
 
 
 TALK = [{"role": "user", "content": "Find a boat."}]
 
 
-@pytest.mark.parametrize(
-    "saved", [TALK, {"messages": TALK}, {"query": TALK}, [{"generated_text": TALK}], {"query": {"messages": TALK}}]
-)
-def test_forms_in_which_chats_are_saved(saved, tmp_path):
-    (tmp_path / "chat.json").write_text(json.dumps(saved))
-    [query], is_stream = read_queries(None, tmp_path / "chat.json")
-    assert (query, is_stream) == (TALK, False)
+def test_forms_in_which_chats_are_saved(tmp_path, subtests):
+    for saved in [
+        TALK,
+        {"messages": TALK},
+        {"query": TALK},
+        [{"generated_text": TALK}],
+        {"query": {"messages": TALK}},
+    ]:
+        with subtests.test(saved=f"{saved!r:.60}"):
+            (tmp_path / "chat.json").write_text(json.dumps(saved))
+            [query], is_stream = read_queries(None, tmp_path / "chat.json")
+            assert (query, is_stream) == (TALK, False)
 
 
 DAMAGED = {
@@ -206,14 +208,15 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_chats(name, tmp_path):
-    data, reason = DAMAGED[name]
-    file = tmp_path / "chat.json"
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match=f"chat.json.*{reason}") as caught:
-        read_queries(None, file)
-    assert not isinstance(caught.value, UnicodeError)
+def test_damaged_chats(tmp_path, subtests):
+    for name in DAMAGED:
+        with subtests.test(name=f"{name!r:.60}"):
+            data, reason = DAMAGED[name]
+            file = tmp_path / "chat.json"
+            file.write_bytes(data)
+            with pytest.raises(ValueError, match=f"chat.json.*{reason}") as caught:
+                read_queries(None, file)
+            assert not isinstance(caught.value, UnicodeError)
 
 
 def test_lines_end_where_lines_of_json_do(tmp_path):

@@ -37,9 +37,8 @@ def flat(loaded):
 RED = ((6, 4), (255, 0, 0))
 
 
-@pytest.mark.parametrize(
-    "sample",
-    [
+def test_every_form_of_a_sample_is_the_same_document(photo, subtests):
+    for sample in [
         lambda photo: ["a", photo, "b"],
         lambda photo: ("a", Image.open(photo), "b"),
         lambda photo: ["a", photo.read_bytes(), "b"],
@@ -48,16 +47,15 @@ RED = ((6, 4), (255, 0, 0))
         lambda photo: [{"type": "text", "text": "a"}, {"type": "image", "image": photo}, "b"],
         lambda photo: ["a", {"type": "image", "path": str(photo)}, "b"],
         lambda photo: ["a", {"type": "image", "base64": base64.b64encode(photo.read_bytes()).decode()}, "b"],
-    ],
-)
-def test_every_form_of_a_sample_is_the_same_document(photo, sample):
-    document = as_document(sample(photo), 3, prefix="doc-")
-    assert document.id == "doc-3"
-    assert flat(document.load()) == ["a", RED, "b"]
-    assert document.size == (1, 2)
-    back = Document.from_row(document.to_row())
-    assert flat(back.load()) == ["a", RED, "b"]
-    assert back.digest == document.digest == document.to_row()["digest"]
+    ]:
+        with subtests.test(sample=f"{sample!r:.60}"):
+            document = as_document(sample(photo), 3, prefix="doc-")
+            assert document.id == "doc-3"
+            assert flat(document.load()) == ["a", RED, "b"]
+            assert document.size == (1, 2)
+            back = Document.from_row(document.to_row())
+            assert flat(back.load()) == ["a", RED, "b"]
+            assert back.digest == document.digest == document.to_row()["digest"]
 
 
 def test_a_text_an_image_a_path_alone(photo):
@@ -173,8 +171,8 @@ BAD_SAMPLES = {
 
 
 def test_bad_samples(subtests):
-    for sample, message in BAD_SAMPLES.values():
-        with subtests.test(message=message):
+    for name, (sample, message) in BAD_SAMPLES.items():
+        with subtests.test(name=name):
             with pytest.raises(BadSampleError, match=message) as caught:
                 as_document({"id": "mine", "messages" if message.startswith("messages") else "document": sample}, 0)
             assert "sample 'mine'" in str(caught.value)
@@ -203,8 +201,8 @@ BAD_ITEMS = {
 
 
 def test_bad_items(subtests):
-    for item, message in BAD_ITEMS.values():
-        with subtests.test(message=message):
+    for name, (item, message) in BAD_ITEMS.items():
+        with subtests.test(name=name):
             with pytest.raises(BadSampleError, match=message) as caught:
                 as_document(item, 17)
             assert "row 17" in str(caught.value)
@@ -332,32 +330,30 @@ def test_other_names_of_columns(tmp_path):
         list(read_documents(tmp_path / "x.jsonl", id_field="name"))
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        ("../secret.png", "outside the image root"),
-        ("/etc/passwd", "outside the image root"),
-        ("http://127.0.0.1/a.png", "is a URL"),
-        ("none.png", "no file"),
-    ],
-)
-@pytest.mark.parametrize("form", ["image", "document", "messages"])
-def test_no_row_leads_out_of_the_image_root(tmp_path, image, message, form):
+def test_no_row_leads_out_of_the_image_root(tmp_path, subtests):
     folder = tmp_path / "data"
     folder.mkdir()
     (tmp_path / "secret.png").write_bytes(png())
-    part = {"type": "image", "image": image}
-    row = {
-        "image": {"image": image},
-        "document": {"document": ["a", part]},
-        "messages": {"messages": [{"role": "user", "content": [part]}]},
-    }[form]
-    file = write_lines(folder / "x.jsonl", [{"id": "ok", "text": "a"}, {"id": "bad", **row}])
-    with pytest.raises(BadSampleError, match=rf"x.jsonl:2 .*{message}"):
-        list(read_documents(file))
-    skipped = []
-    assert [document.id for document in read_documents(file, on_error="skip", skipped=skipped)] == ["ok"]
-    assert len(skipped) == 1
+    for form in ["image", "document", "messages"]:
+        for image, message in [
+            ("../secret.png", "outside the image root"),
+            ("/etc/passwd", "outside the image root"),
+            ("http://127.0.0.1/a.png", "is a URL"),
+            ("none.png", "no file"),
+        ]:
+            with subtests.test(image=image, message=message, form=form):
+                part = {"type": "image", "image": image}
+                row = {
+                    "image": {"image": image},
+                    "document": {"document": ["a", part]},
+                    "messages": {"messages": [{"role": "user", "content": [part]}]},
+                }[form]
+                file = write_lines(folder / "x.jsonl", [{"id": "ok", "text": "a"}, {"id": "bad", **row}])
+                with pytest.raises(BadSampleError, match=rf"x.jsonl:2 .*{message}"):
+                    list(read_documents(file))
+                skipped = []
+                assert [document.id for document in read_documents(file, on_error="skip", skipped=skipped)] == ["ok"]
+                assert len(skipped) == 1
 
 
 def test_broken_lines_are_named_or_skipped(tmp_path):

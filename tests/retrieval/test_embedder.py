@@ -50,11 +50,12 @@ def test_embeddings_are_the_pipelines(llava, vectors):
     np.testing.assert_allclose(vectors, pipe.encode(SAMPLES, batch_size=4), atol=1e-6)  # in other batches
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 6])
-def test_batches_and_order_do_not_matter(embedder, vectors, batch_size):
-    order = [3, 0, 5, 1, 4, 2]
-    found = embedder.encode([SAMPLES[i] for i in order], batch_size=batch_size)
-    np.testing.assert_allclose(found, vectors[order], atol=1e-5)
+def test_batches_and_order_do_not_matter(embedder, vectors, subtests):
+    for batch_size in [1, 2, 6]:
+        with subtests.test(batch_size=batch_size):
+            order = [3, 0, 5, 1, 4, 2]
+            found = embedder.encode([SAMPLES[i] for i in order], batch_size=batch_size)
+            np.testing.assert_allclose(found, vectors[order], atol=1e-5)
 
 
 def test_slices(embedder, vectors):
@@ -64,15 +65,16 @@ def test_slices(embedder, vectors):
     np.testing.assert_allclose(found[3][0], embedder.encode(["one"])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
-def test_documents_are_embedded_as_samples_are(family):
-    last = SugarEmbedder(*cached_sugar(family), batch_size=4)
-    every = SugarEmbedder(*cached_sugar(family), batch_size=4, positions="all")
-    wanted = last.encode_slices(SAMPLES)
-    found = zip(last.embed_documents(documents()), wanted, every.embed_documents(documents()), strict=True)
-    for row, whole, rows in found:
-        np.testing.assert_allclose(row, whole[-1:], atol=1e-5)
-        np.testing.assert_allclose(rows, whole, atol=1e-5)
+def test_documents_are_embedded_as_samples_are(subtests):
+    for family in ["llava", "qwen2_5_vl", "smolvlm"]:
+        with subtests.test(family=family):
+            last = SugarEmbedder(*cached_sugar(family), batch_size=4)
+            every = SugarEmbedder(*cached_sugar(family), batch_size=4, positions="all")
+            wanted = last.encode_slices(SAMPLES)
+            found = zip(last.embed_documents(documents()), wanted, every.embed_documents(documents()), strict=True)
+            for row, whole, rows in found:
+                np.testing.assert_allclose(row, whole[-1:], atol=1e-5)
+                np.testing.assert_allclose(rows, whole, atol=1e-5)
 
 
 def test_sentences_can_be_slices(llava):

@@ -193,9 +193,8 @@ def test_texts_of_documents_do_no_harm_in_a_terminal():
     assert shorten("abcdef", 6) == "abcdef"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_that_are_refused(llava, teacher, subtests):
+    for options, message in [
         ({"embeddings": "word"}, "embeddings='word': give one of slice, prefix"),
         ({"sigma": 0}, "sigma=0: give a positive number"),
         ({"sigma": math.nan}, "sigma=nan"),
@@ -203,11 +202,12 @@ def test_texts_of_documents_do_no_harm_in_a_terminal():
         ({"batch_size": 0}, "batch_size=0"),
         ({"truncate_dim": 99}, "truncate_dim=99"),
         ({"config": StructureLossConfig(centring=True)}, "centring=True needs block_means"),
-    ],
-)
-def test_options_that_are_refused(llava, teacher, options, message):
-    with pytest.raises(ValueError, match=message):
-        explain("a", "b", *llava, teacher=teacher, **options)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            explain("a", "b", *llava, teacher=teacher, **options)
 
 
 def test_samples_that_are_refused(llava):

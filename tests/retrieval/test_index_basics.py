@@ -220,9 +220,8 @@ def test_compact_gives_space_back_and_changes_nothing_else(index, embedder):
 # --- how it is made
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_options(tmp_path, subtests):
+    for options, message in [
         ({"dim": 0}, "dim=0"),
         ({}, "give an embedder"),
         ({"dim": 4, "backend": "x"}, "backend='x'"),
@@ -231,12 +230,11 @@ def test_compact_gives_space_back_and_changes_nothing_else(index, embedder):
         ({"dim": 4, "backend_options": {"speed": 1}}, "'speed'"),
         ({"dim": 4, "vectors": "binary", "backend_options": {"kind": "hnsw"}}, "binary"),
         ({"dim": 4, "vectors": "int8", "backend": "milvus"}, "Milvus takes vectors='float32'"),
-    ],
-)
-def test_bad_options(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        SugarIndex.create(tmp_path / "i", **options)
-    assert not (tmp_path / "i").exists()
+    ]:
+        with subtests.test(message=message):
+            with pytest.raises(ValueError, match=message):
+                SugarIndex.create(tmp_path / "i", **options)
+            assert not (tmp_path / "i").exists()
 
 
 def test_folders_that_are_taken(tmp_path, index, embedder):

@@ -107,9 +107,9 @@ def test_vectors_of_ones_own(tmp_path):
         index.add([make(9)])
 
 
-@pytest.mark.parametrize(
-    ("vectors", "error", "message"),
-    [
+def test_bad_vectors_are_refused(tmp_path, subtests):
+    index = SugarIndex.create(tmp_path / "i", dim=DIM)
+    for vectors, error, message in [
         (np.ones((2, 8), np.float32), IndexMismatchError, "'d0': expected vectors of 16 dimensions"),
         (2 * unit(2), ValueError, "'d0': its vector has the length 2"),
         (np.zeros((2, DIM), np.float32), ValueError, "length 0"),
@@ -118,13 +118,11 @@ def test_vectors_of_ones_own(tmp_path):
         ([unit(1), unit(2)], IndexMismatchError, "'d1': got 2 vectors"),
         (unit(1), ValueError, "'d1' has no vector"),
         (unit(3), ValueError, "more vectors than documents"),
-    ],
-)
-def test_bad_vectors_are_refused(tmp_path, vectors, error, message):
-    index = SugarIndex.create(tmp_path / "i", dim=DIM)
-    with pytest.raises(error, match=message):
-        index.add([make(0), make(1)], vectors)
-    assert len(index) == 0
+    ]:
+        with subtests.test(message=message):
+            with pytest.raises(error, match=message):
+                index.add([make(0), make(1)], vectors)
+            assert len(index) == 0
 
 
 @pytest.mark.parametrize("vectors", ["float16", "int8", "binary"])

@@ -222,19 +222,19 @@ def test_another_model_is_refused(index):
         SugarRag(*cached_sugar("qwen2_vl"), index)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_that_are_refused(llava, index, subtests):
+    for options, message in [
         ({"top_k": 0}, "top_k=0: give 1 or more"),
         ({"max_context_tokens": 0}, "max_context_tokens=0"),
         ({"cached_prompts": -1}, "cached_prompts=-1"),
         ({"query_form": "word"}, "query_form='word': give one of prompt, sample"),
         ({"template": "{question}"}, "template, text"),
-    ],
-)
-def test_options_that_are_refused(llava, index, options, message):
-    with pytest.raises(ValueError, match=message):
-        SugarRag(*llava, index, **options)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            SugarRag(*llava, index, **options)
 
 
 # ---- The pipeline ----

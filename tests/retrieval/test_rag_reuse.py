@@ -65,20 +65,23 @@ def ask(rag, question, **options):
     return answer, [token for call in streamer.calls[1:] for token in call]
 
 
-@pytest.mark.parametrize("kind", ["pictures", "words"])
-@pytest.mark.parametrize("family", BUILDERS)
-def test_greedy_answers_are_those_of_the_whole_prompt(family, kind):
-    question, processor = PICTURES if kind == "pictures" else WORDS, cached_sugar(family)[1]
-    options = {"template": QUESTION_FIRST, "query_form": "prompt"}
-    reused, tokens = ask(make(family, **options), question)
-    plain, expected = ask(make(family, reuse=False, **options), question)
-    assert [hit.id for hit in reused.hits] == [hit.id for hit in plain.hits]
-    assert [hit.used for hit in plain.hits] == [len(processor.slices(hit.document.load())) for hit in plain.hits]
-    assert tokens == expected
-    assert len(tokens) == 12
-    assert (reused.text, reused.prompt_tokens) == (plain.text, plain.prompt_tokens)
-    assert plain.reused_tokens == 0
-    assert (reused.reused_tokens > 0) == ((family, kind) not in WHOLE)
+def test_greedy_answers_are_those_of_the_whole_prompt(subtests):
+    for family in BUILDERS:
+        for kind in ["pictures", "words"]:
+            with subtests.test(kind=kind, family=f"{family!r:.60}"):
+                question, processor = PICTURES if kind == "pictures" else WORDS, cached_sugar(family)[1]
+                options = {"template": QUESTION_FIRST, "query_form": "prompt"}
+                reused, tokens = ask(make(family, **options), question)
+                plain, expected = ask(make(family, reuse=False, **options), question)
+                assert [hit.id for hit in reused.hits] == [hit.id for hit in plain.hits]
+                assert [hit.used for hit in plain.hits] == [
+                    len(processor.slices(hit.document.load())) for hit in plain.hits
+                ]
+                assert tokens == expected
+                assert len(tokens) == 12
+                assert (reused.text, reused.prompt_tokens) == (plain.text, plain.prompt_tokens)
+                assert plain.reused_tokens == 0
+                assert (reused.reused_tokens > 0) == ((family, kind) not in WHOLE)
 
 
 def test_the_check_knows_where_it_is_exact(subtests):
@@ -120,19 +123,20 @@ def test_all_of_the_question_is_reused_and_computed_once():
     assert lengths == [answer.prompt_tokens - begin, *[1] * 11]
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
-def test_documents_first_with_prompts_that_are_kept(family):
-    rag, plain = make(family, cached_prompts=2), make(family)
-    assert rag.template is KNOWLEDGE_VQA
-    reused = []
-    for question in (WORDS, WORDS, ["Where does the boat lie", picture(3)], WORDS):
-        found, tokens = ask(rag, question)
-        expected = ask(plain, question)
-        assert tokens == expected[1]
-        assert [hit.id for hit in found.hits] == [hit.id for hit in expected[0].hits]
-        reused.append(found.reused_tokens)
-    assert reused[0] == reused[1] == reused[3]
-    assert (reused[0] > 0) == ((family, "words") not in WHOLE)
+def test_documents_first_with_prompts_that_are_kept(subtests):
+    for family in ["llava", "qwen2_5_vl", "gemma3"]:
+        with subtests.test(family=family):
+            rag, plain = make(family, cached_prompts=2), make(family)
+            assert rag.template is KNOWLEDGE_VQA
+            reused = []
+            for question in (WORDS, WORDS, ["Where does the boat lie", picture(3)], WORDS):
+                found, tokens = ask(rag, question)
+                expected = ask(plain, question)
+                assert tokens == expected[1]
+                assert [hit.id for hit in found.hits] == [hit.id for hit in expected[0].hits]
+                reused.append(found.reused_tokens)
+            assert reused[0] == reused[1] == reused[3]
+            assert (reused[0] > 0) == ((family, "words") not in WHOLE)
 
 
 def test_what_is_kept_is_not_changed_by_what_follows():

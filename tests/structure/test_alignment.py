@@ -49,54 +49,59 @@ def random_distances(*shape: int, seed: int = 0) -> torch.Tensor:
     return 4 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 4), (3, 1), (2, 2), (3, 4), (5, 5)])
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
-def test_equals_the_sum_over_all_alignments(m, n, sigma, dtype):
-    distances = random_distances(m, n)
-    kappa = local_kernel(distances, sigma)
-    weights = [math.prod(float(kappa[cell]) for cell in path) for path in alignments(m, n)]
-    log_k = log_gak(distances.to(dtype), sigma)
-    assert log_k.dtype == dtype
-    assert float(log_k) == pytest.approx(math.log(sum(weights)), rel=tolerance(dtype), abs=tolerance(dtype))
+def test_equals_the_sum_over_all_alignments(subtests):
+    for sigma in [0.1, 0.5, 2.0]:
+        for m, n in [(1, 1), (1, 4), (3, 1), (2, 2), (3, 4), (5, 5)]:
+            for dtype in FLOATS:
+                with subtests.test(dtype=f"{dtype!r:.60}", m=m, n=n, sigma=sigma):
+                    distances = random_distances(m, n)
+                    kappa = local_kernel(distances, sigma)
+                    weights = [math.prod(float(kappa[cell]) for cell in path) for path in alignments(m, n)]
+                    log_k = log_gak(distances.to(dtype), sigma)
+                    assert log_k.dtype == dtype
+                    assert float(log_k) == pytest.approx(
+                        math.log(sum(weights)), rel=tolerance(dtype), abs=tolerance(dtype)
+                    )
 
-    visits = torch.zeros(m, n, dtype=torch.float64)
-    for path, weight in zip(alignments(m, n), weights, strict=True):
-        for cell in path:
-            visits[cell] += weight / sum(weights)
-    torch.testing.assert_close(
-        soft_alignment(distances.to(dtype), sigma).double(), visits, atol=tolerance(dtype), rtol=0
-    )
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("m", "n", "sigma"), [(7, 4, 0.3), (12, 15, 1.0), (20, 20, 0.1)])
-def test_soft_alignment_is_the_derivative_of_log_k(m, n, sigma, dtype):
-    distances = random_distances(m, n, seed=1)
-    log_kappa = local_kernel(distances, sigma).log().requires_grad_()
-    (expected,) = torch.autograd.grad(log_recursion(log_kappa), log_kappa)
-    visits = soft_alignment(distances.to(dtype), sigma).double()
-    torch.testing.assert_close(visits, expected, atol=tolerance(dtype), rtol=0)
-    assert float(visits[0, 0]) == pytest.approx(1, abs=1e-5)
-    assert float(visits[-1, -1]) == pytest.approx(1, abs=1e-5)
-    assert (visits.sum(0) > 1 - 1e-5).all()
-    assert (visits.sum(1) > 1 - 1e-5).all()
+                    visits = torch.zeros(m, n, dtype=torch.float64)
+                    for path, weight in zip(alignments(m, n), weights, strict=True):
+                        for cell in path:
+                            visits[cell] += weight / sum(weights)
+                    torch.testing.assert_close(
+                        soft_alignment(distances.to(dtype), sigma).double(), visits, atol=tolerance(dtype), rtol=0
+                    )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("length", [1, 2, 3, 16, 53, 64, 128, 256])
-@pytest.mark.parametrize("value", [0.0, 0.4, 4.0])
-def test_lengths_1_to_256_neither_overflow_nor_underflow(length, value, dtype):
-    sigma = 0.1**0.5
-    distances = torch.full((2, length, length), value, dtype=dtype)
-    exact = log_table(distances[0].double()[:, None, :, None] / (TWO_LOG_2 * sigma**2))[-1, 0, -1, 0]
-    log_k = log_gak(distances, sigma)
-    assert torch.isfinite(log_k).all()
-    torch.testing.assert_close(
-        log_k, exact.to(dtype).expand(2), rtol=2e-6 if dtype == torch.float32 else 1e-12, atol=1e-5
-    )
-    cosine = calibrated_cosine(log_k, length, length, sigma)
-    torch.testing.assert_close(cosine, torch.full_like(cosine, 1 - value / 2), atol=2e-5, rtol=0)
+def test_soft_alignment_is_the_derivative_of_log_k(subtests):
+    for m, n, sigma in [(7, 4, 0.3), (12, 15, 1.0), (20, 20, 0.1)]:
+        for dtype in FLOATS:
+            with subtests.test(dtype=f"{dtype!r:.60}", m=m, n=n, sigma=sigma):
+                distances = random_distances(m, n, seed=1)
+                log_kappa = local_kernel(distances, sigma).log().requires_grad_()
+                (expected,) = torch.autograd.grad(log_recursion(log_kappa), log_kappa)
+                visits = soft_alignment(distances.to(dtype), sigma).double()
+                torch.testing.assert_close(visits, expected, atol=tolerance(dtype), rtol=0)
+                assert float(visits[0, 0]) == pytest.approx(1, abs=1e-5)
+                assert float(visits[-1, -1]) == pytest.approx(1, abs=1e-5)
+                assert (visits.sum(0) > 1 - 1e-5).all()
+                assert (visits.sum(1) > 1 - 1e-5).all()
+
+
+def test_lengths_1_to_256_neither_overflow_nor_underflow(subtests):
+    for value in [0.0, 0.4, 4.0]:
+        for length in [1, 2, 3, 16, 53, 64, 128, 256]:
+            for dtype in FLOATS:
+                with subtests.test(dtype=f"{dtype!r:.60}", length=length, value=value):
+                    sigma = 0.1**0.5
+                    distances = torch.full((2, length, length), value, dtype=dtype)
+                    exact = log_table(distances[0].double()[:, None, :, None] / (TWO_LOG_2 * sigma**2))[-1, 0, -1, 0]
+                    log_k = log_gak(distances, sigma)
+                    assert torch.isfinite(log_k).all()
+                    torch.testing.assert_close(
+                        log_k, exact.to(dtype).expand(2), rtol=2e-6 if dtype == torch.float32 else 1e-12, atol=1e-5
+                    )
+                    cosine = calibrated_cosine(log_k, length, length, sigma)
+                    torch.testing.assert_close(cosine, torch.full_like(cosine, 1 - value / 2), atol=2e-5, rtol=0)
 
 
 def test_linear_space_could_not_hold_these_values():
@@ -106,20 +111,21 @@ def test_linear_space_could_not_hold_these_values():
     assert float(log_gak(distant, 0.1)) < math.log(torch.finfo(torch.float64).tiny)
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.3])
-def test_fallbacks_agree_with_the_log_recursion(sigma):
+def test_fallbacks_agree_with_the_log_recursion(subtests):
     """Sigma 0.3 stays in float32 or float64, 0.02 needs log space: also in one batch with easy pairs."""
-    distances = random_distances(3, 9, 11, seed=2)
-    distances[1] = 0
-    log_k = log_gak(distances.float(), sigma)
-    visits = soft_alignment(distances.float(), sigma)
-    for pair in range(3):
-        log_kappa = -distances[pair] / (2 * sigma**2)
-        log_kappa = (log_kappa - torch.log(2 - log_kappa.exp())).requires_grad_()
-        expected = log_recursion(log_kappa)
-        assert float(log_k[pair]) == pytest.approx(expected.item(), rel=1e-6)
-        (derivative,) = torch.autograd.grad(expected, log_kappa)
-        torch.testing.assert_close(visits[pair].double(), derivative, atol=2e-4, rtol=0)
+    for sigma in [0.02, 0.1, 0.3]:
+        with subtests.test(sigma=sigma):
+            distances = random_distances(3, 9, 11, seed=2)
+            distances[1] = 0
+            log_k = log_gak(distances.float(), sigma)
+            visits = soft_alignment(distances.float(), sigma)
+            for pair in range(3):
+                log_kappa = -distances[pair] / (2 * sigma**2)
+                log_kappa = (log_kappa - torch.log(2 - log_kappa.exp())).requires_grad_()
+                expected = log_recursion(log_kappa)
+                assert float(log_k[pair]) == pytest.approx(expected.item(), rel=1e-6)
+                (derivative,) = torch.autograd.grad(expected, log_kappa)
+                torch.testing.assert_close(visits[pair].double(), derivative, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -209,21 +215,22 @@ def test_tslearn_gak(shape, sigma, length, dtype):
     assert ours == pytest.approx(float(gak(x, y, sigma=sigma)), rel=1e-8)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("max_cells", [None, 1, 500])
-def test_tslearn_cdist_gak_with_variable_lengths(dtype, max_cells):
-    generator = torch.Generator().manual_seed(0)
-    sequences = torch.randn(9, 6, 4, generator=generator, dtype=torch.float64)
-    lengths = torch.tensor([6, 1, 2, 6, 5, 3, 4, 6, 2])
-    ragged = [sequences[i, :length].numpy() for i, length in enumerate(lengths)]
-    reference = cdist_gak([series.tolist() for series in ragged], sigma=1.5)
-    ours = gak_matrix(sequences.to(dtype), 1.5, lengths, max_cells=max_cells)
-    assert ours.dtype == dtype
-    torch.testing.assert_close(
-        ours.double(), torch.from_numpy(reference), atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0
-    )
-    assert torch.equal(ours, ours.T)
-    assert torch.equal(ours.diagonal(), torch.ones(9, dtype=dtype))
+def test_tslearn_cdist_gak_with_variable_lengths(subtests):
+    for max_cells in [None, 1, 500]:
+        for dtype in FLOATS:
+            with subtests.test(dtype=f"{dtype!r:.60}", max_cells=max_cells):
+                generator = torch.Generator().manual_seed(0)
+                sequences = torch.randn(9, 6, 4, generator=generator, dtype=torch.float64)
+                lengths = torch.tensor([6, 1, 2, 6, 5, 3, 4, 6, 2])
+                ragged = [sequences[i, :length].numpy() for i, length in enumerate(lengths)]
+                reference = cdist_gak([series.tolist() for series in ragged], sigma=1.5)
+                ours = gak_matrix(sequences.to(dtype), 1.5, lengths, max_cells=max_cells)
+                assert ours.dtype == dtype
+                torch.testing.assert_close(
+                    ours.double(), torch.from_numpy(reference), atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0
+                )
+                assert torch.equal(ours, ours.T)
+                assert torch.equal(ours.diagonal(), torch.ones(9, dtype=dtype))
 
 
 def test_normalised_kernel_is_positive_semidefinite_for_one_space():

@@ -94,28 +94,29 @@ def label_by_definition(features, one, other, config) -> float:
     return min(1.0, math.exp(float(log_gak(2 - 2 * cosine, sigma)) - norm))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"delta": 0.7, "same_sample": "one"},
-        {"single_slice": "kernel", "teachers": "clip"},
-        {"centring": True, "block_means": MEANS},
-        {"centring": True, "block_means": MEANS, "teachers": "clip", "delta": 0.5},
-        {"centring": False, "block_means": MEANS},
-    ],
-)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_values_by_definition(kernel, options):
-    features = random_features(4, 4)
-    ends = all_ends(features)
-    config = StructureLossConfig(label_kernel=kernel, **options)
-    expected = torch.tensor(
-        [[label_by_definition(features, tuple(a), tuple(b), config) for b in ends.tolist()] for a in ends.tolist()],
-        dtype=torch.float64,
-    )
-    labels = label_matrix(features, ends, config)
-    torch.testing.assert_close(labels, expected, atol=1e-9, rtol=0)
+def test_values_by_definition(subtests):
+    for kernel in KERNELS:
+        for options in [
+            {},
+            {"delta": 0.7, "same_sample": "one"},
+            {"single_slice": "kernel", "teachers": "clip"},
+            {"centring": True, "block_means": MEANS},
+            {"centring": True, "block_means": MEANS, "teachers": "clip", "delta": 0.5},
+            {"centring": False, "block_means": MEANS},
+        ]:
+            with subtests.test(options=f"{options!r:.60}", kernel=f"{kernel!r:.60}"):
+                features = random_features(4, 4)
+                ends = all_ends(features)
+                config = StructureLossConfig(label_kernel=kernel, **options)
+                expected = torch.tensor(
+                    [
+                        [label_by_definition(features, tuple(a), tuple(b), config) for b in ends.tolist()]
+                        for a in ends.tolist()
+                    ],
+                    dtype=torch.float64,
+                )
+                labels = label_matrix(features, ends, config)
+                torch.testing.assert_close(labels, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -152,67 +153,68 @@ def test_single_slices_have_their_cosine_as_label_without_the_special_case(kerne
         assert float(labels[one, other]) == pytest.approx(slice_cosine(features, (one, 0), (other, 0)), abs=1e-9)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_what_comes_after_a_prefix_does_not_change_its_labels(kernel):
-    features = random_features(5, 6)
-    other = random_features(5, 6, seed=1)
-    cut = torch.minimum(features.lengths, torch.tensor(3))
-    for name in ("clip", "dino", "text"):
-        getattr(features, name)[:, 3:] = 0.2  # whatever came later
-    before = SliceFeatures(features.clip, features.dino, features.text, features.is_image, cut)
-    ends = all_ends(before)
-    changed = random_features(5, 6)
-    for name in ("clip", "dino", "text", "is_image"):
-        getattr(changed, name)[:, 3:] = getattr(other, name)[:, 3:]
-    config = StructureLossConfig(label_kernel=kernel, delta=0.6)
-    torch.testing.assert_close(
-        label_matrix(before, ends, config), label_matrix(changed, ends, config), atol=1e-9, rtol=0
-    )
+def test_what_comes_after_a_prefix_does_not_change_its_labels(subtests):
+    for kernel in KERNELS:
+        with subtests.test(kernel=f"{kernel!r:.60}"):
+            features = random_features(5, 6)
+            other = random_features(5, 6, seed=1)
+            cut = torch.minimum(features.lengths, torch.tensor(3))
+            for name in ("clip", "dino", "text"):
+                getattr(features, name)[:, 3:] = 0.2  # whatever came later
+            before = SliceFeatures(features.clip, features.dino, features.text, features.is_image, cut)
+            ends = all_ends(before)
+            changed = random_features(5, 6)
+            for name in ("clip", "dino", "text", "is_image"):
+                getattr(changed, name)[:, 3:] = getattr(other, name)[:, 3:]
+            config = StructureLossConfig(label_kernel=kernel, delta=0.6)
+            torch.testing.assert_close(
+                label_matrix(before, ends, config), label_matrix(changed, ends, config), atol=1e-9, rtol=0
+            )
 
 
-@pytest.mark.parametrize(
-    "config", [*(StructureLossConfig(label_kernel=k) for k in KERNELS), StructureLossConfig.paper()]
-)
-def test_chunks_order_rows_and_batch_permutation(config):
-    features = random_features(7, 5)
-    ends = all_ends(features)
-    labels = label_matrix(features, ends, config)
-    for max_cells in (1, 1000, 10_000):
-        torch.testing.assert_close(
-            label_matrix(features, ends, config, max_cells=max_cells), labels, atol=1e-9, rtol=0
-        )
+def test_chunks_order_rows_and_batch_permutation(subtests):
+    for config in [*(StructureLossConfig(label_kernel=k) for k in KERNELS), StructureLossConfig.paper()]:
+        with subtests.test(config=f"{config!r:.60}"):
+            features = random_features(7, 5)
+            ends = all_ends(features)
+            labels = label_matrix(features, ends, config)
+            for max_cells in (1, 1000, 10_000):
+                torch.testing.assert_close(
+                    label_matrix(features, ends, config, max_cells=max_cells), labels, atol=1e-9, rtol=0
+                )
 
-    shuffle = torch.randperm(len(ends), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        label_matrix(features, ends[shuffle], config), labels[shuffle][:, shuffle], atol=1e-9, rtol=0
-    )
+            shuffle = torch.randperm(len(ends), generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(
+                label_matrix(features, ends[shuffle], config), labels[shuffle][:, shuffle], atol=1e-9, rtol=0
+            )
 
-    rows = shuffle[:6]
-    torch.testing.assert_close(
-        label_matrix(features, ends, config, row_ends=ends[rows]), labels[rows], atol=1e-9, rtol=0
-    )
+            rows = shuffle[:6]
+            torch.testing.assert_close(
+                label_matrix(features, ends, config, row_ends=ends[rows]), labels[rows], atol=1e-9, rtol=0
+            )
 
-    batch = torch.randperm(7, generator=torch.Generator().manual_seed(1))
-    permuted = SliceFeatures(
-        features.clip[batch],
-        features.dino[batch],
-        features.text[batch],
-        features.is_image[batch],
-        features.lengths[batch],
-    )
-    moved = torch.stack([torch.argsort(batch)[ends[:, 0]], ends[:, 1]], 1)
-    torch.testing.assert_close(label_matrix(permuted, moved, config), labels, atol=1e-9, rtol=0)
+            batch = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+            permuted = SliceFeatures(
+                features.clip[batch],
+                features.dino[batch],
+                features.text[batch],
+                features.is_image[batch],
+                features.lengths[batch],
+            )
+            moved = torch.stack([torch.argsort(batch)[ends[:, 0]], ends[:, 1]], 1)
+            torch.testing.assert_close(label_matrix(permuted, moved, config), labels, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_low_precision_features_give_float32_labels(kernel, dtype):
-    features = random_features().to(dtype=dtype)
-    ends = all_ends(features)
-    config = StructureLossConfig(label_kernel=kernel)
-    labels = label_matrix(features, ends, config)
-    assert labels.dtype == torch.float32
-    torch.testing.assert_close(labels, label_matrix(features.to(dtype=torch.float32), ends, config))
+def test_low_precision_features_give_float32_labels(subtests):
+    for dtype in [torch.float32, torch.float16, torch.bfloat16]:
+        for kernel in KERNELS:
+            with subtests.test(kernel=f"{kernel!r:.60}", dtype=f"{dtype!r:.60}"):
+                features = random_features().to(dtype=dtype)
+                ends = all_ends(features)
+                config = StructureLossConfig(label_kernel=kernel)
+                labels = label_matrix(features, ends, config)
+                assert labels.dtype == torch.float32
+                torch.testing.assert_close(labels, label_matrix(features.to(dtype=torch.float32), ends, config))
 
 
 def test_long_and_unlike_samples_stay_finite(subtests):
@@ -252,17 +254,18 @@ def test_length_dominates_gak_and_not_calibrated():
     torch.testing.assert_close(calibrated, torch.ones(3, 3, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("teachers", ["triple", "clip"])
-@pytest.mark.parametrize("means", [None, MEANS])
-def test_triple_distance(teachers, means):
-    x, y = random_features(2, 3), random_features(3, 4)
-    distances = triple_distance(x, y, teachers, means)
-    assert distances.shape == (2, 3, 3, 4)
-    joint = random_features(3, 4)
-    same = triple_distance(joint, joint, teachers, means)
-    for a, b, i, j in itertools.product(range(3), range(3), range(4), range(4)):
-        expected = 2 - 2 * slice_cosine(joint, (a, i), (b, j), teachers, means)
-        assert float(same[a, b, i, j]) == pytest.approx(expected, abs=1e-9)
+def test_triple_distance(subtests):
+    for means in [None, MEANS]:
+        for teachers in ["triple", "clip"]:
+            with subtests.test(teachers=teachers, means=f"{means!r:.60}"):
+                x, y = random_features(2, 3), random_features(3, 4)
+                distances = triple_distance(x, y, teachers, means)
+                assert distances.shape == (2, 3, 3, 4)
+                joint = random_features(3, 4)
+                same = triple_distance(joint, joint, teachers, means)
+                for a, b, i, j in itertools.product(range(3), range(3), range(4), range(4)):
+                    expected = 2 - 2 * slice_cosine(joint, (a, i), (b, j), teachers, means)
+                    assert float(same[a, b, i, j]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_ends_that_do_not_exist(subtests):

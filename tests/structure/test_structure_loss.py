@@ -57,20 +57,21 @@ def test_kl_by_hand_and_zero_at_the_labels():
     assert float(structure_loss(EMBEDDINGS[:1], labels[:1, :1], config)) == 0
 
 
-@pytest.mark.parametrize("objective", ["mse", "infonce", "kl"])
-@pytest.mark.parametrize("reduction", ["mean", "paper"])
-@pytest.mark.parametrize("sizes", [[2, 2, 2], [1, 5], [3, 3]])
-def test_shares_of_parts_of_the_rows_add_up_to_the_whole(objective, reduction, sizes):
-    config = StructureLossConfig(objective=objective, reduction=reduction)
-    embeddings = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.rand(6, 6, generator=torch.Generator().manual_seed(1))
-    sample_ids = torch.tensor([0, 1, 1, 2, 2, 2])  # row 0 has no positive
-    whole = structure_loss(embeddings, labels, config, sample_ids=sample_ids)
-    parts = [
-        structure_loss(embeddings, labels[rows], config, sample_ids=sample_ids, rows=rows)
-        for rows in torch.arange(6).split(sizes)
-    ]
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+def test_shares_of_parts_of_the_rows_add_up_to_the_whole(subtests):
+    for sizes in [[2, 2, 2], [1, 5], [3, 3]]:
+        for reduction in ["mean", "paper"]:
+            for objective in ["mse", "infonce", "kl"]:
+                with subtests.test(objective=objective, reduction=reduction, sizes=f"{sizes!r:.60}"):
+                    config = StructureLossConfig(objective=objective, reduction=reduction)
+                    embeddings = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+                    labels = torch.rand(6, 6, generator=torch.Generator().manual_seed(1))
+                    sample_ids = torch.tensor([0, 1, 1, 2, 2, 2])  # row 0 has no positive
+                    whole = structure_loss(embeddings, labels, config, sample_ids=sample_ids)
+                    parts = [
+                        structure_loss(embeddings, labels[rows], config, sample_ids=sample_ids, rows=rows)
+                        for rows in torch.arange(6).split(sizes)
+                    ]
+                    torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
 @pytest.mark.parametrize("objective", ["mse", "infonce", "kl"])

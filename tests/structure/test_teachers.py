@@ -144,12 +144,13 @@ def test_vectors_are_those_of_the_models(teacher, checkpoints):
         assert columns[column][place] == pytest.approx(normalize(vector, dim=-1)[0].numpy(), abs=2e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_batches_do_not_matter(teacher, checkpoints, batch_size):
-    other = TripleTeacher.from_pretrained(**checkpoints, batch_size=batch_size, show_progress=False)
-    for one, two in zip(teacher.embed(SAMPLES), other.embed(SAMPLES), strict=True):
-        for column in ("teacher_clip", "teacher_dino", "teacher_text"):
-            assert one[column] == pytest.approx(two[column], abs=2e-3)
+def test_batches_do_not_matter(teacher, checkpoints, subtests):
+    for batch_size in [1, 2, 64]:
+        with subtests.test(batch_size=batch_size):
+            other = TripleTeacher.from_pretrained(**checkpoints, batch_size=batch_size, show_progress=False)
+            for one, two in zip(teacher.embed(SAMPLES), other.embed(SAMPLES), strict=True):
+                for column in ("teacher_clip", "teacher_dino", "teacher_text"):
+                    assert one[column] == pytest.approx(two[column], abs=2e-3)
 
 
 def test_bfloat16(checkpoints, teacher):
@@ -179,17 +180,17 @@ def test_short_texts_do_not_warn(teacher, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(
-    ("samples", "error", "message"),
-    [
+def test_bad_samples_are_named(teacher, subtests):
+    for samples, error, message in [
         ([["a cat"], []], ValueError, "Sample 1 has no slices"),
         ([["a cat", "  "]], ValueError, "Sample 0, slice 1 is an empty text"),
         ([["a cat", 3]], TypeError, "Sample 0, slice 1 is a int"),
-    ],
-)
-def test_bad_samples_are_named(teacher, samples, error, message):
-    with pytest.raises(error, match=message):
-        teacher.embed(samples)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(error, match=message),
+        ):
+            teacher.embed(samples)
 
 
 def text_slices(row: dict) -> list:

@@ -59,18 +59,27 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("mode", BY_HAND)
-@pytest.mark.parametrize("form", ["old", "new"])
-def test_pooling_is_that_of_the_folder(checkpoints, tmp_path, mode, form):
-    flag = "pooling_mode_lasttoken" if mode == "lasttoken" else f"pooling_mode_{mode}_token" + "s" * (mode != "cls")
-    config = {"pooling_mode": mode} if form == "new" else {**dict.fromkeys(pooling.FLAGS, False), flag: True}
-    names = as_sentence_encoder(checkpoints, tmp_path / "text", config, ("Transformer", "Pooling", "Normalize"))
-    found, teacher = vectors(names)
-    expected = [normalize(BY_HAND[mode](states(names, text)), dim=-1)[0].numpy() for text in TEXTS]
-    assert found == pytest.approx(np.stack(expected), abs=2e-3)
-    plain, cls = vectors(checkpoints)
-    assert (teacher.fingerprint == cls.fingerprint) == (mode == "cls")
-    assert np.allclose(found, plain, atol=2e-3) == (mode == "cls")
+def test_pooling_is_that_of_the_folder(checkpoints, tmp_path, subtests):
+    for form in ["old", "new"]:
+        for mode in BY_HAND:
+            with subtests.test(mode=mode, form=form):
+                flag = (
+                    "pooling_mode_lasttoken"
+                    if mode == "lasttoken"
+                    else f"pooling_mode_{mode}_token" + "s" * (mode != "cls")
+                )
+                config = (
+                    {"pooling_mode": mode} if form == "new" else {**dict.fromkeys(pooling.FLAGS, False), flag: True}
+                )
+                names = as_sentence_encoder(
+                    checkpoints, tmp_path / form / mode, config, ("Transformer", "Pooling", "Normalize")
+                )
+                found, teacher = vectors(names)
+                expected = [normalize(BY_HAND[mode](states(names, text)), dim=-1)[0].numpy() for text in TEXTS]
+                assert found == pytest.approx(np.stack(expected), abs=2e-3)
+                plain, cls = vectors(checkpoints)
+                assert (teacher.fingerprint == cls.fingerprint) == (mode == "cls")
+                assert np.allclose(found, plain, atol=2e-3) == (mode == "cls")
 
 
 def test_it_is_what_sentence_transformers_gives(checkpoints, tmp_path):

@@ -75,18 +75,19 @@ def linear_layers(model):
     return {name: type(module).__name__ for name, module in model.named_modules() if "Linear" in type(module).__name__}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_language_model_alone_is_quantised(family, models, script):
-    layers = linear_layers(load(script, models / family))
-    quantised = {name for name, kind in layers.items() if kind == "Linear4bit"}
-    assert len(quantised) == 2 * 7
-    assert all(".layers." in name and "vis" not in name for name in quantised)
-    assert {
-        "retrieval_head.pooled_to_hidden",
-        "retrieval_head.hidden_to_embedding",
-        "vlm.lm_head",
-    } <= layers.keys() - quantised
-    assert any("vis" in name for name in layers)
+def test_the_language_model_alone_is_quantised(models, script, subtests):
+    for family in FAMILIES:
+        with subtests.test(family=f"{family!r:.60}"):
+            layers = linear_layers(load(script, models / family))
+            quantised = {name for name, kind in layers.items() if kind == "Linear4bit"}
+            assert len(quantised) == 2 * 7
+            assert all(".layers." in name and "vis" not in name for name in quantised)
+            assert {
+                "retrieval_head.pooled_to_hidden",
+                "retrieval_head.hidden_to_embedding",
+                "vlm.lm_head",
+            } <= layers.keys() - quantised
+            assert any("vis" in name for name in layers)
 
 
 @pytest.mark.parametrize("skipped", [None, ["lm_head"]])

@@ -58,19 +58,20 @@ def test_value_and_gradient_are_the_naive_ones(weights):
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["mse", "infonce", "kl"])
-def test_shares_of_rows_add_up(objective):
-    embeddings, labels = embeddings_and_labels()
-    config = StructureLossConfig(objective=objective, matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS)
-    ids = torch.tensor([0, 0, 1, 1, 2, 3, 3])
-    whole = structure_loss(embeddings, labels, config, sample_ids=ids)
-    parts = [torch.tensor([4, 0, 2]), torch.tensor([1, 3, 5, 6])]
-    shares = [structure_loss(embeddings, labels[rows], config, sample_ids=ids, rows=rows) for rows in parts]
-    torch.testing.assert_close(sum(shares), whole)
-    plain = dataclasses.replace(config, matryoshka_dims=None, matryoshka_weights=None)
-    each = [structure_loss(embeddings[:, :size], labels, plain, sample_ids=ids) for size in DIMS]
-    expected = sum(weight * loss for weight, loss in zip(WEIGHTS, each, strict=True)) / sum(WEIGHTS)
-    torch.testing.assert_close(whole, expected)
+def test_shares_of_rows_add_up(subtests):
+    for objective in ["mse", "infonce", "kl"]:
+        with subtests.test(objective=objective):
+            embeddings, labels = embeddings_and_labels()
+            config = StructureLossConfig(objective=objective, matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS)
+            ids = torch.tensor([0, 0, 1, 1, 2, 3, 3])
+            whole = structure_loss(embeddings, labels, config, sample_ids=ids)
+            parts = [torch.tensor([4, 0, 2]), torch.tensor([1, 3, 5, 6])]
+            shares = [structure_loss(embeddings, labels[rows], config, sample_ids=ids, rows=rows) for rows in parts]
+            torch.testing.assert_close(sum(shares), whole)
+            plain = dataclasses.replace(config, matryoshka_dims=None, matryoshka_weights=None)
+            each = [structure_loss(embeddings[:, :size], labels, plain, sample_ids=ids) for size in DIMS]
+            expected = sum(weight * loss for weight, loss in zip(WEIGHTS, each, strict=True)) / sum(WEIGHTS)
+            torch.testing.assert_close(whole, expected)
 
 
 def test_the_term_of_a_step_has_the_naive_gradient():
@@ -137,22 +138,20 @@ def test_small_sizes_learn(tmp_path):
     assert errors[1] < 0.9 * errors[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_sizes(tmp_path, subtests):
+    for options, message in [
         ({"matryoshka_dims": [0, 8]}, "matryoshka_dims"),
         ({"matryoshka_dims": []}, "matryoshka_dims"),
         ({"matryoshka_dims": [8, 8]}, "different"),
         ({"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]}, "a weight for each"),
         ({"matryoshka_weights": [1.0]}, "a weight for each"),
         ({"matryoshka_dims": [8], "matryoshka_weights": [0.0]}, "positive"),
-    ],
-)
-def test_wrong_sizes(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        StructureLossConfig(**options)
-    with pytest.raises(ValueError, match=message):
-        make_arguments(tmp_path, **options)
+    ]:
+        with subtests.test(message=message):
+            with pytest.raises(ValueError, match=message):
+                StructureLossConfig(**options)
+            with pytest.raises(ValueError, match=message):
+                make_arguments(tmp_path, **options)
 
 
 def test_sizes_above_that_of_the_model(tmp_path):

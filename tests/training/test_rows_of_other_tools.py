@@ -34,23 +34,21 @@ def loss_of_the_schema(tmp_path_factory):
     return logged(trainer, "loss")
 
 
-@pytest.mark.parametrize(
-    ("form", "make", "kind"),
-    [
+def test_they_train_like_rows_of_the_schema(tmp_path, loss_of_the_schema, subtests):
+    for form, make, kind in [
         ("messages", make_trainer, list),
         ("prompt", make_trainer, Dataset),
         ("plain texts", make_trainer, list),
         ("messages", make_sft, Dataset),
         ("prompt", make_sft, Dataset),
-    ],
-)
-def test_they_train_like_rows_of_the_schema(tmp_path, loss_of_the_schema, form, make, kind):
-    rows = trl_rows(form)
-    if kind is Dataset:
-        rows = Dataset.from_list(rows).cast_column("images", List(Image()))
-    trainer = make(tmp_path, train_dataset=rows, **SETTINGS)
-    trainer.train()
-    assert logged(trainer, "loss") == pytest.approx(loss_of_the_schema, rel=1e-5)
+    ]:
+        with subtests.test(form=form, make=f"{make!r:.60}", kind=f"{kind!r:.60}"):
+            rows = trl_rows(form)
+            if kind is Dataset:
+                rows = Dataset.from_list(rows).cast_column("images", List(Image()))
+            trainer = make(tmp_path, train_dataset=rows, **SETTINGS)
+            trainer.train()
+            assert logged(trainer, "loss") == pytest.approx(loss_of_the_schema, rel=1e-5)
 
 
 def test_lengths_of_such_rows_are_estimated(tmp_path):

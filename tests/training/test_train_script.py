@@ -169,36 +169,31 @@ def test_bad_recipe_is_named(script, tmp_path, text, said):
         script.parse([write(tmp_path, text), "--use_cpu"])
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
+def test_bad_value_is_named(script, tmp_path, capsys, subtests):
+    for text, said in [
         ("lora: maybe", "--lora: .*maybe"),
         ("lora_r: many", "--lora_r.*: invalid int value: 'many'"),
         ("label_kernel: none", "--label_kernel.*: invalid choice: 'none'"),
         ("lora: true", "--dataset is missing"),
         ("dataset: a\nload_in_4bit: true", "--load_in_4bit without --lora"),
-    ],
-)
-def test_bad_value_is_named(script, tmp_path, capsys, text, said):
-    with pytest.raises(SystemExit):
-        script.parse([write(tmp_path, text), "--use_cpu", "--output_dir", str(tmp_path)])
-    assert re.search(said, capsys.readouterr().err)
+    ]:
+        with subtests.test(text=text, said=said):
+            with pytest.raises(SystemExit):
+                script.parse([write(tmp_path, text), "--use_cpu", "--output_dir", str(tmp_path)])
+            assert re.search(said, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    ("items", "said"),
-    [
+def test_bad_mix_is_named(script, subtests):
+    for items, said in [
         ("[]", "list is empty"),
         ("[{format: llava}]", "dataset 1: give `path"),
         ("[{path: a}, {path: b, root: c}]", r"dataset 2 \(b\): no such key: root. There are path, format"),
         ("[{path: a, size: 0}]", "size is a number of rows"),
         ("[{path: a, weight: -1}]", "weight is a positive number"),
         ("[{path: a, weight: 1}, {path: b}]", "either all data sets of a mix have a weight, or none"),
-    ],
-)
-def test_bad_mix_is_named(script, items, said):
-    with pytest.raises(SystemExit, match=said):
-        script.sources(items, script.ScriptArguments())
+    ]:
+        with subtests.test(items=items, said=said), pytest.raises(SystemExit, match=said):
+            script.sources(items, script.ScriptArguments())
 
 
 def test_mix(script, files):

@@ -8,9 +8,8 @@ from sugar_hf.structure import StructureLossConfig
 from sugar_hf.training import SugarTrainingArguments
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_values_are_refused_by_name(tmp_path, subtests):
+    for options, message in [
         ({"alpha": -0.1}, "alpha=-0.1: give 0 or more"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"alpha_warmup_ratio": 1.5}, "alpha_warmup_ratio=1.5"),
@@ -27,11 +26,12 @@ from sugar_hf.training import SugarTrainingArguments
         ({"truncation": "slice"}, "without max_length"),
         ({"alpha": 0.0, "head_warmup_steps": 5}, "alpha=0 gives no gradient"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not supported"),
-    ],
-)
-def test_wrong_values_are_refused_by_name(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_arguments(tmp_path, **options)
+    ]:
+        with (
+            subtests.test(message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            make_arguments(tmp_path, **options)
 
 
 @pytest.mark.parametrize(
