@@ -99,16 +99,17 @@ BROKEN = [
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(("format", "row", "field", "reason"), BROKEN)
-def test_fault_is_named(folder, small_limit, format, row, field, reason):
-    path = folder / "data.jsonl"
-    path.write_text("\n" + json.dumps(row) + "\n")
-    with pytest.raises(BadSampleError) as caught:
-        load_dataset_file(path, format)
-    error = caught.value
-    assert (error.file, error.line, error.row, error.field) == (str(path), 2, 0, field)
-    assert reason in str(error)
-    assert str(error).startswith(f"{path}:2 (row 0")
+def test_fault_is_named(folder, small_limit, subtests):
+    for format, row, field, reason in BROKEN:
+        with subtests.test(format=format, field=field, reason=reason):
+            path = folder / "data.jsonl"
+            path.write_text("\n" + json.dumps(row) + "\n")
+            with pytest.raises(BadSampleError) as caught:
+                load_dataset_file(path, format)
+            error = caught.value
+            assert (error.file, error.line, error.row, error.field) == (str(path), 2, 0, field)
+            assert reason in str(error)
+            assert str(error).startswith(f"{path}:2 (row 0")
 
 
 def test_skip_counts_names_and_lists(folder):

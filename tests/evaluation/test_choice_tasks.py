@@ -59,7 +59,7 @@ class Judge:
 def test_right_letters_score_full_and_wrong_ones_nothing(folders, subtests):
     for name in NAMES:
         for form in FORMS:
-            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+            with subtests.test(form=f"{form!r:.60}", name=name):
                 evaluator = load(name, folders[name, form])
                 generator = Saying(right)
                 result = evaluator(generator)

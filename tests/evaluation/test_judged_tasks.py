@@ -43,7 +43,7 @@ class Judge:
 def test_full_marks_score_full_and_none_nothing(folders, subtests):
     for name in NAMES:
         for form in FORMS:
-            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+            with subtests.test(form=f"{form!r:.60}", name=name):
                 generator = Saying(lambda sample: "an answer")
                 evaluator = load(name, folders[name, form], judge=Judge(lambda prompt, name=name: FULL[name]))
                 result = evaluator(generator)

@@ -33,7 +33,7 @@ def right(sample):
 def test_right_answers_score_full_and_wrong_ones_nothing(folders, subtests):
     for name in NAMES:
         for form in FORMS:
-            with subtests.test(form=f"{form!r:.60}", name=f"{name!r:.60}"):
+            with subtests.test(form=f"{form!r:.60}", name=name):
                 evaluator = load(name, folders[name, form])
                 answer = (
                     right
@@ -51,7 +51,7 @@ def test_right_answers_score_full_and_wrong_ones_nothing(folders, subtests):
 
 def test_both_forms_give_the_same_prompts(folders, subtests):
     for name in NAMES:
-        with subtests.test(name=f"{name!r:.60}"):
+        with subtests.test(name=name):
             asked = []
             for form in FORMS:
                 generator = Saying(words)

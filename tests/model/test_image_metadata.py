@@ -74,27 +74,30 @@ TIFF_FIELDS = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, of metadata
-@pytest.mark.parametrize("place", [33, -12])
-@pytest.mark.parametrize("name", PNG_CHUNKS)
-def test_png(name, place):
-    data = encode("PNG")
-    data = data[:place] + PNG_CHUNKS[name] + data[place:]
-    np.testing.assert_array_equal(np.asarray(read_image(data)), np.asarray(NOISE))
+def test_png(subtests):
+    for name in PNG_CHUNKS:
+        for place in [33, -12]:
+            with subtests.test(place=place, name=name):
+                data = encode("PNG")
+                data = data[:place] + PNG_CHUNKS[name] + data[place:]
+                np.testing.assert_array_equal(np.asarray(read_image(data)), np.asarray(NOISE))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", JPEG_SEGMENTS)
-def test_jpeg(name):
-    data = encode("JPEG")
-    found = read_image(data[:2] + JPEG_SEGMENTS[name] + data[2:])
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(data)))
+def test_jpeg(subtests):
+    for name in JPEG_SEGMENTS:
+        with subtests.test(name=name):
+            data = encode("JPEG")
+            found = read_image(data[:2] + JPEG_SEGMENTS[name] + data[2:])
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(data)))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", TIFF_FIELDS)
-def test_tiff(name, tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff_with(TIFF_FIELDS[name]))
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), np.asarray(NOISE))
+def test_tiff(tmp_path, subtests):
+    for name in TIFF_FIELDS:
+        with subtests.test(name=name):
+            (tmp_path / "a.tif").write_bytes(tiff_with(TIFF_FIELDS[name]))
+            np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), np.asarray(NOISE))
 
 
 def test_webp():

@@ -52,7 +52,7 @@ def recall(found, truth):
 def test_flat_search_is_exact_over_the_codes(subtests):
     for queries in [QUERIES, QUERIES[:1]]:
         for name in CODECS[:3]:
-            with subtests.test(name=f"{name!r:.60}", queries=f"{queries!r:.60}"):
+            with subtests.test(name=name, queries=f"{queries!r:.60}"):
                 backend, codec = make(name)
                 scores, rows = backend.search(queries, 10, row_count=COUNT)
                 expected, best = brute_force(codec, 10, queries=queries)
@@ -107,7 +107,7 @@ def test_allowed_rows(subtests):
     """Recall does not fall with the share of the rows that are allowed; at 0.9 the graph is searched, then no more."""
     for share in [0.9, 0.5, 0.1, 0.004]:
         for name, options in KINDS:
-            with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}", share=share):
+            with subtests.test(name=name, options=f"{options!r:.60}", share=share):
                 backend, codec = make(name, options)
                 allowed = np.random.default_rng(2).random(COUNT) < share
                 _, rows = backend.search(QUERIES, 5, row_count=COUNT, allowed=allowed)
@@ -124,7 +124,7 @@ def test_allowed_rows(subtests):
 
 def test_fewer_rows_than_asked_for(subtests):
     for name, options in KINDS:
-        with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}"):
+        with subtests.test(name=name, options=f"{options!r:.60}"):
             backend, codec = make(name, options)
             allowed = np.zeros(COUNT, dtype=bool)
             allowed[[3, 700, 1499]] = True
@@ -144,7 +144,7 @@ def test_fewer_rows_than_asked_for(subtests):
 
 def test_rows_of_an_unfinished_write_do_not_exist(subtests):
     for name, options in KINDS:
-        with subtests.test(name=f"{name!r:.60}", options=f"{options!r:.60}"):
+        with subtests.test(name=name, options=f"{options!r:.60}"):
             backend, codec = make(name, options)
             _, rows = backend.search(QUERIES, 5, row_count=1001)
             assert rows.max() <= 1000

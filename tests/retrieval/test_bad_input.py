@@ -79,18 +79,31 @@ def web():
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def places(embedder, built, web):
+    """Make places of their own, one for each case."""
+
+    @contextmanager
+    def new_place():
+        folder = Path(tempfile.mkdtemp())  # not tmp_path, into which only its owner may look
+        folder.chmod(0o755)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("no_proxy", "*")
+            place = Place(folder, built, embedder, monkeypatch)
+            place.on_error = "raise"
+            place.address, place.asked = web
+            place.other_process_writes = lambda: other_process_holds(place.index_folder / "LOCK")
+            yield place
+        shutil.rmtree(folder)
+        assert place.asked == [], "something was fetched"
+
+    return new_place
+
+
 @pytest.fixture
-def place(embedder, built, web, monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    folder = Path(tempfile.mkdtemp())  # not tmp_path, into which only its owner may look
-    folder.chmod(0o755)
-    place = Place(folder, built, embedder, monkeypatch)
-    place.on_error = "raise"
-    place.address, place.asked = web
-    place.other_process_writes = lambda: other_process_holds(place.index_folder / "LOCK")
-    yield place
-    shutil.rmtree(folder)
-    assert place.asked == [], "something was fetched"
+def place(places):
+    with places() as place:
+        yield place
 
 
 REFUSED = [case for case in CASES if case.error is not None]
@@ -101,9 +114,14 @@ def ids(index):
     return [document.id for document in index]
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
-def test_refused(case, place):
+def test_refused(places, subtests):
     """The error names sample and field, the index is as it was and can be written, and what is bad can be skipped."""
+    for case in REFUSED:
+        with subtests.test(case=case.name), places() as place:
+            check_refused(case, place)
+
+
+def check_refused(case, place):
     with pytest.raises(case.error, match=re.escape(case.says)) as caught:
         case.act(place)
     names = case.act.__code__.co_names
@@ -127,9 +145,10 @@ def test_refused(case, place):
     assert ids(place.index()) == ["one", "two", "good"]
 
 
-@pytest.mark.parametrize("case", USED, ids=lambda case: case.name)
-def test_used(case, place):
-    case.act(place)
+def test_used(places, subtests):
+    for case in USED:
+        with subtests.test(case=case.name), places() as place:
+            case.act(place)
 
 
 def test_the_table_in_the_documentation_is_that_of_the_cases(request):

@@ -210,7 +210,7 @@ DAMAGED = {
 
 def test_damaged_chats(tmp_path, subtests):
     for name in DAMAGED:
-        with subtests.test(name=f"{name!r:.60}"):
+        with subtests.test(name=name):
             data, reason = DAMAGED[name]
             file = tmp_path / "chat.json"
             file.write_bytes(data)

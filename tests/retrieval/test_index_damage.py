@@ -119,37 +119,38 @@ def renamed(name):
     return change
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"version": 2}, "version 2 of the format, and this sugar-hf reads version 1. Upgrade"),
-        ({"version": "1"}, "version '1'"),
-        ({"format": "other"}, "no manifest of an index"),
-        ({"segments": renamed("../../secret.arrow")}, "is no name of a file"),
-        ({"segments": renamed("/etc/passwd")}, "is no name of a file"),
-        ({"segments": renamed("..")}, "is no name of a file"),
-        ({"segments": renamed("a\\b.arrow")}, "is no name of a file"),
-        ({"segments": renamed(".hidden")}, "is no name of a file"),
-        ({"segments": renamed(7)}, "is no name of a file"),
-        ({"segments": lambda entries: [{**entries[0], "documents": -1}, *entries[1:]]}, "-1 is no count"),
-        ({"segments": lambda entries: [{**entries[0], "documents": 7}, *entries[1:]]}, "30 documents instead of 7"),
-        ({"segments": lambda entries: [{**entries[0], "rows": 7}, *entries[1:]]}, "vectors instead of 7"),
-        ({"segments": None}, "manifest-000003.json"),
-        ({"deleted": lambda entry: {**entry, "count": 5}}, "does not fit"),
-        ({"graph": lambda entry: {**entry, "folder": "../graph"}}, "is no name of a file"),
-        ({"codec": {"name": "float32"}}, "codec"),
-        ({"codec": {"name": "float32", "dim": 8}}, "dim"),
-        ({"dim": "16"}, "is no count"),
-        ({"uid": "../x"}, "is no name"),
-        ({"generation": 9}, "does not fit manifest-000003.json"),
-    ],
-)
-def test_a_forged_manifest_is_refused(whole, tmp_path, changes, message):
-    folder = tmp_path / "index"
-    shutil.copytree(whole, folder)
-    rewrite(folder, **changes)
-    with pytest.raises(DamagedIndexError, match=message):
-        SugarIndex.load(folder)
+FORGED = [
+    ({"version": 2}, "version 2 of the format, and this sugar-hf reads version 1. Upgrade"),
+    ({"version": "1"}, "version '1'"),
+    ({"format": "other"}, "no manifest of an index"),
+    ({"segments": renamed("../../secret.arrow")}, "is no name of a file"),
+    ({"segments": renamed("/etc/passwd")}, "is no name of a file"),
+    ({"segments": renamed("..")}, "is no name of a file"),
+    ({"segments": renamed("a\\b.arrow")}, "is no name of a file"),
+    ({"segments": renamed(".hidden")}, "is no name of a file"),
+    ({"segments": renamed(7)}, "is no name of a file"),
+    ({"segments": lambda entries: [{**entries[0], "documents": -1}, *entries[1:]]}, "-1 is no count"),
+    ({"segments": lambda entries: [{**entries[0], "documents": 7}, *entries[1:]]}, "30 documents instead of 7"),
+    ({"segments": lambda entries: [{**entries[0], "rows": 7}, *entries[1:]]}, "vectors instead of 7"),
+    ({"segments": None}, "manifest-000003.json"),
+    ({"deleted": lambda entry: {**entry, "count": 5}}, "does not fit"),
+    ({"graph": lambda entry: {**entry, "folder": "../graph"}}, "is no name of a file"),
+    ({"codec": {"name": "float32"}}, "codec"),
+    ({"codec": {"name": "float32", "dim": 8}}, "dim"),
+    ({"dim": "16"}, "is no count"),
+    ({"uid": "../x"}, "is no name"),
+    ({"generation": 9}, "does not fit manifest-000003.json"),
+]
+
+
+def test_a_forged_manifest_is_refused(whole, tmp_path, subtests):
+    for number, (changes, message) in enumerate(FORGED):
+        with subtests.test(message=message):
+            folder = tmp_path / str(number)
+            shutil.copytree(whole, folder)
+            rewrite(folder, **changes)
+            with pytest.raises(DamagedIndexError, match=message):
+                SugarIndex.load(folder)
 
 
 @pytest.mark.parametrize("name", ["CURRENT", "manifest-000003.json", "segments/000000.arrow"])

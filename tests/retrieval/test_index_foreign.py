@@ -36,6 +36,11 @@ def index(whole, tmp_path):
     return tmp_path / "index"
 
 
+def renew(whole, index):
+    shutil.rmtree(index)
+    shutil.copytree(whole, index)
+
+
 def forge(folder, change=None, current=None):
     """Write the digests of the files as they are into the manifest, which `change` may change as well."""
     path = folder / read_current(folder).name
@@ -97,13 +102,15 @@ def replaced(folder, old, new):
     forge(folder)
 
 
-@pytest.mark.parametrize("name", ["id", "metadata", "digest", "messages"])
-@pytest.mark.parametrize("step", [400, 2 * 10**7, -5])
-def test_texts_and_lists_that_lie_elsewhere(index, name, step):
-    values = stored(index)[name].combine_chunks()
-    offsets = np.frombuffer(values.buffers()[1], np.int32)[: len(values) + 1]
-    replaced(index, offsets.tobytes(), (np.arange(len(values) + 1) * step).astype(np.int32).tobytes())
-    refused(index, "000000.arrow")
+def test_texts_and_lists_that_lie_elsewhere(whole, index, subtests):
+    for step in [400, 2 * 10**7, -5]:
+        for name in ["id", "metadata", "digest", "messages"]:
+            with subtests.test(name=name, step=f"{step!r:.60}"):
+                renew(whole, index)
+                values = stored(index)[name].combine_chunks()
+                offsets = np.frombuffer(values.buffers()[1], np.int32)[: len(values) + 1]
+                replaced(index, offsets.tobytes(), (np.arange(len(values) + 1) * step).astype(np.int32).tobytes())
+                refused(index, "000000.arrow")
 
 
 def test_texts_that_are_no_utf8(index):
@@ -111,11 +118,13 @@ def test_texts_that_are_no_utf8(index):
     refused(index, "000000.arrow")
 
 
-@pytest.mark.parametrize("name", ["id", "metadata", "digest", "messages", "images"])
-def test_documents_without_something(index, name):
-    table = stored(index)
-    store(index, with_column(table, name, pa.array([None] * len(table), SCHEMA.field(name).type)))
-    refused(index, "000000.arrow")
+def test_documents_without_something(whole, index, subtests):
+    for name in ["id", "metadata", "digest", "messages", "images"]:
+        with subtests.test(name=name):
+            renew(whole, index)
+            table = stored(index)
+            store(index, with_column(table, name, pa.array([None] * len(table), SCHEMA.field(name).type)))
+            refused(index, "000000.arrow")
 
 
 @pytest.mark.parametrize("kind", ["zstd", "lz4"])
@@ -137,21 +146,22 @@ def test_other_columns_and_messages(index):
     refused(index, "000000.arrow")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000 + "]" * 100_000, '{"a": {"b": 1}}'])
-def test_metadata_that_are_none(index, text):
-    table = stored(index)
-    store(index, with_column(table, "metadata", pa.array([text] * len(table))))
-    opened = SugarIndex.load(index, FakeEmbedder())
-    with pytest.raises(DamagedIndexError, match=r"000000\.arrow"):
-        opened.search("x", 1)
+def test_metadata_that_are_none(whole, index, subtests):
+    for text in ["[]", "3", "{", "[" * 100_000 + "]" * 100_000, '{"a": {"b": 1}}']:
+        with subtests.test(text=f"{text!r:.60}"):
+            renew(whole, index)
+            table = stored(index)
+            store(index, with_column(table, "metadata", pa.array([text] * len(table))))
+            opened = SugarIndex.load(index, FakeEmbedder())
+            with pytest.raises(DamagedIndexError, match=r"000000\.arrow"):
+                opened.search("x", 1)
 
 
 # ---- Vectors
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_vectors_of_another_form(whole, index, subtests):
+    for change in [
         lambda tensors: {**tensors, "codes": tensors["codes"].astype(np.float64)},
         lambda tensors: {**tensors, "codes": tensors["codes"][:, :-1]},
         lambda tensors: {**tensors, "codes": tensors["codes"].ravel()[:30]},
@@ -166,22 +176,24 @@ def test_metadata_that_are_none(index, text):
         lambda tensors: {**tensors, "slice": tensors["slice"] + 10**6},
         lambda tensors: {**tensors, "slice": tensors["slice"].astype(np.uint8)},
         lambda tensors: {"codes": tensors["codes"], "document": tensors["document"]},
-    ],
-)
-def test_vectors_of_another_form(index, change):
-    tensors = {name: np.ascontiguousarray(values) for name, values in change(load_file(index / VECTORS)).items()}
-    save_file(tensors, index / VECTORS)
-    forge(index)
-    refused(index, "")
+    ]:
+        with subtests.test(change=f"{change!r:.60}"):
+            renew(whole, index)
+            tensors = {
+                name: np.ascontiguousarray(values) for name, values in change(load_file(index / VECTORS)).items()
+            }
+            save_file(tensors, index / VECTORS)
+            forge(index)
+            refused(index, "")
 
 
-@pytest.mark.parametrize(
-    "deleted", [np.array([3], np.int32), np.array([[3]]), np.array([30]), np.array([-1]), np.array([3.0])]
-)
-def test_deleted_documents_of_another_form(index, deleted):
-    save_file({"documents": deleted}, index / "deleted-000002.safetensors")
-    forge(index)
-    refused(index, "deleted-000002.safetensors")
+def test_deleted_documents_of_another_form(whole, index, subtests):
+    for deleted in [np.array([3], np.int32), np.array([[3]]), np.array([30]), np.array([-1]), np.array([3.0])]:
+        with subtests.test(deleted=f"{deleted!r:.60}"):
+            renew(whole, index)
+            save_file({"documents": deleted}, index / "deleted-000002.safetensors")
+            forge(index)
+            refused(index, "deleted-000002.safetensors")
 
 
 def test_a_document_that_is_deleted_twice(index):
@@ -228,13 +240,17 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("kind", GRAPHS)
-def test_graphs_that_lead_elsewhere(index, kind):
-    data = (index / GRAPH).read_bytes()
-    assert struct.unpack_from("<i", data, parts(data)[5])[0] in range(30)  # it is what the cases below take it for
-    (index / GRAPH).write_bytes(GRAPHS[kind](data))
-    forge(index)
-    refused(index, "graph")
+def test_graphs_that_lead_elsewhere(whole, index, subtests):
+    for kind in GRAPHS:
+        with subtests.test(kind=f"{kind!r:.60}"):
+            renew(whole, index)
+            data = (index / GRAPH).read_bytes()
+            assert struct.unpack_from("<i", data, parts(data)[5])[0] in range(
+                30
+            )  # it is what the cases below take it for
+            (index / GRAPH).write_bytes(GRAPHS[kind](data))
+            forge(index)
+            refused(index, "graph")
 
 
 def test_neighbors_on_a_level_that_they_are_not_on(index):
@@ -333,9 +349,8 @@ def test_manifests_in_which_anything_is_odd(whole, index):
     assert 0.5 < 1 - np.mean(outcomes) < 1
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+def test_manifests_and_pointers_that_are_none(whole, index, subtests):
+    for data in [
         b"[" * 100_000,
         b'{"a":' * 50_000,
         b"\xff\xfe",
@@ -344,37 +359,41 @@ def test_manifests_in_which_anything_is_odd(whole, index):
         b"3",
         b'{"format": "sugar-index"}',
         b"1" * 10_000,
-    ],
-)
-def test_manifests_and_pointers_that_are_none(index, data):
-    (index / "manifest-000002.json").write_bytes(data)
-    said = {"generation": 2, "manifest": "manifest-000002.json", "sha256": hashlib.sha256(data).hexdigest()}
-    (index / "CURRENT").write_bytes(as_json(said))
-    refused(index, "manifest-000002.json")
-    (index / "CURRENT").write_bytes(data)
-    refused(index, "CURRENT")
+    ]:
+        with subtests.test(data=f"{data!r:.60}"):
+            renew(whole, index)
+            (index / "manifest-000002.json").write_bytes(data)
+            said = {"generation": 2, "manifest": "manifest-000002.json", "sha256": hashlib.sha256(data).hexdigest()}
+            (index / "CURRENT").write_bytes(as_json(said))
+            refused(index, "manifest-000002.json")
+            (index / "CURRENT").write_bytes(data)
+            refused(index, "CURRENT")
 
 
-@pytest.mark.parametrize("key", ["generation", "manifest", "sha256"])
-def test_pointers_without_something(index, key):
-    forge(index, current=lambda said: {name: value for name, value in said.items() if name != key})
-    refused(index, "CURRENT")
+def test_pointers_without_something(whole, index, subtests):
+    for key in ["generation", "manifest", "sha256"]:
+        with subtests.test(key=key):
+            renew(whole, index)
+            forge(index, current=lambda said, key=key: {name: said[name] for name in said if name != key})
+            refused(index, "CURRENT")
 
 
 # ---- Anything else
 
 
-@pytest.mark.parametrize("name", [TEXTS, VECTORS, "deleted-000002.safetensors", GRAPH])
-def test_flipped_bytes_with_digests_that_fit(whole, index, name):
-    data, draw = (whole / name).read_bytes(), random.Random(name)
-    for _ in range(40):
-        changed = bytearray(data)
-        for _ in range(draw.randint(1, 4)):
-            changed[draw.randrange(len(data))] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
-        (index / name).write_bytes(changed)
-        forge(index)
-        with suppress(DamagedIndexError):  # a document, when it is read
-            opens_or_is_damaged(index)
+def test_flipped_bytes_with_digests_that_fit(whole, index, subtests):
+    for name in [TEXTS, VECTORS, "deleted-000002.safetensors", GRAPH]:
+        with subtests.test(name=name):
+            renew(whole, index)
+            data, draw = (whole / name).read_bytes(), random.Random(name)
+            for _ in range(40):
+                changed = bytearray(data)
+                for _ in range(draw.randint(1, 4)):
+                    changed[draw.randrange(len(data))] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
+                (index / name).write_bytes(changed)
+                forge(index)
+                with suppress(DamagedIndexError):  # a document, when it is read
+                    opens_or_is_damaged(index)
 
 
 @pytest.mark.parametrize("name", [TEXTS, VECTORS])
