@@ -25,7 +25,7 @@ from transformers.utils import is_torchvision_available
 
 from sugar_hf.model import SugarProcessor
 from sugar_hf.model.processing_sugar import without_video
-from sugar_hf.model.rendering_sugar import image_placeholder
+from sugar_hf.model.samples_sugar import ControlTokens
 
 #: Types that transformers maps to no processor; the folders of their models name one of these.
 OTHER_CLASSES = {
@@ -386,7 +386,7 @@ def _check(sugar: SugarProcessor, name: str, sample: Any) -> None:
     if name == "chat":
         expected = backbone.apply_chat_template(sample, tokenize=True, return_dict=True, return_tensors="pt")
     else:
-        placeholder = image_placeholder(backbone).strip()
+        placeholder = ControlTokens(backbone).placeholder.strip()
         text = "\n".join(placeholder if isinstance(part, Image.Image) else part for part in sample)
         try:
             expected = backbone(text=[text], images=[images] if images else None, return_tensors="pt")

@@ -3,6 +3,7 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from builders import build_sugar, cached_sugar, picture
 
@@ -86,6 +87,39 @@ def test_what_is_added_to_the_tokenizer_counts_at_once():
     assert ids[0] in found
     assert ids[1] not in found
     assert before.shape[1] > len(found)
+
+
+def new_template(backbone):
+    backbone.chat_template = "{{ 'Q: ' }}" + backbone.chat_template.replace("<image>", "<image> ")
+
+
+def new_template_of_the_tokenizer(backbone):
+    backbone.tokenizer.chat_template, backbone.chat_template = "{{ 'Q: ' }}" + backbone.chat_template, None
+
+
+def new_image_token(backbone):
+    backbone.tokenizer.add_tokens(["<picture>"])
+    backbone.image_token = "<picture>"
+    backbone.image_token_id = backbone.tokenizer.convert_tokens_to_ids("<picture>")
+    backbone.chat_template = backbone.chat_template.replace("<image>", "<picture>")
+
+
+def new_end(backbone):
+    backbone.tokenizer.add_special_tokens({"eos_token": "<picture>"})
+
+
+CHANGES = [new_template, new_template_of_the_tokenizer, new_image_token, new_end]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_in_the_backbones_processor_counts_at_once(change):
+    sample = [*chat(picture(1), "What is <picture>?"), {"role": "assistant", "content": "A <picture> <image>."}]
+    _, processor = build_sugar("llava")
+    before = processor([sample], return_labels=True)
+    change(processor.backbone_processor)
+    found = processor([sample], return_labels=True)
+    assert same(found, SugarProcessor(processor.backbone_processor)([sample], return_labels=True))
+    assert not same(found, before)
 
 
 def test_a_processor_travels_to_other_processes_as_it_is():

@@ -59,7 +59,6 @@ CODE_FILES = (
     "modeling_sugar.py",
     "pipeline_sugar.py",
     "processing_sugar.py",
-    "rendering_sugar.py",
     "samples_sugar.py",
     "tokenizing_sugar.py",
 )

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -122,36 +122,44 @@ def read_image(source: Any) -> Image.Image:
         raise BadImageError(f"cannot read {path[:200]!r} ({error})", "Check the path") from error
 
 
-def read_image_part(key: str, source: Any) -> Image.Image:
-    """Read the image of a part `{"type": "image", key: source}` of a sample.
+def read_image_parts(parts: Iterable[tuple[str, str, Any]]) -> list[Image.Image]:
+    """Read the images of parts `{"type": "image", key: source}` of samples.
 
     An address is fetched under the key `url` alone, so that no text of a data file makes this machine call another.
 
     Args:
-        key: `image` (a PIL image, a path, a `data:` address or base64), `path`, `url` (http, https or a `data:`
-            address) or `base64`.
-        source: A PIL image, a path or a str.
+        parts: For each its place in words; its key: `image` (a PIL image, a path, a `data:` address or base64),
+            `path`, `url` (http, https or a `data:` address) or `base64`; and its source, a PIL image, a path or a str.
 
     Returns:
-        An RGB image, as [`read_image`] makes it.
+        RGB images, as [`read_image`] makes them.
 
     Raises:
-        BadImageError: If it cannot be read, or an address stands where none may.
+        ValueError: If one cannot be read, or an address stands where none may; it names the part.
     """
-    if not isinstance(source, str):
-        return read_image(source)
-    if key == "base64" or (key != "path" and _DATA_ADDRESS.match(source)):
-        return read_image(_decode_base64(source))
+    images = []
+    for where, key, source in parts:
+        try:
+            images.append(read_image(_source(key, source) if isinstance(source, str) else source))
+        except BadImageError as error:
+            raise ValueError(f"{where}: cannot use the image: {error}") from error
+    return images
+
+
+def _source(key: str, text: str) -> str | bytes:
+    """Return the path that a part names, or the bytes that it holds or whose address it gives."""
+    if key == "base64" or (key != "path" and _DATA_ADDRESS.match(text)):
+        return _decode_base64(text)
     if key == "url":
-        return read_image(fetch_image(source))
-    if _ADDRESS.match(source):
+        return fetch_image(text)
+    if _ADDRESS.match(text):
         raise BadImageError(
-            f"{source[:200]!r} is an address, and nothing is downloaded unless it is asked for",
+            f"{text[:200]!r} is an address, and nothing is downloaded unless it is asked for",
             'Download the image, or ask with {"type": "image", "url": ...}',
         )
-    if key == "image" and _BASE64.fullmatch(source) and not os.path.isfile(source):
-        return read_image(_decode_base64(source))
-    return read_image(source)
+    if key == "image" and _BASE64.fullmatch(text) and not os.path.isfile(text):
+        return _decode_base64(text)
+    return text
 
 
 def fetch_image(url: str) -> bytes:

@@ -28,11 +28,9 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoint_sugar import write_settings
 from .configuration_sugar import SugarConfig
-from .rendering_sugar import image_placeholder, image_token, render
-from .samples_sugar import Message, Part, first_slices, is_chat, parse_sample
-from .tokenizing_sugar import Encoder, Tokenizing, Tokens
+from .samples_sugar import Message, Part, Renderer, first_slices, image_token, load_images, parse_batch, parse_sample
+from .tokenizing_sugar import Encoder, Tokens, tokenise
 
-IGNORED_LABEL = -100
 PROCESSOR_FILE = "processor_config.json"
 BACKBONE_KEY = "backbone_processor_class"
 _SUGAR, _VIDEO = "SugarProcessor", "video_processor"
@@ -141,24 +139,24 @@ class SugarProcessor(ProcessorMixin):
             raise ValueError(f"truncation={truncation!r}: give False or 'slice'.")
         if padding not in (True, False, "longest", "max_length") or (padding == "max_length" and max_length is None):
             raise ValueError(f"padding={padding!r}: give True, False, 'longest', or 'max_length' with max_length=.")
-        batch = _as_batch(samples)
-        names = [f"sample {i}" for i in range(len(batch))] if names is None else names
-        parsed = [parse_sample(*row, split_sentences) for row in zip(batch, names, strict=True)]
-        backbone, encoder = (
-            copy.copy(self.backbone_processor),
-            self._current_encoder(),
-        )  # some keep notes in themselves
-        answers_steer = return_labels if control_tokens_in_answers is None else control_tokens_in_answers
-        placeholder = image_placeholder(backbone)
+        names, parsed = parse_batch(samples, names, split_sentences)
+        backbone = copy.copy(self.backbone_processor)  # some keep notes in themselves
+        encoder = self._current_encoder()
+        renderer = Renderer(
+            backbone,
+            encoder.controls,
+            add_generation_prompt=add_generation_prompt,
+            return_labels=return_labels,
+            answers_steer=return_labels if control_tokens_in_answers is None else control_tokens_in_answers,
+        )
         counts = [_slice_count(messages) for messages in parsed]
         said: dict[int, str] = {}  # of the samples that are too long
         for i, name in enumerate(names):
             if max_length is not None:
                 for messages, count in beginnings(parsed[i], max_length, self.max_characters):
-                    start = [render(backbone, messages, name, placeholder)]
-                    tokenizing = Tokenizing(backbone, encoder, start, length=0, multiple=1, side="right")
-                    tokenizing.run(images_kwargs)
-                    if len(tokenizing.rows[0].ids) > 2 * max_length:  # not by a token or two at its end
+                    start = Renderer(backbone, encoder.controls).render([messages], [name])
+                    _, rows = tokenise(backbone, encoder, start, images_kwargs)
+                    if len(rows[0].ids) > 2 * max_length:  # not by a token or two at its end
                         excess = f"over {max_length} more than max_length={max_length}"
                         said[i] = f"{name} has over {2 * max_length} tokens in {counts[i]} slices, {excess}"
                         parsed[i] = _first_slices(parsed[i], count, said[i], truncation)
@@ -169,28 +167,16 @@ class SugarProcessor(ProcessorMixin):
                     "Split it into several samples, or raise that number."
                 )
         while True:
-            rendered = [
-                render(
-                    backbone,
-                    messages,
-                    name,
-                    placeholder,
-                    add_generation_prompt=add_generation_prompt,
-                    return_labels=return_labels,
-                    answers_steer=answers_steer,
-                )
-                for messages, name in zip(parsed, names, strict=True)
-            ]
-            tokenizing = Tokenizing(
+            rendered = renderer.render(parsed, names)
+            features, rows = tokenise(
                 backbone,
                 encoder,
                 rendered,
+                images_kwargs,
                 length=(max_length or 0) if padding == "max_length" else 0,
                 multiple=pad_to_multiple_of or 1,
                 side=padding_side or self.tokenizer.padding_side,
             )
-            features = tokenizing.run(images_kwargs)
-            rows = tokenizing.rows
             too_long = [i for i, row in enumerate(rows) if max_length is not None and len(row.ids) > max_length]
             if not too_long:
                 break
@@ -204,29 +190,26 @@ class SugarProcessor(ProcessorMixin):
             warnings.warn(f"{text}: dropped its last {dropped} slices.", stacklevel=2)
         if padding is False and len({len(row.ids) for row in rows}) > 1:
             raise ValueError("padding=False, but the samples differ in length. Pass padding=True or one sample.")
-        features.pop("labels", None)  # some backbones make their own, for another format
-        features["slice_map"] = tokenizing.pad([row.slices for row in rows], 0)
-        if return_labels:
-            labels = [np.where(row.targets, row.ids, IGNORED_LABEL) for row in rows]
-            features["labels"] = tokenizing.pad(labels, IGNORED_LABEL)
+        if not return_labels:
+            del features["labels"]
         # what a processor leaves as a list is one for its model, too
         return BatchFeature({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in features.items()})
 
     def _current_encoder(self) -> Encoder:
         encoder = self._encoder
-        if encoder is None or not encoder.is_of(self.tokenizer):
-            encoder = self._encoder = Encoder(self.tokenizer)
+        if encoder is None or not encoder.is_of(self.backbone_processor):
+            encoder = self._encoder = Encoder(self.backbone_processor)
         return encoder
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_encoder": None}  # made anew: it would thrice be the tokenizer
+        return {**vars(self), "_encoder": None}  # it would be the tokenizer three times over
 
     def slices(self, sample: Any, split_sentences: bool = False) -> list[str | Image.Image]:
         """Return the slices of one sample, texts and RGB images; item k-1 is slice k of the slice map."""
         slices: list[str | Image.Image] = []
         for message in parse_sample(sample, "sample", split_sentences):
             for part in message.parts:
-                slices += [part.load()] if part.is_image else [part.text[a:b] for a, b in part.spans]
+                slices += load_images([part]) if part.is_image else [part.text[a:b] for a, b in part.spans]
         return slices
 
     @property
@@ -321,16 +304,6 @@ class SugarProcessor(ProcessorMixin):
         """
         kwargs.pop("_from_auto", None)
         return cls(load_backbone_processor(pretrained_model_name_or_path, **kwargs))
-
-
-def _as_batch(samples: Any) -> Sequence[Any]:
-    if isinstance(samples, str | bytes | Image.Image | Path):
-        return [samples]
-    if is_chat(samples):
-        raise ValueError("samples is one chat. Pass a list of samples: processor([messages]).")
-    if not isinstance(samples, list | tuple) or not samples:
-        raise ValueError(f"samples must be a list of at least one sample, got {samples!r:.80}")
-    return samples
 
 
 def _slice_count(messages: list[Message]) -> int:

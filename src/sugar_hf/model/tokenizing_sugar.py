@@ -16,18 +16,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, ProcessorMixin
 
-from .rendering_sugar import (
-    MARK,
-    Rendered,
-    TextPiece,
-    control_tokens,
-    image_placeholder,
-    image_token,
-    mark,
-    placeholder_token,
-    placeholder_tokens,
-)
+from .samples_sugar import MARK, ControlTokens, Rendered, TextPiece, any_of, mark
 
+IGNORED_LABEL = -100
 Run = tuple[int, int]  # first character, past the last
 # What a processor makes for each token of a text (B, L, ...), by the ends of its names.
 _OF_TOKENS = ("token_type_ids", "cross_attention_mask")
@@ -39,32 +30,54 @@ Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, first character 
 
 
 class Encoder:
-    """The rules of a fast tokenizer, with settings that no call changes.
+    """The rules and control tokens of a processor with a fast tokenizer, with settings that no call changes.
 
     A call of a tokenizer leaves how it pads, truncates and treats special tokens in the Rust tokenizer behind it,
     which all threads share, and which a call beside it then reads. The tokenizers here are copies of that one.
 
     Args:
-        tokenizer: A tokenizer of transformers.
+        backbone: The backbone's processor.
+
+    Attributes:
+        controls: Its control tokens.
+        control_ids: Their ids.
+        media_ids: The ids of those that stand for or around images, videos and sounds.
+        image_id: The id of the token that the processor names as that of images; `None` if it names none.
 
     Raises:
-        ValueError: If it is no fast tokenizer.
+        ValueError: If its tokenizer is no fast one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, backbone: ProcessorMixin) -> None:
+        tokenizer = backbone.tokenizer
         _check_fast(tokenizer)
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._rules = _rules(tokenizer)
+        self._rules = _rules(backbone)
         self._plain = _copied(self._backend)
+        self.controls = ControlTokens(backbone)
+        self.control_ids = {tokenizer.convert_tokens_to_ids(token) for token in self.controls.all}
+        self.media_ids = {tokenizer.convert_tokens_to_ids(token) for token in self.controls.of_media}
+        image = self.controls.image
+        self.image_id = None if image is None else tokenizer.convert_tokens_to_ids(image)
 
-    def is_of(self, tokenizer: Any) -> bool:
-        """Whether it is still what this was made of: tokens may have been added since, or rules replaced.
+    def is_of(self, backbone: ProcessorMixin) -> bool:
+        """Whether the processor is still what this was made of: its template, tokens or rules may be others since.
 
         Raises:
-            ValueError: If it is no fast tokenizer.
+            ValueError: If its tokenizer is no fast one.
         """
-        _check_fast(tokenizer)
-        return tokenizer.backend_tokenizer is self._backend and _rules(tokenizer) == self._rules
+        _check_fast(backbone.tokenizer)
+        return backbone.tokenizer.backend_tokenizer is self._backend and _rules(backbone) == self._rules
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """Matches a control token."""
+        return any_of(self.controls.all)
+
+    @cached_property
+    def medium(self) -> re.Pattern[str]:
+        """Matches a control token of images, videos and sounds."""
+        return any_of(self.controls.of_media)
 
     def encode(self, strings: list[str], as_text: bool = False) -> list[Encoded]:
         """Tokenise strings, without the tokens that the tokenizer puts around a text.
@@ -109,12 +122,16 @@ def _check_fast(tokenizer: Any) -> None:
         )
 
 
-def _rules(tokenizer: Any) -> tuple[Any, ...]:
-    """What may be changed in a tokenizer once it is loaded, in a form that can be compared."""
+def _rules(backbone: ProcessorMixin) -> tuple[Any, ...]:
+    """What may be changed in a processor once it is loaded, in a form that can be compared."""
+    tokenizer = backbone.tokenizer
     backend = tokenizer.backend_tokenizer
     added = tuple((i, token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items())
     parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
-    return (backend.get_vocab_size(), added, *map(str, parts))
+    templates = (backbone.chat_template, tokenizer.chat_template)
+    tokens = (getattr(backbone, "image_token", None), sorted(map(str, backbone.all_special_multimodal_tokens)))
+    written = (*parts, *templates, *tokens, tokenizer.special_tokens_map)
+    return (type(backbone), backend.get_vocab_size(), added, *map(str, written))
 
 
 # --- which characters of a written sample belong to which of its images
@@ -165,14 +182,13 @@ class ImageCounter:
 
     Args:
         backbone: The backbone's processor.
+        encoder: Of the processor.
         options: Of its call.
     """
 
-    def __init__(self, backbone: ProcessorMixin, options: dict[str, Any]) -> None:
+    def __init__(self, backbone: ProcessorMixin, encoder: Encoder, options: dict[str, Any]) -> None:
         self._backbone, self._options = backbone, options
-        self._placeholder = image_placeholder(backbone)
-        self._token = placeholder_token(backbone, self._placeholder)
-        self._controls = re.compile("|".join(map(re.escape, sorted(control_tokens(backbone), key=len, reverse=True))))
+        self._controls, self._control = encoder.controls, encoder.control
         self._written: dict[tuple[int, int], tuple[str, int]] = {}  # by the size of an image
 
     def spans(self, text: str, sample: Rendered) -> list[Run]:
@@ -188,7 +204,7 @@ class ImageCounter:
             refuse_images(self._backbone, sample.where, f"it writes images with different tokens, {sorted(tokens)}")
         (token,) = tokens
         wanted, images = [0], iter(count for _, count in found)
-        for match in re.finditer(f"{MARK.pattern}|{re.escape(self._token)}", sample.template):
+        for match in self._controls.marks.finditer(sample.template):
             if match[1] is None:
                 wanted[-1] += next(images, 0)
             else:
@@ -226,13 +242,13 @@ class ImageCounter:
             try:
                 text = self._write(image)
             except Exception as error:
-                reason = f"it does not write an image in the place of {self._token!r} ({error})"
+                reason = f"it does not write an image in the place of {self._controls.placeholder_token!r} ({error})"
                 refuse_images(self._backbone, where, reason)
             match = re.search(f"{mark(0)}(.*){mark(1)}", text, re.DOTALL)
-            counts = Counter(self._controls.findall(match[1] if match else ""))
+            counts = Counter(self._control.findall(match[1] if match else ""))
             if not counts:
                 refuse_images(self._backbone, where, "it writes no control token for an image between two texts")
-            named = image_token(self._backbone)
+            named = self._controls.image
             self._written[image.size] = max(counts.items(), key=lambda item: (item[1], item[0] == named))
         return self._written[image.size]
 
@@ -240,7 +256,7 @@ class ImageCounter:
         """Return the string that the processor makes of an image between two marks, before it is tokenised."""
         processor: Any = without_checks(self._backbone)
         processor.tokenizer = _Reader(self._backbone.tokenizer)
-        text = f"{mark(0)}{self._placeholder.strip()}{mark(1)}"
+        text = f"{mark(0)}{self._controls.placeholder.strip()}{mark(1)}"
         try:
             processor(images=[[image]], text=[text], return_tensors="pt", **self._options)
         except _TextReached as written:
@@ -309,6 +325,30 @@ class _Written:
         return char + max((shift for shift in self.shifts if shift[0] <= char), default=(0, 0))[1]
 
 
+def tokenise(
+    backbone: ProcessorMixin,
+    encoder: Encoder,
+    samples: list[Rendered],
+    images_kwargs: dict[str, Any] | None = None,
+    **padding: Any,
+) -> tuple[dict[str, Any], list[Tokens]]:
+    """Turn samples into a model's inputs.
+
+    Args:
+        backbone: The backbone's processor, a copy of this call's own.
+        encoder: Of it.
+        samples: From [`Renderer.render`].
+        images_kwargs: Options of the backbone's image processor.
+        **padding: See [`Tokenizing`].
+
+    Returns:
+        `input_ids`, `attention_mask`, `slice_map`, `labels` and token type ids, padded (B, L), and what the processor
+        makes of the images; and the tokens of each sample.
+    """
+    options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
+    return Tokenizing(backbone, encoder, samples, options, **padding).run()
+
+
 class Tokenizing:
     """Stands in for the backbone's tokenizer during one call of the backbone's processor.
 
@@ -319,7 +359,8 @@ class Tokenizing:
     Args:
         backbone: The backbone's processor, a copy of this call's own.
         encoder: Of its tokenizer.
-        samples: From `render`.
+        samples: From [`Renderer.render`].
+        options: Of the processor's call.
         length: Pad to this length at least.
         multiple: Pad to a multiple of this.
         side: `"left"` or `"right"`.
@@ -330,45 +371,30 @@ class Tokenizing:
         backbone: ProcessorMixin,
         encoder: Encoder,
         samples: list[Rendered],
-        length: int,
-        multiple: int,
-        side: str,
+        options: dict[str, Any],
+        length: int = 0,
+        multiple: int = 1,
+        side: str = "right",
     ) -> None:
         self._backbone = backbone
         self._tokenizer = backbone.tokenizer
         self._encoder = encoder
         self._samples = samples
         self._length, self._multiple, self._side = length, multiple, side
-        controls = control_tokens(backbone)
-        self._control_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in controls}
-        self._control = _any_of(controls)
-        placeholders = placeholder_tokens(backbone) & controls
-        self._placeholder_ids = {self._tokenizer.convert_tokens_to_ids(token) for token in placeholders}
-        self._placeholder = _any_of(placeholders)
+        self._control_ids = encoder.control_ids
         self._current: list[int] = []  # the samples of the call that runs
         self._records: list[Any] = []  # what its placeholders expanded to
         self._counter: ImageCounter | None = None  # tells where images are if there is no such record
-        self._options: dict[str, Any] = {}
+        self._options = options
         self._raised: Exception | None = None  # by this class, through the backbone's processor
         self._done: dict[int, Tokens] = {}
 
-    @property
-    def rows(self) -> list[Tokens]:
-        """The tokens of each sample, once `run` is through."""
-        return [self._done[i] for i in range(len(self._samples))]
-
-    def run(self, images_kwargs: dict[str, Any] | None) -> dict[str, np.ndarray | torch.Tensor]:
-        """Call the backbone's processor on the samples.
+    def run(self) -> tuple[dict[str, Any], list[Tokens]]:
+        """Call the backbone's processor on the samples; see [`tokenise`].
 
         Samples without images are a call of their own: some processors write a text differently if others in its
         batch have images.
-
-        Returns:
-            `input_ids`, `attention_mask` and token type ids, padded (B, L), and what the processor makes of the
-            images. The token rows are left in `rows`.
         """
-        self._options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
-        self._counter = None
         features: dict[str, Any] = {}
         of_tokens: dict[str, dict[int, np.ndarray]] = {}
         for with_images in (True, False):
@@ -384,13 +410,17 @@ class Tokenizing:
                     of_tokens.setdefault(key, {}).update({i: row[mask].numpy() for i, row, mask in of_samples})
                 elif key not in ("input_ids", "attention_mask"):
                     features[key] = value
-        rows = [row.ids for row in self.rows]
-        features["input_ids"] = self.pad(rows, self._pad_id())
-        features["attention_mask"] = self.pad([np.ones_like(row) for row in rows], 0)
+        rows = [self._done[i] for i in range(len(self._samples))]
+        features["input_ids"] = self._pad([row.ids for row in rows], self._pad_id())
+        features["attention_mask"] = self._pad([np.ones_like(row.ids) for row in rows], 0)
         for key, found in of_tokens.items():
             self._check_places(key, found)
-            features[key] = self.pad([found.get(i, np.zeros_like(row)) for i, row in enumerate(rows)], 0)
-        return features
+            features[key] = self._pad([found.get(i, np.zeros_like(row.ids)) for i, row in enumerate(rows)], 0)
+        features["slice_map"] = self._pad([row.slices for row in rows], 0)
+        # some backbones make labels of their own, for another format
+        labels = [np.where(row.targets, row.ids, IGNORED_LABEL) for row in rows]
+        features["labels"] = self._pad(labels, IGNORED_LABEL)
+        return features, rows
 
     def _call_backbone(self) -> dict[str, Any]:
         processor: Any = without_checks(self._backbone)  # they are done, and not every sample needs an image
@@ -426,9 +456,7 @@ class Tokenizing:
         if len(self._current) > 1:
             for at in self._current:
                 try:
-                    Tokenizing(self._backbone, self._encoder, [self._samples[at]], 0, 1, self._side).run(
-                        self._options.get("images_kwargs")
-                    )
+                    Tokenizing(self._backbone, self._encoder, [self._samples[at]], self._options).run()
                 except ValueError as of_sample:
                     return of_sample
             where = f"{self._samples[self._current[0]].where} and others"
@@ -437,7 +465,7 @@ class Tokenizing:
         if not sample.images:
             return ValueError(f"{sample.where}: {name} cannot process a sample without images ({error}).")
         try:
-            ImageCounter(self._backbone, self._options).check(sample.where)
+            ImageCounter(self._backbone, self._encoder, self._options).check(sample.where)
         except ImagesNotFoundError as refusal:
             return refusal
         return ValueError(f"{sample.where}: {name} cannot process its images ({error}).")
@@ -467,7 +495,7 @@ class Tokenizing:
         ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
         return next(token for token in ids if token is not None)
 
-    def pad(self, rows: list[np.ndarray], value: int) -> np.ndarray:
+    def _pad(self, rows: list[np.ndarray], value: int) -> np.ndarray:
         """Pad rows (L_i, ...) to one array (B, L, ...)."""
         length = max(self._length, *(len(row) for row in rows))
         length += -length % self._multiple
@@ -510,13 +538,13 @@ class Tokenizing:
             self._done[i] = row
         ids = [row.ids for row in rows]
         data: dict[str, Any] = {
-            "input_ids": self.pad(ids, self._pad_id()),
-            "attention_mask": self.pad([np.ones_like(row) for row in ids], 0),
+            "input_ids": self._pad(ids, self._pad_id()),
+            "attention_mask": self._pad([np.ones_like(row) for row in ids], 0),
         }
         if kwargs.get("return_tensors") is None:  # as a tokenizer does; some processors count in these lists
             data = {name: rows.tolist() for name, rows in data.items()}
         if kwargs.get("return_token_type_ids"):
-            data["token_type_ids"] = self.pad([_second_part(row.targets) for row in rows], 0).tolist()
+            data["token_type_ids"] = self._pad([_second_part(row.targets) for row in rows], 0).tolist()
         return _Encoding(data, written, rows)
 
     def _spans(self, row: int, text: str, sample: Rendered) -> list[Run]:
@@ -527,7 +555,7 @@ class Tokenizing:
         if (found := recorded_spans(text, record, len(sample.images))) is not None:
             return found
         if self._counter is None:
-            self._counter = ImageCounter(self._backbone, self._options)
+            self._counter = ImageCounter(self._backbone, self._encoder, self._options)
         return self._counter.spans(text, sample)
 
     def _plan(self, written: _Written, sample: Rendered) -> tuple[list[Run], set[Run]]:
@@ -536,7 +564,7 @@ class Tokenizing:
         literals = {
             (start + match.start(), start + match.end())
             for piece, (start, _) in pieces
-            for match in (self._placeholder if piece.steers else self._control).finditer(piece.text)
+            for match in (self._encoder.medium if piece.steers else self._encoder.control).finditer(piece.text)
         }
         return self._cut(written, pieces, literals), literals
 
@@ -547,7 +575,7 @@ class Tokenizing:
             (start, end)
             for piece, (first, last) in self._pieces(written, sample)
             for start, end, token in found
-            if first <= start < end <= last and (not piece.steers or token in self._placeholder_ids)
+            if first <= start < end <= last and (not piece.steers or token in self._encoder.media_ids)
         }
 
     def _pieces(self, written: _Written, sample: Rendered) -> list[tuple[TextPiece, Run]]:
@@ -598,11 +626,10 @@ class Tokenizing:
 
         Not the one that the processor names: in some families that one opens the image, or is listed among others.
         """
-        named = self._tokenizer.convert_tokens_to_ids(image_token(self._backbone))
         counts = Counter(token for token in ids.tolist() if token in self._control_ids)
         if not counts:
             refuse_images(self._backbone, where, "the tokenizer has no control token for what it writes of an image")
-        return max(counts, key=lambda token: (counts[token], token == named))
+        return max(counts, key=lambda token: (counts[token], token == self._encoder.image_id))
 
     def _end_of_turn(
         self, text: str, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, position: int
@@ -660,10 +687,6 @@ class _Encoding(BatchEncoding):
         position = self._written[batch_or_char_index].position(char_index or 0)
         row = self._rows[batch_or_char_index]
         return int(np.flatnonzero((row.starts <= position) & (row.ends > position))[0])
-
-
-def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _second_part(targets: np.ndarray) -> np.ndarray:
