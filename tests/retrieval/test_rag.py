@@ -160,6 +160,14 @@ def test_nothing_good_enough_is_said(rag):
     assert nothing.note == "nothing was found: answered without documents."
 
 
+def test_what_is_found_is_told_before_it_is_answered(rag):
+    told = []
+    answers = rag.answer(["Who sleeps?", "Where?"], on_found=lambda *found: told.append(found), **NEW)
+    assert told == [(answer.hits, answer.note) for answer in answers]
+    rag.answer("Where?", where={"kind": "nothing"}, on_found=lambda *found: told.append(found), **NEW)
+    assert told[-1] == ((), "nothing was found: answered without documents.")
+
+
 def test_documents_that_do_not_fit_are_named(llava, index):
     rag = SugarRag(*llava, index, max_context_tokens=1)
     answer = rag.answer("Where is the boat?", **NEW)

@@ -193,6 +193,7 @@ class SugarRag:
         where: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         names: Sequence[str] | None = None,
+        on_found: Callable[[tuple[RagHit, ...], str | None], None] | None = None,
         skip_special_tokens: bool = True,
         **generate_kwargs: Any,
     ) -> Any:
@@ -207,6 +208,7 @@ class SugarRag:
             batch_size: Questions in one call of `generate`, which reuse nothing; 1 where keys and values are reused,
                 else 8, when `None`.
             names: What to call the questions in errors; "question 0", ... when `None`.
+            on_found: Is told, for each question, of the hits and the note of its answer before that is generated.
             skip_special_tokens: Leave special tokens out of the answers.
             **generate_kwargs: Passed to `generate` (`max_new_tokens`, `do_sample`, `streamer`, ...).
 
@@ -220,7 +222,7 @@ class SugarRag:
         if names is None:
             names = ["question"] if is_single else [f"question {i}" for i in range(len(samples))]
         asked = [Question.read(*row) for row in zip(samples, names, strict=True)]
-        search = partial(self._find, top_k=top_k, min_score=min_score, where=where)
+        search = partial(self._find, top_k=top_k, min_score=min_score, where=where, on_found=on_found)
         step = batch_size or (1 if is_single or self.reuses else DEFAULT_BATCH_SIZE)
         options = generation_options(self.model, self.processor, generate_kwargs)
         answers: list[RagAnswer] = []
@@ -282,7 +284,12 @@ class SugarRag:
     # ---- Search ----
 
     def _find(
-        self, embedding: np.ndarray, top_k: int | None, min_score: float | None, where: Mapping[str, Any] | None
+        self,
+        embedding: np.ndarray,
+        top_k: int | None,
+        min_score: float | None,
+        where: Mapping[str, Any] | None,
+        on_found: Callable[[tuple[RagHit, ...], str | None], None] | None,
     ) -> tuple[list[RagHit], list[Parts], str | None]:
         """Search, and take what fits. Returns the hits, their parts, and why there are none."""
         least = self.min_score if min_score is None else min_score
@@ -296,6 +303,8 @@ class SugarRag:
             note = f"the best score is {hits[0].score:.3f}, below min_score={least}: answered without documents."
         elif not documents:
             note = f"no first slice fits into {self.max_context_tokens} tokens: answered without documents."
+        if on_found is not None:
+            on_found(tuple(noted), note)
         return noted, documents, note
 
     def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
