@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def fsync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def fsync(*paths: Path) -> None:
+    """Wait until each file's content, or folder's list of names, is on the disk, one after the other."""
+    for path in paths:
+        if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+            continue
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def fsync_tree(folder: Path) -> None:

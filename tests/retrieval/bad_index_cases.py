@@ -18,7 +18,7 @@ from bad_input_cases import NOISE, PNG, refused, used
 from sugar_hf.data import BadSampleError, Document, read_documents
 from sugar_hf.retrieval import DamagedIndexError, IndexMismatchError, LockedIndexError, SugarEmbedder, SugarIndex
 from sugar_hf.retrieval.store import read_current, write_current
-from sugar_hf.retrieval.store.layout import as_json
+from sugar_hf.retrieval.store.layout import as_json, names_of
 
 # ---- Vectors ----
 
@@ -102,7 +102,7 @@ def _(place):
 def files_of(folder):
     """The files of the generation that counts."""
     names = {"CURRENT"}
-    for name in read_current(folder).names():
+    for name in names_of([read_current(folder)]):
         path = folder / name
         names |= {f"{name}/{file.name}" for file in path.iterdir()} if path.is_dir() else {name}
     return sorted(name for name in names if (folder / name).is_file())

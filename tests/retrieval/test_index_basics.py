@@ -10,7 +10,7 @@ from index_tools import DIM, FakeEmbedder, make, state, texts, unit, vector
 from sugar_hf.data import Document, SkippedRowsWarning
 from sugar_hf.retrieval import DuplicateIdError, IndexMismatchError, SugarIndex
 from sugar_hf.retrieval.index import index_spec
-from sugar_hf.retrieval.store.segments import Limits
+from sugar_hf.retrieval.store.layout import Limits
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from index_tools import DIM, FakeEmbedder, make, state
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
 from sugar_hf.retrieval.store import read_current
-from sugar_hf.retrieval.store.layout import as_json
+from sugar_hf.retrieval.store.layout import as_json, names_of
 
 QUIET = {"show_progress": False}
 
@@ -31,7 +31,7 @@ def whole(tmp_path_factory):
 
 def files_that_count(folder):
     manifest = read_current(folder)
-    names = {"CURRENT", *manifest.names()} - {f"milvus-{manifest.base:06d}", manifest.graph.folder}
+    names = {"CURRENT", *names_of([manifest])} - {f"milvus-{manifest.base:06d}", manifest.graph.folder}
     return sorted(names | {f"{manifest.graph.folder}/{file.name}" for file in manifest.graph.files})
 
 

@@ -12,7 +12,7 @@ import pytest
 from index_tools import DIM, FakeEmbedder, make, state
 from safetensors import SafetensorError
 
-from sugar_hf.retrieval import LockedIndexError, SugarIndex
+from sugar_hf.retrieval import LockedIndexError, SugarIndex, index_hub
 from sugar_hf.retrieval.index import index_spec
 from sugar_hf.retrieval.store import index_writer, layout, read_current
 from sugar_hf.retrieval.store.backends.milvus_backend import MilvusOptions, public_address
@@ -140,7 +140,7 @@ def test_a_part_whose_header_lacks_something_is_embedded_again(folder, key):
     with layout.open_tensors(path) as file:
         header = {name: value for name, value in file.metadata().items() if name != key}
         tensors = {name: file.get_tensor(name) for name in ("vectors", "document", "slice")}
-    layout.write_tensors(path, tensors, header)
+    index_writer.write_tensors(path, tensors, header)
     assert goes_on(folder) == ["d0", "d1", "d2"]
 
 
@@ -240,7 +240,7 @@ def test_that_the_disk_has_not_confirmed_a_write_is_said(folder, monkeypatch):
 def test_an_error_before_a_write_counts_is_an_error(folder, monkeypatch):
     index = SugarIndex.load(folder, FakeEmbedder())
     with monkeypatch.context() as patch:
-        patch.setattr(layout.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
         with pytest.raises(OSError, match="Input/output"):
             index.delete("d90")
     assert "d90" in state(SugarIndex.load(folder))
@@ -257,7 +257,7 @@ def test_a_full_disk_is_an_oserror_whichever_library_says_it(folder, monkeypatch
         raise SafetensorError(full)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "save_file", save)
+        patch.setattr(index_writer, "save_file", save)
         with pytest.raises(OSError, match="No space left") as error:
             index.add([make(7)], **QUIET)
     assert error.value.errno == errno.ENOSPC
@@ -277,7 +277,7 @@ def test_a_full_disk_is_an_oserror_whichever_library_says_it(folder, monkeypatch
 
 def test_the_folder_of_an_upload_that_was_killed_goes_with_the_next_write(folder):
     index = SugarIndex.load(folder, FakeEmbedder())
-    with layout.held_folder(folder) as place:
+    with index_hub.held_folder(folder) as place:
         (place / "big").write_text("x")
         shutil.copytree(place.parent, folder / "export-killed.tmp")  # one whose lock nobody holds
         index.add([make(7)], **QUIET)

@@ -9,7 +9,7 @@ from index_tools import FakeEmbedder, make, state
 
 from sugar_hf.retrieval import DamagedIndexError, LockedIndexError, SugarIndex
 from sugar_hf.retrieval.index_hub import export
-from sugar_hf.retrieval.store import index_store, layout, read_current, segments, write_current
+from sugar_hf.retrieval.store import layout, read_current, read_settled, snapshot, write_current
 from sugar_hf.retrieval.store.backends import faiss_backend
 
 QUIET = {"show_progress": False}
@@ -30,11 +30,11 @@ class Steps:
         self.count, self.at, self.event = 0, None, None
         self.inside = False
         for place in (
-            (layout, "_current_bytes"),
-            (index_store, "read_current"),
+            (snapshot, "_current_bytes"),
+            (snapshot, "read_current"),
             (layout, "inside"),
-            (segments, "map_table"),
-            (segments, "open_tensors"),
+            (layout, "map_table"),
+            (layout, "open_tensors"),
             (layout.pa, "memory_map"),
             (layout, "safe_open"),
             (faiss_backend, "_check_graph"),
@@ -133,9 +133,7 @@ def test_an_export_takes_what_is_there_when_files_go(start, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "_copy", copy)
-        made = layout.read_settled(
-            folder, lambda: hub._export_current(index.store, tmp_path / "place", "me/x", "", None)
-        )
+        made = read_settled(folder, lambda: hub._export_current(index.store, tmp_path / "place", "me/x", "", None))
     assert state(SugarIndex.load(made)).keys() == {f"d{i}" for i in range(1, 12)}
 
 
@@ -148,7 +146,7 @@ def test_a_folder_that_never_rests_is_said_to_be_so(start, tmp_path, monkeypatch
         write_current(folder, replace(current, generation=read_current(folder).generation + 1))
         raise RuntimeError("a library's own word for a file that is gone")
 
-    monkeypatch.setattr(index_store, "read_current", read)
+    monkeypatch.setattr(snapshot, "read_current", read)
     with pytest.raises(LockedIndexError, match="written faster than it can be read"):
         SugarIndex.load(folder)
 
@@ -161,7 +159,7 @@ def test_an_error_while_nothing_is_written_is_told(start, monkeypatch, error):
         calls.append(folder)
         raise error
 
-    monkeypatch.setattr(index_store, "read_current", fail)
+    monkeypatch.setattr(snapshot, "read_current", fail)
     with pytest.raises(type(error)):
         SugarIndex.load(start)
     assert len(calls) == 1

@@ -13,7 +13,7 @@ import pytest
 from index_tools import FakeEmbedder, make, state, vector
 
 from sugar_hf.retrieval import LockedIndexError, SugarIndex
-from sugar_hf.retrieval.store import index_store
+from sugar_hf.retrieval.store import snapshot
 
 QUIET = {"show_progress": False}
 TESTS = Path(__file__).parents[1]
@@ -97,20 +97,20 @@ def test_files_of_old_generations_go(index):
 
 
 def test_a_reader_that_loses_a_race_reads_again(index, monkeypatch):
-    read_current, left = index_store.read_current, [3]
+    read_current, left = snapshot.read_current, [3]
 
     def slow(folder):
         manifest = read_current(folder)
         if left[0]:
-            monkeypatch.setattr(index_store, "read_current", read_current)
+            monkeypatch.setattr(snapshot, "read_current", read_current)
             left[0] -= 1
             index.compact()
             index.compact()  # by now what was read is gone
-            monkeypatch.setattr(index_store, "read_current", slow)
+            monkeypatch.setattr(snapshot, "read_current", slow)
         return manifest
 
     expected = state(index)
-    monkeypatch.setattr(index_store, "read_current", slow)
+    monkeypatch.setattr(snapshot, "read_current", slow)
     assert state(SugarIndex.load(index.folder)) == expected
     assert left == [0]
 

@@ -112,6 +112,18 @@ def _is_setting(name: str, value: Any) -> bool:
     return isinstance(value, str) or (name == "truncation" and isinstance(value, bool))
 
 
+def check_origin(settings: Mapping[str, Any] | None, fingerprint: Mapping[str, Any] | None) -> None:
+    """Refuse what cannot be read as `EmbeddingSettings` and `ModelFingerprint`; `None` is known nowhere.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    if settings is not None:
+        EmbeddingSettings.from_dict(settings)
+    if fingerprint is not None:
+        ModelFingerprint.from_dict(fingerprint)
+
+
 @dataclass(frozen=True)
 class ModelFingerprint:
     """What tells a model's embeddings from another's.
@@ -205,6 +217,16 @@ class ModelFingerprint:
         if ours.shape != theirs.shape:
             return float("inf")
         return float(np.linalg.norm(ours - theirs, axis=1).max())
+
+
+def are_equal(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> bool:
+    """Whether two fingerprints, as dicts, are of models whose embeddings can be compared; `None` equals `None`."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    try:
+        return ModelFingerprint.from_dict(ours).difference(ModelFingerprint.from_dict(theirs)) is None
+    except ValueError:
+        return False
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -27,6 +27,7 @@ from .store import (
     IndexWriter,
     Snapshot,
     checked_spec,
+    create_index,
     holds_index,
     open_writer,
     read_current,
@@ -126,7 +127,7 @@ class SugarIndex:
                 with open_writer(IndexStore.open(folder, secrets=secrets), "build", spec) as writer:
                     writer.commit(())
             elif group.is_first:
-                IndexStore.create(folder, spec)
+                create_index(folder, spec)
         return cls.load(folder, embedder, backend_options=secrets)
 
     @classmethod
@@ -199,7 +200,7 @@ class SugarIndex:
         spec, secrets = index_spec(embedder, None, backend, vectors, None, backend_options)
         with group.together():
             if group.is_first and not holds_index(folder):
-                IndexStore.create(folder, spec)
+                create_index(folder, spec)
             elif (
                 group.is_first
                 and not overwrite

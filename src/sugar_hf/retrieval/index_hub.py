@@ -2,10 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
 from ..model.hub import in_code, in_line, without_html
@@ -13,8 +17,6 @@ from .store import (
     DamagedIndexError,
     IndexStore,
     Manifest,
-    held_folder,
-    inside,
     open_writer,
     read_current,
     read_settled,
@@ -125,8 +127,8 @@ def export(
     manifest = store.snapshot.manifest
     (folder / "segments").mkdir(parents=True)
     for entry in manifest.segments:
-        for file in (entry.texts, entry.vectors):
-            _copy(file.check(inside(store.folder, "segments"), verify=True), folder / "segments" / file.name)
+        for path in entry.check(store.folder, verify=True):
+            _copy(path, folder / "segments" / path.name)
     # whoever downloads it has no access to the server that searched it here
     options = {key: value for key, value in manifest.spec.backend_options.items() if key not in ("uri", "collection")}
     write_current(folder, replace(manifest, graph=None, spec=replace(manifest.spec, backend_options=options)))
@@ -175,6 +177,19 @@ def pull(
             "all the same, download it and use SugarIndex.load."
         )
     return folder
+
+
+@contextmanager
+def held_folder(place: Path | None) -> Iterator[Path]:
+    """Make a folder for the time of a block. If the process is killed, the next write of the index removes it.
+
+    Args:
+        place: The folder of the index, on whose disk it is to be; another temporary place when `None`.
+    """
+    with TemporaryDirectory(prefix="export-", suffix=".tmp", dir=place) as name, FileLock(Path(name) / "LOCK"):
+        inner = Path(name) / "files"
+        inner.mkdir()
+        yield inner
 
 
 def _copy(source: Path, target: Path) -> None:

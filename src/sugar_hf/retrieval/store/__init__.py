@@ -3,21 +3,28 @@
 `SugarIndex` has an [`IndexStore`]; nothing else outside of this package opens the files of an index.
 """
 
-from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
-from .index_store import IndexStore
-from .index_writer import MUCH_DELETED, AddReport, IndexWriter, PendingParts, check_duplicates, open_writer
-from .layout import (
-    FileEntry,
-    IndexSpec,
-    Manifest,
-    held_folder,
+from .index_writer import (
+    MUCH_DELETED,
+    AddReport,
+    IndexWriter,
+    PendingParts,
+    check_duplicates,
+    create_index,
     holds_index,
-    inside,
-    read_current,
-    read_settled,
+    open_writer,
     write_current,
 )
-from .snapshot import DocumentNumber, RowId, Snapshot, checked_spec
+from .layout import (
+    DamagedIndexError,
+    DuplicateIdError,
+    FileEntry,
+    IndexMismatchError,
+    IndexSpec,
+    LockedIndexError,
+    Manifest,
+    read_current,
+)
+from .snapshot import DocumentNumber, IndexStore, RowId, Snapshot, checked_spec, read_settled
 
 __all__ = [
     "MUCH_DELETED",
@@ -37,9 +44,8 @@ __all__ = [
     "Snapshot",
     "check_duplicates",
     "checked_spec",
-    "held_folder",
+    "create_index",
     "holds_index",
-    "inside",
     "open_writer",
     "read_current",
     "read_settled",

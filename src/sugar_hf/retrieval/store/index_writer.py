@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import socket
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -14,43 +17,54 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from ..._files import atomic_path, atomic_write, fsync
 from ...data import BadSampleError
 from ...data.documents import Document
 from ...model.embedding_sugar import first_not_unit
-from ..fingerprint import ModelFingerprint
+from ..fingerprint import are_equal
 from .codecs import Codec
-from .index_errors import DamagedIndexError, DuplicateIdError, IndexMismatchError
-from .index_store import IndexStore
 from .layout import (
+    CURRENT,
     SCHEMA,
+    DamagedIndexError,
     Deleted,
+    DuplicateIdError,
     FileEntry,
     Graph,
+    IndexMismatchError,
     IndexSpec,
+    Limits,
+    LockedIndexError,
     Manifest,
+    Segment,
+    SegmentEntry,
     as_json,
-    checked_read,
+    check_links,
     inside,
-    is_held,
     map_table,
+    names_of,
     open_tensors,
     read_current,
-    read_tensor,
-    remove,
-    write_current,
-    write_lock,
-    write_tensors,
+    read_tensors,
+    unreadable,
 )
-from .segments import Limits, Segment, SegmentWriter, record_batches
-from .snapshot import DocumentNumber, Snapshot
+from .snapshot import DocumentNumber, IndexStore, Snapshot
 
 #: From this share of deleted documents on, compaction is advised.
 MUCH_DELETED = 1 / 3
 _PLAN = "plan.json"
 _PART = re.compile(r"part-(\d+)\.safetensors")
+# Files left behind when creating an index was interrupted.
+_LEFT_BEHIND = re.compile(r"LOCK|LOCK\.owner|manifest-000000\.json(\.\d+\.tmp)?|CURRENT\.\d+\.tmp")
 _OLD = ("manifest-*.json", "deleted-*.safetensors", "graph-*", "milvus-*", "*.tmp", "segments/*")
+
+#: n documents, the codes of m vectors (m, w), the document of each (m,), counted from the first of the batch, and the
+#: slice of each (m,); slice -1 stands for the last.
+Batch = tuple[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -61,7 +75,7 @@ class AddReport:
         added: Number of new documents.
         updated: Number of documents that replaced one of the same id.
         duplicates: Number of documents that were left out because the index has their id.
-        skipped: Why documents were left out that could not be embedded.
+        skipped: Why documents were left out that cannot be embedded.
         seconds: How long it took.
     """
 
@@ -72,16 +86,147 @@ class AddReport:
     seconds: float = 0.0
 
 
+# ---- Files ----
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists. What cannot be removed now is left for the next write."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: It cannot be written; the disk may be full.
+    """
+    try:
+        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Describe a file, once its content is on the disk."""
+    fsync(path)
+    with path.open("rb") as file:
+        return FileEntry(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_current(folder: Path, manifest: Manifest) -> None:
+    """Make a manifest the newest. Its files must already be on disk. A kill leaves it or the one before."""
+    name, data, current = manifest.written()
+    atomic_write(folder / name, data)
+    atomic_write(folder / CURRENT, current)
+
+
+def record_batches(rows: Iterable[Mapping[str, Any]], limits: Limits) -> Iterator[pa.RecordBatch]:
+    """Put stored documents into record batches of bounded size."""
+    waiting, size = list[Mapping[str, Any]](), 0
+    for row in rows:
+        waiting.append(row)
+        size += sum(len(image["bytes"]) for image in row["images"])
+        if len(waiting) == limits.batch_documents or size >= limits.batch_bytes:
+            yield pa.RecordBatch.from_pylist(waiting, schema=SCHEMA)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema=SCHEMA)
+
+
+def write_segments(folder: Path, first: int, batches: Iterable[Batch], limits: Limits) -> list[SegmentEntry]:
+    """Write documents and their codes into segments of bounded size, in order, and wait until they are on the disk.
+
+    Args:
+        folder: The folder `segments` of the index.
+        first: Number of the first segment.
+        batches: The documents.
+        limits: Sizes of segments.
+    """
+    entries: list[SegmentEntry] = []
+    left = iter(batches)
+    batch = next(left, None)
+    while batch is not None:
+        path = folder / f"{first + len(entries):06d}.arrow"
+        vectors = path.with_suffix(".safetensors")
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        documents = size = code_size = 0
+        with pa.ipc.new_stream(str(path), SCHEMA) as texts:
+            while batch is not None:
+                rows, codes, document, slices = batch
+                texts.write_batch(rows)
+                # copies, as codes may be views into a much larger part
+                parts.append((codes.copy(), (document + documents).astype(np.int32), slices.astype(np.int32)))
+                documents, size, code_size = documents + rows.num_rows, size + rows.nbytes, code_size + codes.nbytes
+                batch = next(left, None)
+                if documents >= limits.segment_documents or max(size, code_size) >= limits.segment_bytes:
+                    break
+        codes, document, slices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        write_tensors(vectors, {"codes": codes, "document": document, "slice": slices})
+        entries.append(SegmentEntry(documents, len(codes), entry_of(path), entry_of(vectors)))
+    return entries
+
+
+# ---- Locks ----
+
+
+@contextmanager
+def write_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of an index while it is written. It is released when the process exits, even if killed.
+
+    Raises:
+        DamagedIndexError: The folder holds a link that leads out of it.
+        LockedIndexError: Another process holds it.
+        PermissionError: The folder cannot be written.
+    """
+    check_links(folder)
+    lock, owner = FileLock(folder / "LOCK", timeout=0), folder / "LOCK.owner"
+    try:
+        lock.acquire()
+    except Timeout as error:
+        try:
+            who = owner.read_text("utf-8")
+        except OSError:
+            who = "another process"
+        raise LockedIndexError(
+            f"{folder} is being written by {who}. Wait until it is done, or end that process."
+        ) from error
+    except OSError as error:
+        raise PermissionError(
+            f"{folder} cannot be written ({error}). It can be searched; to change it, copy it to a folder of yours."
+        ) from error
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a temporary folder is in use by a process that lives."""
+    if not (path / "LOCK").is_file():
+        return False
+    try:
+        with FileLock(path / "LOCK", timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 # ---- Parts that are not committed yet ----
 
 
 @dataclass(frozen=True)
 class PendingPart:
-    """A part on disk. Its files are opened when they are needed, as there may be very many parts.
+    """A part on disk, without the documents that were skipped. There may be very many: files are opened when needed.
 
     Args:
         path: Its file of vectors; that of its documents is beside it.
-        ids: Its documents, without those that were skipped.
+        ids: Its documents.
         skipped: Why documents were left out.
     """
 
@@ -95,19 +240,15 @@ class PendingPart:
         with open_tensors(self.path) as file:
             return file.get_tensor("vectors")
 
-    def batches(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield the documents in record batches.
-
-        Yields:
-            A batch, its vectors (m, d), the document of each (m,), counted from the first of the batch, and the slice
-            of each (m,); slice -1 stands for the last.
-        """
+    def batches(self, codec: Codec | None) -> Iterator[Batch]:
+        """Yield the documents in record batches, with the codes of their vectors."""
+        assert codec is not None
         with open_tensors(self.path) as file:
             vectors, document, slices = (file.get_tensor(name) for name in ("vectors", "document", "slice"))
-        first = 0
+        codes, first = codec.encode(vectors), 0
         for batch in map_table(self.path.with_suffix(".arrow")).to_batches():
             low, high = np.searchsorted(document, [first, first + batch.num_rows]).tolist()
-            yield batch, vectors[low:high], document[low:high] - first, slices[low:high]
+            yield batch, codes[low:high], document[low:high] - first, slices[low:high]
             first += batch.num_rows
 
 
@@ -115,15 +256,8 @@ class PendingPart:
 class PendingParts:
     """The parts of the write in progress, in the folder `pending` of an index.
 
-    A part is some consecutive documents with their vectors. It is staged atomically, by any process, and a write that
-    was killed keeps the parts it has. They only save work: a part with which anything is wrong is treated as missing.
-
-    ```python
-    with index.writer() as writer:
-        pending = writer.pending  # may be sent to other processes
-        if not pending.holds(7, documents):
-            pending.stage(7, documents, vectors)
-    ```
+    A part is some consecutive documents with their vectors, staged atomically by any process. A write that was killed
+    keeps its parts. They only save work: a part with which anything is wrong is treated as missing.
 
     Args:
         folder: The folder `pending`.
@@ -154,13 +288,9 @@ class PendingParts:
 
     def holds(self, number: int, documents: Sequence[Document]) -> bool:
         """Whether a part is there, undamaged, and made of these documents."""
-        if not self._path(number).is_file():
-            return False
-        try:
-            self._read(number, _part_key(documents))
-        except (DamagedIndexError, OSError):
-            return False
-        return True
+        with suppress(DamagedIndexError, OSError):
+            return self._path(number).is_file() and bool(self._read(number, _part_key(documents)))
+        return False
 
     def stage(
         self,
@@ -182,11 +312,12 @@ class PendingParts:
             ValueError: Vectors are not finite or not of length 1; the error names the document.
             BadSampleError: A document cannot be stored.
         """
-        checked = [self._checked(*row) for row in zip(documents, vectors, strict=True)]
-        kept = [(document, rows) for document, rows in zip(documents, checked, strict=True) if rows is not None]
+        given = zip(documents, vectors, strict=True)
+        kept = [(document, self._checked(document, rows)) for document, rows in given if rows is not None]
         self.folder.mkdir(exist_ok=True)
         path, digests = self._path(number), dict[str, str]()
-        for place in (path, path.with_suffix(".arrow")):
+        texts = path.with_suffix(".arrow")
+        for place in (path, texts):
             if place.exists() and not place.is_file():
                 remove(place)
 
@@ -196,11 +327,11 @@ class PendingParts:
                 digests[document.id] = row["digest"]
                 yield row
 
-        with atomic_path(path.with_suffix(".arrow")) as temporary:
+        with atomic_path(texts) as temporary:
             with pa.ipc.new_stream(str(temporary), SCHEMA) as writer:
                 for batch in record_batches(rows(), self.limits):
                     writer.write_batch(batch)
-            entry = FileEntry.of(temporary)
+            entry = entry_of(temporary)
         counts = [len(vectors) for _, vectors in kept]
         slices = [np.arange(count) if self.positions == "all" else np.array([-1]) for count in counts]
         tensors = {
@@ -239,39 +370,31 @@ class PendingParts:
                 "damaged is made anew."
             ) from error
 
-    def clear(self) -> None:
-        """Remove all parts."""
-        remove(self.folder)
-
     def _read(self, number: int, key: str | None = None) -> PendingPart:
         """Open a part; one of these documents, if a key is given.
 
         Raises:
-            MissingFileError: It is missing.
-            DamagedIndexError: Anything else is wrong with it.
+            DamagedIndexError: It is missing, or anything else is wrong with it.
         """
-        path = self._path(number)
-        with checked_read(path), open_tensors(path) as file:
-            header = file.metadata()
+        path, numbers = self._path(number), (np.int32, (None,))
+        forms = {"vectors": (np.float32, (None, self.dim)), "document": numbers, "slice": numbers}
+        tensors, header = read_tensors(path, forms)
+        try:
             if header["write"] != self.write or header["key"] != (key or header["key"]):
                 raise ValueError("it is a part of another write")
-            count = file.get_slice("vectors").get_shape()[0]
-            forms = {"vectors": (np.float32, (count, self.dim)), "document": (np.int32, (count,))}
-            forms["slice"] = forms["document"]
-            tensors = {name: read_tensor(file, name, *form) for name, form in forms.items()}
             if _part_digest(tensors, header) != header["digest"]:
                 raise ValueError("it was changed")
             skipped = [BadSampleError(**values) for values in json.loads(header["skipped"])]
             texts = FileEntry(path.with_suffix(".arrow").name, int(header["texts_size"]), header["texts"])
-        ids = map_table(texts.check(self.folder, verify=True))["id"].to_pylist()
-        return PendingPart(path, ids, skipped)
+        except (ValueError, KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
+        return PendingPart(path, map_table(texts.check(self.folder, verify=True))["id"].to_pylist(), skipped)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.safetensors"
 
-    def _checked(self, document: Document, vectors: np.ndarray | None) -> np.ndarray | None:
-        if vectors is None:
-            return None
+    def _checked(self, document: Document, vectors: np.ndarray) -> np.ndarray:
+        """Return the vectors of a document, (S, d) float32."""
         rows = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
         where = f"document {document.id!r}"
         if rows.ndim != 2 or rows.shape[1] != self.dim:
@@ -333,39 +456,51 @@ def _is_same_plan(found: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     prints = [values.pop("fingerprint") for values in (ours, theirs)]
     for values in (ours, theirs):
         values["settings"] = {**(values["settings"] or {}), "model": "", "dtype": ""}
-    if ours != theirs or any(plan[key] != found[key] for key in ("kind", "uid", "base")):
-        return False
-    if None in prints:
-        return prints[0] == prints[1]
-    try:
-        return ModelFingerprint.from_dict(prints[0]).difference(ModelFingerprint.from_dict(prints[1])) is None
-    except ValueError:
-        return False
+    return ours == theirs and all(plan[key] == found[key] for key in ("kind", "uid", "base")) and are_equal(*prints)
 
 
 # ---- The write ----
 
 
+def holds_index(folder: Path) -> bool:
+    """Whether a folder is one of an index."""
+    return (folder / CURRENT).is_file()
+
+
+def create_index(folder: Path, spec: IndexSpec) -> None:
+    """Write an index without documents.
+
+    Raises:
+        FileExistsError: The folder holds an index, or other files.
+        LockedIndexError: Another process is writing it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if holds_index(folder):
+        raise FileExistsError(
+            f"{folder} holds an index. Open it with SugarIndex.load, or pass overwrite=True to replace it."
+        )
+    others = sorted(path.name for path in folder.iterdir() if not _LEFT_BEHIND.fullmatch(path.name))
+    if others:
+        raise FileExistsError(f"{folder} holds {others[0]!r} and no index. Give an empty or a new folder.")
+    with write_lock(folder):
+        if not holds_index(folder):
+            write_current(folder, Manifest(uuid.uuid4().hex[:12], 0, 0, spec))
+
+
 @contextmanager
 def open_writer(store: IndexStore, kind: str = "add", spec: IndexSpec | None = None) -> Iterator["IndexWriter"]:
-    """Begin the one write of an index, for the time of a block.
-
-    Args:
-        store: The store of the index.
-        kind: See [`IndexWriter`].
-        spec: See [`IndexWriter`].
+    """Begin the one write of an index, for the time of a block. Arguments are those of [`IndexWriter`].
 
     Raises:
         LockedIndexError: Another process is writing.
         PermissionError: The folder cannot be written.
     """
-    folder = store.folder
-    with write_lock(folder):
+    with write_lock(store.folder):
         store.refresh()  # what others wrote
-        clean(folder, store.snapshot.manifest)
-        plan = _read_plan(folder / "pending")
+        clean(store.folder, store.snapshot.manifest)
+        plan = _read_plan(store.folder / "pending")
         if plan is None or plan["write"] == store.snapshot.manifest.write:
-            remove(folder / "pending")  # a kill came after the commit
+            remove(store.folder / "pending")  # a kill came after the commit
         yield IndexWriter(store, kind, spec)
 
 
@@ -416,7 +551,7 @@ class IndexWriter:
         return self._pending
 
     def commit(self, numbers: Sequence[int] | None = None, *, on_duplicate: str = "raise") -> AddReport:
-        """Add the documents of all parts.
+        """Add the documents of parts, all or none of them.
 
         Args:
             numbers: The parts, in the order of the documents; all on disk when `None`.
@@ -438,22 +573,23 @@ class IndexWriter:
         if not count and not is_build:
             self._clear()
             return report
-        codec = None if is_build or old.codec is None else Codec.from_dict(old.codec)
-        if codec is None and parts:
+        codec, clipped = None if is_build else self.snapshot.codec, 0
+        if codec is not None:
+            clipped = sum(codec.clipped(part.vectors) for part in parts)
+        elif parts:
             codec = Codec.fit(self._spec.vectors, (part.vectors for part in parts))
-        clipped = 0 if codec is None else sum(codec.clipped(part.vectors) for part in parts)
         kept, tail = ((), ()) if is_build else self._small_tail(self.snapshot.segments)
         (folder / "segments").mkdir(exist_ok=True)
-        writer = SegmentWriter(inside(folder, "segments"), old.next_segment, self._store.limits)
-        new_batches = () if codec is None else _coded_batches(parts, codec)
-        for batch in chain(_stored_batches(folder, tail), new_batches):
-            writer.add(*batch)
-        new = old.after(
+        batches = chain(_stored_batches(folder, tail), *(part.batches(codec) for part in parts))
+        written = write_segments(inside(folder, "segments"), old.next_segment, batches, self._store.limits)
+        new = replace(
+            old,
+            generation=old.generation + 1,
             base=old.base + is_build,
             spec=self._spec,
             codec=None if codec is None else codec.to_dict(),
-            segments=tuple(segment.entry for segment in kept) + tuple(writer.finish()),
-            next_segment=writer.number,
+            segments=(*(segment.entry for segment in kept), *written),
+            next_segment=old.next_segment + len(written),
             deleted=None if is_build else self._deleted(replaced),
             graph=None if is_build else old.graph,
             clipped=clipped + (0 if is_build else old.clipped),
@@ -463,12 +599,11 @@ class IndexWriter:
         self._clear()
         if replaced:
             self._advise()
-        if clipped:
-            rows = new.rows - (0 if is_build else old.rows)
+        if clipped:  # the codec is that of the rows before
             warnings.warn(
-                f"{clipped} of {rows} new vectors lie outside of the ranges that the {self._spec.vectors} codec was"
-                " fitted to at the first write, and lose precision. If that is a large "
-                "share, build the index again, or use vectors='float16'.",
+                f"{clipped} of {new.rows - old.rows} new vectors lie outside of the ranges that the codec was fitted "
+                "to at the first write, and lose precision. If that is a large share, build the index again, or use "
+                "vectors='float16'.",
                 stacklevel=3,
             )
         return report
@@ -476,19 +611,17 @@ class IndexWriter:
     def delete(self, numbers: Sequence[DocumentNumber]) -> None:
         """Delete documents by their numbers."""
         if len(numbers):
-            self._swap(self.snapshot.manifest.after(deleted=self._deleted(numbers)))
+            old = self.snapshot.manifest
+            self._swap(replace(old, generation=old.generation + 1, deleted=self._deleted(numbers)))
             self._advise()
 
     def compact(self) -> None:
         """Write all documents that are not deleted anew, with their vectors as they are."""
         old, folder = self.snapshot.manifest, self._store.folder
-        writer = SegmentWriter(folder / "segments", old.next_segment, self._store.limits)
-        for batch in _stored_batches(folder, self.snapshot.segments, self.snapshot.live):
-            writer.add(*batch)
-        segments = tuple(writer.finish()) if old.segments else ()
-        self._swap(
-            old.after(base=old.base + 1, segments=segments, next_segment=writer.number, deleted=None, graph=None)
-        )
+        batches = _stored_batches(folder, self.snapshot.segments, self.snapshot.live)
+        written = write_segments(folder / "segments", old.next_segment, batches, self._store.limits)
+        new = replace(old, segments=tuple(written), next_segment=old.next_segment + len(written))
+        self._swap(replace(new, generation=old.generation + 1, base=old.base + 1, deleted=None, graph=None))
 
     def _advise(self) -> None:
         share = 1 - len(self.snapshot.live_numbers) / self.snapshot.manifest.documents
@@ -501,7 +634,7 @@ class IndexWriter:
 
     def _clear(self) -> None:
         """Remove the parts, which are committed."""
-        self.pending.clear()
+        remove(self._store.folder / "pending")
         self._pending = None
 
     def _small_tail(self, segments: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[Segment]]:
@@ -521,7 +654,7 @@ class IndexWriter:
             return None
         path = self._store.folder / f"deleted-{old.manifest.generation + 1:06d}.safetensors"
         write_tensors(path, {"documents": documents})
-        return Deleted(FileEntry.of(path), documents.size, old.deleted.size)
+        return Deleted(entry_of(path), documents.size, old.deleted.size)
 
     def _swap(self, manifest: Manifest) -> None:
         """Make a manifest current. Its segments must already be on disk. If that fails, the old one is searched."""
@@ -531,9 +664,7 @@ class IndexWriter:
             try:
                 new = Snapshot.open(folder, manifest, old, verify=False, options=store.secrets, is_writer=True)
                 new = replace(new, manifest=_with_graph(folder, new))
-                if (folder / "segments").is_dir():
-                    fsync(folder / "segments")
-                fsync(folder)
+                fsync(*(place for place in (folder / "segments", folder) if place.is_dir()))
                 _make_current(folder, new.manifest)
             except BaseException:
                 if shares and old.backend is not None:
@@ -575,11 +706,11 @@ def clean(folder: Path, *kept: Manifest) -> None:
 
     What cannot be removed is left for the next write.
     """
-    names = {name for manifest in kept for name in manifest.names()}
+    names = names_of(kept)
     if len(kept) == 1:
         path = folder / f"manifest-{kept[0].generation - 1:06d}.json"
         with suppress(OSError, DamagedIndexError):  # what a damaged one kept is of no use
-            names |= Manifest.read(path, path.read_bytes()).names()
+            names |= names_of([Manifest.read(path, path.read_bytes())])
     for pattern in _OLD:
         with suppress(OSError):
             for path in folder.glob(pattern):
@@ -599,7 +730,7 @@ def _with_graph(folder: Path, snapshot: Snapshot) -> Manifest:
     if not names:
         place.rmdir()
         return manifest
-    files = tuple(FileEntry.of(place / name) for name in names)
+    files = tuple(entry_of(place / name) for name in names)
     fsync(place)
     return replace(manifest, graph=Graph(place.name, manifest.rows, files))
 
@@ -639,9 +770,7 @@ def check_duplicates(names: Sequence[str]) -> None:
     )
 
 
-def _stored_batches(
-    folder: Path, segments: Sequence[Segment], live: np.ndarray | None = None
-) -> Iterator[tuple[Any, ...]]:
+def _stored_batches(folder: Path, segments: Sequence[Segment], live: np.ndarray | None = None) -> Iterator[Batch]:
     """Yield the documents of segments with their codes; with `live` only those that are not deleted.
 
     Raises:
@@ -649,12 +778,11 @@ def _stored_batches(
     """
     start = 0
     for segment in segments:
-        for file in (segment.entry.texts, segment.entry.vectors):
-            file.check(inside(folder, "segments"), verify=True)
+        segment.entry.check(folder, verify=True)
         first = 0
         for batch in segment.table.to_batches():
             low, high = np.searchsorted(segment.document, [first, first + batch.num_rows]).tolist()
-            codes = segment.codes(low, high)
+            codes = segment.tensors.get_slice("codes")[low:high]
             document, slices = segment.document[low:high] - first, segment.slice[low:high]
             kept = None if live is None else live[start + first : start + first + batch.num_rows]
             first += batch.num_rows
@@ -667,9 +795,3 @@ def _stored_batches(
                 document, slices = renumbered[document[rows]], slices[rows]
             yield batch, codes, document, slices
         start += segment.entry.documents
-
-
-def _coded_batches(parts: Sequence[PendingPart], codec: Codec) -> Iterator[tuple[Any, ...]]:
-    for part in parts:
-        for batch, vectors, document, slices in part.batches():
-            yield batch, codec.encode(vectors), document, slices

@@ -1,39 +1,50 @@
-"""The files of an index: names that stay inside, the manifest that lists them, CURRENT that names it, and locks."""
+"""The files of an index: their names, the manifest that lists them, CURRENT that names it, and how each is read."""
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
-from ..._files import atomic_write, digest, fsync
-from ...data.documents import DOCUMENT_FEATURES
-from .index_errors import DamagedIndexError, LockedIndexError, MissingFileError
+from ...data import BadSampleError
+from ...data.documents import DOCUMENT_FEATURES, Document
+from .codecs import Codec
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema
 CURRENT = "CURRENT"
 FORMAT = "sugar-index"
 VERSION = 1
 FIX = "Restore the file from a copy, or build the index again"
-_TRIES = 50
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)?")
 
 
-T = TypeVar("T")
+class DamagedIndexError(ValueError):
+    """A file of an index is missing, truncated, changed, or of a format that cannot be read. The error names it."""
+
+
+class MissingFileError(DamagedIndexError):
+    """A file of an index is not there; a reader then looks whether a newer state has replaced the one it knew."""
+
+
+class IndexMismatchError(ValueError):
+    """An index and a model, or an index and vectors, do not belong together. The error says what differs."""
+
+
+class DuplicateIdError(ValueError):
+    """Documents have ids that are there already, or twice in one call. The error names the first few."""
+
+
+class LockedIndexError(RuntimeError):
+    """Another process is writing the index. The error names it."""
 
 
 # ---- One file ----
@@ -58,7 +69,12 @@ def checked_read(path: Path) -> Iterator[None]:
             raise MissingFileError(f"{path} is missing. {FIX}.") from error
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DamagedIndexError(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}). {FIX}.") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DamagedIndexError:
+    """Return the error that says that the content of a file is not what it should be."""
+    return DamagedIndexError(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}). {FIX}.")
 
 
 @dataclass(frozen=True)
@@ -74,14 +90,6 @@ class FileEntry:
     name: str
     size: int
     sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "FileEntry":
-        """Describe a file, once its content is on the disk."""
-        fsync(path)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(path.name, file.tell(), sha256)
 
     @classmethod
     def from_dict(cls, values: Any) -> "FileEntry":
@@ -113,8 +121,10 @@ class FileEntry:
             size = path.stat().st_size
             if size != self.size:
                 raise DamagedIndexError(f"{path} has {size} bytes instead of {self.size}. {FIX}.")
-            if verify and digest(path) != self.sha256:
-                raise DamagedIndexError(f"{path} was changed: its content is not what was written. {FIX}.")
+            if verify:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                        raise DamagedIndexError(f"{path} was changed: its content is not what was written. {FIX}.")
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} is missing. {FIX}.") from error
         return path
@@ -166,15 +176,6 @@ def _check_link(path: Path, folder: Path) -> None:
 def as_json(values: Any) -> bytes:
     """Return JSON as an index writes it."""
     return (json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it exists. What cannot be removed now is left for the next write."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 # ---- Documents in Arrow files, vectors in safetensors files ----
@@ -246,19 +247,6 @@ def _check_nulls(table: pa.Table) -> None:
             raise ValueError("an image has no bytes")
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: It cannot be written; the disk may be full.
-    """
-    try:
-        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
-
-
 def open_tensors(path: Path) -> Any:
     """Open a safetensors file without reading it.
 
@@ -270,29 +258,42 @@ def open_tensors(path: Path) -> Any:
         return safe_open(path, framework="numpy")
 
 
-def read_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a tensor of a file that is open.
+def check_tensors(tensors: Any, forms: Mapping[str, tuple[Any, tuple[int | None, ...]]]) -> None:
+    """Refuse a file that lacks a tensor, or has one of another form.
+
+    Args:
+        tensors: The file.
+        forms: Type and shape of each tensor; `None` stands for the length of the first.
 
     Raises:
-        ValueError: There is none of this name, type and shape.
+        ValueError: It is none of these.
     """
-    check_tensor(tensors, name, dtype, shape)
-    return tensors.get_tensor(name)
+    names = set(tensors.keys())
+    length = None
+    for name, (dtype, shape) in forms.items():
+        if name not in names:
+            raise ValueError(f"it has no {name}")
+        found = tensors.get_slice(name)
+        there = tuple(found.get_shape())
+        length = there[0] if length is None and there else length
+        kind = np.dtype(dtype)
+        wanted = f"{kind.kind.upper()}{8 * kind.itemsize}"  # F32, I64, U8
+        if found.get_dtype() != wanted or there != tuple(length if size is None else size for size in shape):
+            raise ValueError(f"{name} does not fit: type {found.get_dtype()} and shape {found.get_shape()}")
 
 
-def check_tensor(tensors: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a file that does not have a tensor of this name, type and shape.
+def read_tensors(
+    path: Path, forms: Mapping[str, tuple[Any, tuple[int | None, ...]]]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a safetensors file: its tensors, which have to be of these forms (see [`check_tensors`]), and its header.
 
     Raises:
-        ValueError: It does not.
+        MissingFileError: It is not there.
+        DamagedIndexError: It is another file.
     """
-    if name not in set(tensors.keys()):
-        raise ValueError(f"it has no {name}")
-    found = tensors.get_slice(name)
-    kind = np.dtype(dtype)
-    wanted = f"{kind.kind.upper()}{8 * kind.itemsize}"  # F32, I64, U8
-    if found.get_dtype() != wanted or tuple(found.get_shape()) != shape:
-        raise ValueError(f"{name} does not fit: type {found.get_dtype()} and shape {found.get_shape()}")
+    with checked_read(path), open_tensors(path) as file:
+        check_tensors(file, forms)
+        return {name: file.get_tensor(name) for name in forms}, file.metadata() or {}
 
 
 # ---- The manifest ----
@@ -319,6 +320,11 @@ class SegmentEntry:
         """Read an entry of a manifest."""
         files = [FileEntry.from_dict(values[key]) for key in ("texts", "vectors")]
         return cls(_count(values["documents"]), _count(values["rows"]), *files)
+
+    def check(self, folder: Path, verify: bool) -> tuple[Path, Path]:
+        """Return the paths of both files in the folder of an index; see [`FileEntry.check`]."""
+        place = inside(folder, "segments")
+        return self.texts.check(place, verify), self.vectors.check(place, verify)
 
 
 @dataclass(frozen=True)
@@ -440,21 +446,12 @@ class Manifest:
         """Name of its file."""
         return f"manifest-{self.generation:06d}.json"
 
-    def names(self) -> set[str]:
-        """Return the names of all that it needs in the folder of the index; segments with `segments/` before."""
-        names = {self.name, f"milvus-{self.base:06d}"}
-        names |= {f"segments/{file.name}" for entry in self.segments for file in (entry.texts, entry.vectors)}
-        names |= {self.deleted.file.name} if self.deleted else set()
-        return names | ({self.graph.folder} if self.graph else set())
-
-    def after(self, **changes: Any) -> "Manifest":
-        """Return the manifest of the next snapshot."""
-        return replace(self, generation=self.generation + 1, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a form for JSON."""
+    def written(self) -> tuple[str, bytes, bytes]:
+        """Return the name of its file, the content of that, and the content of a CURRENT that names it."""
         values = asdict(self)
-        return {"format": FORMAT, "version": VERSION, **values.pop("spec"), **values}
+        data = as_json({"format": FORMAT, "version": VERSION, **values.pop("spec"), **values})
+        current = {"generation": self.generation, "manifest": self.name, "sha256": hashlib.sha256(data).hexdigest()}
+        return self.name, data, as_json(current)
 
     @classmethod
     def read(cls, path: Path, data: bytes) -> "Manifest":
@@ -466,13 +463,11 @@ class Manifest:
         try:
             return cls.from_dict(json.loads(data))
         except Exception as error:  # any, as the content may be somebody else's
-            raise DamagedIndexError(
-                f"{path} cannot be read: {type(error).__name__}, {error!s:.300}. {FIX}."
-            ) from error
+            raise unreadable(path, error) from error
 
     @classmethod
     def from_dict(cls, values: Any) -> "Manifest":
-        """Read `to_dict` back.
+        """Read the values of a manifest's file.
 
         Raises:
             ValueError: The version is another one.
@@ -517,12 +512,140 @@ def _count(value: Any) -> int:
     return value
 
 
+def names_of(manifests: Iterable[Manifest]) -> set[str]:
+    """Return the names of all that snapshots need in the folder of the index; segments with `segments/` before."""
+    names: set[str] = set()
+    for each in manifests:
+        names |= {each.name, f"milvus-{each.base:06d}"}
+        names |= {f"segments/{file.name}" for entry in each.segments for file in (entry.texts, entry.vectors)}
+        names |= {each.deleted.file.name} if each.deleted else set()
+        names |= {each.graph.folder} if each.graph else set()
+    return names
+
+
+# ---- Segments ----
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of what a store writes.
+
+    Args:
+        batch_documents: The most documents of a record batch.
+        batch_bytes: A batch ends after this many bytes of images.
+        segment_documents: A segment ends after this many documents.
+        segment_bytes: Or after this many bytes of either of its files.
+        small_segment: A segment of fewer documents is small.
+        most_small_segments: Once so many small segments stand at the end, the next write joins them.
+    """
+
+    batch_documents: int = 256
+    batch_bytes: int = 32 * 2**20
+    segment_documents: int = 65536
+    segment_bytes: int = 512 * 2**20
+    small_segment: int = 1024
+    most_small_segments: int = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment that is open.
+
+    Args:
+        entry: What the manifest says of it.
+        table: Its documents.
+        tensors: Its vectors: `codes` (n, w), `document` (n,) int32, its number in this segment, `slice` (n,) int32.
+    """
+
+    entry: SegmentEntry
+    table: pa.Table
+    tensors: Any
+
+    @classmethod
+    def open(cls, folder: Path, entry: SegmentEntry, codec: Codec | None, positions: str, verify: bool) -> "Segment":
+        """Open a segment. Its files are always checked so far that reading them is safe afterwards.
+
+        Args:
+            folder: The folder of the index.
+            entry: What the manifest says of it.
+            codec: How vectors are stored.
+            positions: `"last"` or `"all"`.
+            verify: Compare the digests, too.
+
+        Raises:
+            MissingFileError: A file is missing.
+            DamagedIndexError: A file is damaged.
+        """
+        texts, vectors = entry.check(folder, verify)
+        segment = cls(entry, map_table(texts), open_tensors(vectors))
+        if segment.table.num_rows != entry.documents:
+            raise DamagedIndexError(
+                f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}. {FIX}."
+            )
+        with checked_read(vectors):
+            if codec is None:
+                raise ValueError("the manifest does not say how its vectors are stored")
+            lengths = {segment.tensors.get_slice(name).get_shape()[0] for name in ("codes", "document", "slice")}
+            if lengths != {entry.rows}:
+                raise ValueError(f"it has {sorted(lengths)} vectors instead of {entry.rows}")
+            rows = (np.int32, (entry.rows,))
+            codes = (codec.code_dtype, (entry.rows, codec.code_width))
+            check_tensors(segment.tensors, {"codes": codes, "document": rows, "slice": rows})
+            document = segment.document
+            if positions == "last":
+                fits = np.array_equal(document, np.arange(entry.documents)) and (segment.slice == -1).all()
+            else:
+                steps = np.diff(document, prepend=-1, append=entry.documents)
+                fits = bool(((steps == 0) | (steps == 1)).all()) and (segment.slice >= 0).all()
+                fits = fits and (not entry.documents or entry.rows >= entry.documents)
+            if not fits:
+                raise ValueError(f"its vectors are not those of the documents of {texts.name}")
+        return segment
+
+    @cached_property
+    def document(self) -> np.ndarray:
+        """(rows,) int32, the document of each vector, counted from the first of the segment."""
+        return self.tensors.get_tensor("document")
+
+    @cached_property
+    def slice(self) -> np.ndarray:
+        """(rows,) int32, the slice at which each vector was taken."""
+        return self.tensors.get_tensor("slice")
+
+    def codes(self, first: int, last: int) -> np.ndarray:
+        """Codes of the rows from `first` to before `last`, (last - first, w)."""
+        return self.tensors.get_slice("codes")[first:last]
+
+    def ids(self, first: int = 0) -> list[str]:
+        """Ids of the documents from `first` on."""
+        return self.table["id"].slice(first).to_pylist()
+
+    def metadata(self, first: int = 0) -> list[dict[str, Any]]:
+        """Metadata of the documents from `first` on."""
+        texts = self.table["metadata"].slice(first).to_pylist()
+        try:
+            found = [json.loads(text) for text in texts]
+            if not all(isinstance(values, dict) for values in found):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as error:
+            raise DamagedIndexError(
+                f"{self.entry.texts.name} has metadata that is no JSON ({error}). {FIX}."
+            ) from error
+        return found
+
+    def read(self, number: int) -> Document:
+        """Read a document by its number in the segment.
+
+        Raises:
+            DamagedIndexError: What is stored is no document.
+        """
+        try:
+            return Document.from_row(self.table.slice(number, 1).to_pylist()[0])
+        except (BadSampleError, RecursionError) as error:
+            raise DamagedIndexError(f"{self.entry.texts.name} holds no document ({error}). {FIX}.") from error
+
+
 # ---- CURRENT ----
-
-
-def holds_index(folder: Path) -> bool:
-    """Whether a folder is one of an index."""
-    return (folder / CURRENT).is_file()
 
 
 def read_current(folder: Path) -> Manifest:
@@ -531,8 +654,9 @@ def read_current(folder: Path) -> Manifest:
     Raises:
         FileNotFoundError: The folder holds no index.
         MissingFileError: CURRENT names a manifest that is missing.
-        DamagedIndexError: CURRENT or the manifest is damaged, or of another version.
+        DamagedIndexError: CURRENT or the manifest is damaged, of another version, or a link that leads out.
     """
+    check_links(folder)
     current = folder / CURRENT
     try:
         data = inside(folder, CURRENT).read_bytes()
@@ -554,106 +678,3 @@ def read_current(folder: Path) -> Manifest:
     if (manifest.generation, manifest.name) != (generation, name):
         raise DamagedIndexError(f"{current} is damaged: it does not fit {name}. {FIX}.")
     return manifest
-
-
-def write_current(folder: Path, manifest: Manifest) -> None:
-    """Make a manifest the newest. Its files must already be on disk. A kill leaves it or the one before."""
-    data = as_json(manifest.to_dict())
-    atomic_write(folder / manifest.name, data)
-    current = {"generation": manifest.generation, "manifest": manifest.name}
-    atomic_write(folder / CURRENT, as_json({**current, "sha256": hashlib.sha256(data).hexdigest()}))
-
-
-def read_settled(folder: Path, read: Callable[[], T]) -> T:
-    """Read a folder into which another process may write: again, if what was read was replaced meanwhile.
-
-    A writer removes what the snapshot before the last one needs. Whatever error that gives on the way, from CURRENT to
-    the last file that is opened, it is one of the index only if CURRENT is still the same.
-
-    Args:
-        folder: The folder of the index.
-        read: Reads; begins with `read_current`.
-
-    Raises:
-        LockedIndexError: Something was written at each of many tries.
-        Exception: What `read` raises while nothing is written.
-    """
-    for _ in range(_TRIES):
-        before = _current_bytes(folder)
-        try:
-            return read()
-        except Exception as error:
-            if _current_bytes(folder) == before:
-                raise
-            last = error
-    raise LockedIndexError(
-        f"{folder} is written faster than it can be read ({_TRIES} tries). Try again when less is written."
-    ) from last
-
-
-def _current_bytes(folder: Path) -> bytes | None:
-    try:
-        return (folder / CURRENT).read_bytes()
-    except OSError:
-        return None
-
-
-# ---- Locks ----
-
-
-@contextmanager
-def write_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index while it is written. It is released when the process exits, even if killed.
-
-    Raises:
-        DamagedIndexError: The folder holds a link that leads out of it.
-        LockedIndexError: Another process holds it.
-        PermissionError: The folder cannot be written.
-    """
-    check_links(folder)
-    lock, owner = FileLock(folder / "LOCK", timeout=0), folder / "LOCK.owner"
-    try:
-        lock.acquire()
-    except Timeout as error:
-        try:
-            who = owner.read_text("utf-8")
-        except OSError:
-            who = "another process"
-        raise LockedIndexError(
-            f"{folder} is being written by {who}. Wait until it is done, or end that process."
-        ) from error
-    except OSError as error:
-        raise PermissionError(
-            f"{folder} cannot be written ({error}). It can be searched; to change it, copy it to a folder of yours."
-        ) from error
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def held_folder(place: Path | None) -> Iterator[Path]:
-    """Make a folder for the time of a block. If the process is killed, the next write of the index removes it.
-
-    Args:
-        place: The folder of the index, on whose disk it is to be; another temporary place when `None`.
-    """
-    with TemporaryDirectory(prefix="export-", suffix=".tmp", dir=place) as name, FileLock(Path(name) / "LOCK"):
-        inner = Path(name) / "files"
-        inner.mkdir()
-        yield inner
-
-
-def is_held(path: Path) -> bool:
-    """Whether a temporary folder is in use by a process that lives."""
-    if not (path / "LOCK").is_file():
-        return False
-    lock = FileLock(path / "LOCK", timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False

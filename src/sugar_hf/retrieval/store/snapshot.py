@@ -1,32 +1,47 @@
-"""An open state of an index: its documents, without the deleted ones, and the backend that searches their vectors."""
+"""An open index: its documents without the deleted ones, the backend that searches them, and newer states."""
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple, NewType
+from threading import Lock, RLock
+from typing import Any, NamedTuple, NewType, TypeVar
 
 import numpy as np
 
 from ...data.documents import Document
 from ..filters import Filter, kinds_of
-from ..fingerprint import POSITIONS, EmbeddingSettings, ModelFingerprint
+from ..fingerprint import POSITIONS, check_origin
 from .backends import BACKENDS, Rows, VectorBackend
 from .backends.base import cut_top_k
 from .backends.milvus_backend import public_address
 from .codecs import CODECS, Codec
-from .index_errors import DamagedIndexError
-from .layout import FIX, IndexSpec, Manifest, check_links, checked_read, inside, open_tensors, read_tensor
-from .segments import Segment
+from .layout import (
+    CURRENT,
+    FIX,
+    DamagedIndexError,
+    IndexSpec,
+    Limits,
+    LockedIndexError,
+    Manifest,
+    Segment,
+    checked_read,
+    inside,
+    read_current,
+    read_tensors,
+    unreadable,
+)
 
 #: Names the server that an index may connect to.
 URI_VARIABLE = "MILVUS_URI"
 BLOCK = 16384  # rows that a backend gets at once
 MOST_RESULTS = 16384  # that a Milvus server gives
+_TRIES = 50
+
+T = TypeVar("T")
 
 #: Number of a document in its base, in the order of adding. Deleted documents keep theirs.
 DocumentNumber = NewType("DocumentNumber", int)
@@ -138,26 +153,18 @@ class Snapshot:
         Raises:
             DamagedIndexError: A file is missing or damaged.
         """
-        check_links(folder)
         spec = manifest.spec
-        with checked_read(folder / manifest.name):
-            if previous is None or previous.manifest.spec != spec:
-                check_spec(spec)
-                if spec.settings is not None:
-                    EmbeddingSettings.from_dict(spec.settings)
-                if spec.fingerprint is not None:
-                    ModelFingerprint.from_dict(spec.fingerprint)
-            codec = None if manifest.codec is None else Codec.from_dict(manifest.codec)
-            if codec is not None and (codec.name, codec.dim) != (spec.vectors, spec.dim):
-                raise ValueError(
-                    f"the codec is {codec.name} of {codec.dim} dimensions, the index {spec.vectors!r:.40} of "
-                    f"{spec.dim}"
-                )
+        try:
+            codec = _checked_codec(manifest, previous)
+        except MemoryError:
+            raise
+        except Exception as error:  # any, as the content may be somebody else's
+            raise unreadable(folder / manifest.name, error) from error
         shared = previous if previous and previous.is_beginning_of(manifest) else None
         # a segment was looked at with the codec and the positions of its base
         known = {segment.entry: segment for segment in shared.segments} if shared else {}
         segments = tuple(
-            known.get(entry) or Segment.open(inside(folder, "segments"), entry, codec, spec.positions, verify)
+            known.get(entry) or Segment.open(folder, entry, codec, spec.positions, verify)
             for entry in manifest.segments
         )
         first = shared.manifest.rows if shared else 0
@@ -279,7 +286,7 @@ class Snapshot:
         matches = Matches(
             np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
         )
-        count, backend = self.manifest.rows, self.backend
+        count, backend = len(self.row_document), self.backend
         if backend is None or not count or not len(self.live_numbers) or not len(queries):
             return matches
         choice = self._choice(backend, where)
@@ -337,7 +344,8 @@ class Snapshot:
             ids, metadata = (segment.ids(), segment.metadata()) if with_documents else ([], [])
             for low in range(max(0, first - start), segment.entry.rows, BLOCK):
                 high = min(low + BLOCK, segment.entry.rows)
-                codes, document = segment.codes(low, high), segment.document[low:high].tolist()
+                codes = segment.tensors.get_slice("codes")[low:high]
+                document = segment.document[low:high].tolist()
                 if codes.dtype.kind == "f" and not np.isfinite(codes).all():
                     raise DamagedIndexError(f"{segment.entry.vectors.name} has NaN or infinite numbers. {FIX}.")
                 yield Rows(
@@ -391,6 +399,24 @@ def checked_spec(spec: IndexSpec) -> tuple[IndexSpec, dict[str, Any]]:
     return replace(spec, backend_options=options), secrets
 
 
+def _checked_codec(manifest: Manifest, previous: Snapshot | None) -> Codec | None:
+    """Return the codec of a manifest. Refuses a manifest that says what no index can be.
+
+    Raises:
+        Exception: Any, as a library meets what it does not expect.
+    """
+    spec = manifest.spec
+    if previous is None or previous.manifest.spec != spec:
+        check_spec(spec)
+        check_origin(spec.settings, spec.fingerprint)
+    codec = None if manifest.codec is None else Codec.from_dict(manifest.codec)
+    if codec is not None and (codec.name, codec.dim) != (spec.vectors, spec.dim):
+        raise ValueError(
+            f"the codec is {codec.name} of {codec.dim} dimensions, the index {spec.vectors!r:.40} of {spec.dim}"
+        )
+    return codec
+
+
 def _from_document(segments: Sequence[Segment], number: int) -> Iterator[tuple[int, Segment]]:
     """Yield the segments with documents from this number on, and the first such document of each."""
     start = 0
@@ -440,10 +466,124 @@ def _read_deleted(folder: Path, manifest: Manifest, verify: bool) -> np.ndarray:
     if manifest.deleted is None:
         return np.zeros(0, np.int64)
     path = manifest.deleted.file.check(folder, verify)
-    tensors = open_tensors(path)
-    with checked_read(path):
-        deleted = read_tensor(tensors, "documents", np.int64, (manifest.deleted.count,))
-        outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
-        if outside or len(np.unique(deleted)) != len(deleted):
-            raise ValueError(f"it does not fit {manifest.name}")
+    deleted = read_tensors(path, {"documents": (np.int64, (manifest.deleted.count,))})[0]["documents"]
+    outside = deleted.size and not 0 <= deleted.min() <= deleted.max() < manifest.documents
+    if outside or len(np.unique(deleted)) != len(deleted):
+        raise unreadable(path, ValueError(f"it does not fit {manifest.name}"))
     return deleted
+
+
+# ---- The store ----
+
+
+def read_settled(folder: Path, read: Callable[[], T]) -> T:
+    """Read a folder into which another process may write: again, if what was read was replaced meanwhile.
+
+    A writer removes what the snapshot before the last one needs. Whatever error that gives on the way, from CURRENT to
+    the last file that is opened, it is one of the index only if CURRENT is still the same.
+
+    Args:
+        folder: The folder of the index.
+        read: Reads; begins with [`read_current`].
+
+    Raises:
+        LockedIndexError: Something was written at each of many tries.
+        Exception: What `read` raises while nothing is written.
+    """
+    for _ in range(_TRIES):
+        before = _current_bytes(folder)
+        try:
+            return read()
+        except Exception as error:
+            if _current_bytes(folder) == before:
+                raise
+            last = error
+    raise LockedIndexError(
+        f"{folder} is written faster than it can be read ({_TRIES} tries). Try again when less is written."
+    ) from last
+
+
+def _current_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / CURRENT).read_bytes()
+    except OSError:
+        return None
+
+
+class IndexStore:
+    """Documents and vectors in a folder: crash safe, with one writer and many readers.
+
+    ```python
+    store = IndexStore.open(folder)
+    store.search(vectors, 10)
+    with open_writer(store) as writer:  # see [`IndexWriter`]
+        ...
+    ```
+
+    Args:
+        folder: The folder.
+        snapshot: The snapshot that is searched; it stays as it is until `refresh`, or until a write here.
+        secrets: Options of the backend that are not written to disk.
+    """
+
+    def __init__(self, folder: Path, snapshot: Snapshot, secrets: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.snapshot = snapshot
+        self.secrets = dict(secrets or {})
+        self.limits = Limits()
+        self.guard = RLock()  # a backend is not searched while rows are added to it
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True, secrets: Mapping[str, Any] | None = None) -> "IndexStore":
+        """Open the newest snapshot of a folder.
+
+        Args:
+            folder: The folder.
+            verify: Compare the digest of every file, not only its size.
+            secrets: Options of the backend that take precedence over those on disk.
+
+        Raises:
+            FileNotFoundError: There is no index.
+            DamagedIndexError: A file is missing or damaged.
+        """
+        return cls(folder, _open_snapshot(folder, None, verify, secrets), secrets)
+
+    @property
+    def spec(self) -> IndexSpec:
+        """How the index is made."""
+        return self.snapshot.manifest.spec
+
+    def refresh(self) -> bool:
+        """Open the newest snapshot, if it is another. Returns whether it is.
+
+        Raises:
+            DamagedIndexError: A file is missing or damaged.
+        """
+        with self.guard:
+            old = self.snapshot
+            self.snapshot = _open_snapshot(self.folder, old, True, self.secrets)
+            return self.snapshot is not old
+
+    def search(self, vectors: np.ndarray, top_k: int, where: Filter | None = None) -> tuple[Snapshot, Matches]:
+        """Search the snapshot; see [`Snapshot.search`]. Returns it, too, as a write may replace it meanwhile."""
+        with self.guard:
+            return self.snapshot, self.snapshot.search(vectors, top_k, where)
+
+    def close(self) -> None:
+        """Close files and connections."""
+        if self.snapshot.backend is not None:
+            self.snapshot.backend.close()
+
+
+def _open_snapshot(
+    folder: Path, previous: Snapshot | None, verify: bool, secrets: Mapping[str, Any] | None
+) -> Snapshot:
+    """Open the newest snapshot; `previous` itself if that is it."""
+
+    def read() -> Snapshot:
+        manifest = read_current(folder)
+        if previous is not None and manifest == previous.manifest:
+            return previous
+        return Snapshot.open(folder, manifest, previous, verify=verify, options=secrets)
+
+    return read_settled(folder, read)
