@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from sugar_hf.data import BadSampleError, load_dataset_file, read_documents, to_sample
-from sugar_hf.data.columns import ColumnType
+from sugar_hf.data.containers import ColumnType
 
 
 def png(colour="red"):

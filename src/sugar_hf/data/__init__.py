@@ -1,9 +1,9 @@
 """The sample schema, safe images, and readers for the formats that people have."""
 
 from ..model.samples_sugar import Sample
-from .documents import Document, as_document
+from .documents import Document, as_document, to_row, to_sample
 from .errors import BadSampleError, SkippedRowsWarning
-from .images import load_image, resolve_image
+from .media import load_image, resolve_image
 from .readers import (
     ReadOptions,
     load_dataset_file,
@@ -14,7 +14,6 @@ from .readers import (
     read_obelics,
     read_pairs,
 )
-from .rows import to_row, to_sample
 from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, text_part, validate_row
 
 __all__ = [

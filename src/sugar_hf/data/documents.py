@@ -21,15 +21,24 @@ from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from ..model.images_sugar import BadImageError, read_images
 from ..model.samples_sugar import Part, Place, Sample, SampleError, is_chat, is_image_struct, parse_sample
-from .columns import ColumnChoice
-from .containers import ID_KEYS
-from .conversations import decode_base64, form_columns
+from .containers import ID_KEYS, ColumnChoice
 from .errors import BadSampleError
-from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS, PARSERS, Flat, GivenImages, Images, detect, read_flat
-from .images import load_image
-from .media import MAYBE_IMAGE_KEYS, is_empty, refuse_unused
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, image_part, text_part
+from .formats import (
+    IMAGE_KEYS,
+    PAIR_TEXT_KEYS,
+    PARSERS,
+    Flat,
+    GivenImages,
+    Images,
+    decode_base64,
+    detect,
+    form_columns,
+    read_flat,
+)
+from .media import MAYBE_IMAGE_KEYS, is_empty, load_image, refuse_unused
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, validate_row
 from .schema import FEATURES as SAMPLE_FEATURES
 
 #: What an image of a document is taken from.
@@ -80,12 +89,17 @@ class Content:
         Raises:
             BadSampleError: An image is missing, corrupt, too large or of size 0; the error names the field.
         """
-        images = iter([load_image(source, field=f"images[{i}]") for i, source in enumerate(self.images)])
+        try:
+            images = iter(read_images(self.images))
+        except BadImageError as error:
+            raise BadSampleError(error.reason, field=f"images[{error.number}]", mend=error.mend) from error
         messages = [
             {
                 "role": message["role"],
                 "content": [
-                    {"type": "image", "image": next(images)} if part["type"] == "image" else text_part(part["text"])
+                    {"type": "image", "image": next(images)}
+                    if part["type"] == "image"
+                    else {"type": "text", "text": part["text"]}
                     for part in message["content"]
                 ],
             }
@@ -118,7 +132,10 @@ class Content:
             number = None if message.role is None else i
             sources = [_image_of(part, _field(Place("", number, j))) for j, part in enumerate(message.parts)]
             images += [source for source in sources if source is not None]
-            content = [image_part() if part.is_image else text_part(part.text) for part in message.parts]
+            content = [
+                {"type": "image", "text": None} if part.is_image else {"type": "text", "text": part.text}
+                for part in message.parts
+            ]
             messages.append({"role": role, "content": content})
         return cls(messages, images)
 
@@ -150,7 +167,7 @@ def _is_url(value: str, where: str) -> BadSampleError:
 
 def as_image(value: Any, where: str) -> ImageGiven:
     """What an image is taken from. A str is a path here: the caller knows that an image is meant."""
-    if isinstance(value, Mapping) and is_image_struct(value):
+    if isinstance(value, Mapping) and value and value.keys() <= {"bytes", "path"}:
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, str):
         if "://" in value or value.startswith("data:"):
@@ -387,7 +404,7 @@ def row_document(
 
     | a row | the document |
     |---|---|
-    | `conversations`, `messages`, `query` and `response`, ... | a chat (see `sugar_hf.data.conversations`) |
+    | `conversations`, `messages`, `query` and `response`, ... | a chat (see `sugar_hf.data.formats`) |
     | `text_list` and `image_info`, `texts` and `images` | a web document, as MMC4 and OBELICS have them |
     | `document` or `sample` | that sample |
     | anything else | its images, then its text (see `sugar_hf.data.formats.read_flat`) |
@@ -491,7 +508,7 @@ def row_id(row: Mapping[str, Any], default: str, id_field: str | None = None) ->
         raise BadSampleError(f"the row has no id there; it has {', '.join(map(str, row))}", field=id_field)
     for key in ID_KEYS if id_field is None else (id_field,):
         value = row.get(key)
-        if value is None or (is_empty(value) and not isinstance(value, str)):
+        if value is None or (not isinstance(value, str) and is_empty(value)):
             continue
         if isinstance(value, bool | float) or not isinstance(value, str | int | np.integer):
             raise BadSampleError(f"expected a string or a whole number, got {type(value).__name__}", field=key)
@@ -503,6 +520,108 @@ def row_id(row: Mapping[str, Any], default: str, id_field: str | None = None) ->
 
 def _is_list_of_strings(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+# ---- Rows as training takes them ----
+
+
+def to_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a row to the common schema, whichever of the forms that readers know it has.
+
+    What the row has besides stays. A row without `id` gets one that its content decides, one without `source` the
+    source "row".
+
+    Args:
+        row: A row of the common schema, of TRL's vision trainers (`messages` or `prompt` and `completion`, with
+            `images`), or of any format of [`load_dataset_file`]. Images are anything that [`load_image`] takes; none
+            is opened.
+
+    Raises:
+        BadSampleError: The row is of no such form, is broken, or has pictures, films or sounds that nothing uses.
+    """
+    try:
+        found = dict(row)
+        if _is_in_schema(row):
+            refuse_unused(row, {"messages", "images"}, row["images"])
+        else:
+            name = detect(row)
+            if name is None:
+                raise BadSampleError(
+                    f"the row is of no known form: it has {', '.join(map(str, row))}",
+                    mend="Give `messages` and `images`; sugar_hf.data.to_row lists the forms",
+                )
+            found["messages"], found["images"] = PARSERS[name](row, GivenImages())
+        if found.get("id") is None:
+            found["id"] = _content_id(found)
+        elif isinstance(found["id"], int) and not isinstance(found["id"], bool):
+            found["id"] = str(found["id"])
+        if found.get("source") is None:
+            found["source"] = "row"
+        validate_row(found)
+    except BadSampleError as error:
+        sample = row.get("id")
+        raise error.at(sample=str(sample) if isinstance(sample, str | int) else None) from error.__cause__
+    return found
+
+
+def to_sample(row: Mapping[str, Any]) -> list[Any]:
+    """Turn a row into what the processor takes, with decoded images in their places.
+
+    Args:
+        row: A row of the common schema or of another form that [`to_row`] takes; entries of `images` may be anything
+            that `load_image` takes.
+
+    Returns:
+        For a document a list of strings and PIL images in reading order. For turns the list of chat messages
+        `{"role", "content": [{"type": "text", "text"} | {"type": "image", "image": PIL image}]}`.
+
+    Raises:
+        BadSampleError: The row breaks the schema or an image cannot be decoded; it names sample and field.
+    """
+    return read_row(row)[1]
+
+
+def read_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Return a row in the common schema, and what the processor takes; see [`to_row`] and [`to_sample`]."""
+    row = to_row(row)
+    try:
+        return row, Content(row["messages"], row["images"]).load()
+    except BadSampleError as error:
+        error.at(file=row["source"], sample=row["id"])
+        raise
+
+
+def _is_in_schema(row: Mapping[str, Any]) -> bool:
+    """Whether messages are lists of bare parts, as the common schema has them."""
+    messages = row.get("messages")
+    return (
+        isinstance(messages, list)
+        and isinstance(row.get("images"), list)
+        and all(
+            isinstance(message, Mapping)
+            and message.keys() == {"role", "content"}
+            and isinstance(message["content"], list)
+            and all(isinstance(part, Mapping) and part.keys() == {"type", "text"} for part in message["content"])
+            for message in messages
+        )
+    )
+
+
+def _content_id(row: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(repr(row["messages"]).encode("utf-8", "backslashreplace"), digest_size=8)
+    for image in row["images"]:
+        if isinstance(image, Mapping):
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        digest.update(_bytes_of(image))
+    return f"row-{digest.hexdigest()}"
+
+
+def _bytes_of(image: Any) -> bytes:
+    if isinstance(image, bytes | bytearray):
+        return bytes(image)
+    if isinstance(image, Image.Image):
+        return repr((image.mode, image.size)).encode() + image.tobytes()
+    return str(image).encode("utf-8", "backslashreplace")
 
 
 # ---- Ids and metadata ----
@@ -607,13 +726,15 @@ def _plain(value: Any) -> Any:
 
 def _parse_metadata(value: Any) -> Mapping[str, Any]:
     """Metadata as a dict, or as JSON, in which it is stored."""
-    if is_empty(value):
-        return {}
     if isinstance(value, str):
+        if not value.strip():
+            return {}
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadSampleError(f"invalid JSON ({error})", field="metadata") from error
+    elif value is None or is_empty(value):
+        return {}
     if not isinstance(value, Mapping):
         raise BadSampleError(f"expected a dict, got {type(value).__name__}", field="metadata")
     return value

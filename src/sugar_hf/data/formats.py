@@ -1,11 +1,23 @@
 """One pure parser for each format: a raw row in, the messages and images of the common schema out.
 
-A parser knows neither files nor lines; it raises a :class:`BadSampleError` that names the field, and the reader adds
-the place.
+A parser knows neither files nor lines; it raises a [`BadSampleError`] that names the field, and the reader adds the
+place. Conversations are read in all the forms that tools of fine-tuning write:
+
+| form | a row |
+|---|---|
+| LLaVA, ShareGPT | `conversations` of `{"from", "value"}` or `{"role", "content"}` |
+| TRL, LLaMA-Factory, ms-swift | `messages` of `{"role", "content"}`; `prompt` and `completion` of such messages |
+| ms-swift, Alpaca | `query` and `response`; `instruction`, `input` and `output`; `history` and `system` beside them |
+
+Images stand under `image` or `images` of the row, or in the image parts of a turn.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,11 +26,18 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from .conversations import form_of, parse_conversation
 from .errors import BadSampleError
-from .images import load_image, resolve_image
-from .media import MAYBE_IMAGE_KEYS, is_empty, is_origin, looks_like_media, refuse_unused
-from .schema import DOCUMENT_ROLE, check_text, image_part, kind, text_part
+from .media import (
+    MAYBE_IMAGE_KEYS,
+    filled,
+    is_empty,
+    is_origin,
+    load_image,
+    looks_like_media,
+    refuse_unused,
+    resolve_image,
+)
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, PLACEHOLDER, check_text, image_part, kind, lost_placeholder, text_part
 
 Row = Mapping[str, Any]
 Part = dict[str, str | None]
@@ -28,6 +47,32 @@ Parsed = tuple[list[dict[str, Any]], list[Any]]
 #: Names of columns of images, in the order in which their images come, and of the text.
 IMAGE_KEYS = ("image", "images", "image_path", "jpg", "png", "webp", *MAYBE_IMAGE_KEYS)
 PAIR_TEXT_KEYS = ("text", "caption", "txt")
+
+#: Columns with the turns of each form; those of a form are all there, or it is another.
+FORMS = {
+    "conversations": ("conversations",),
+    "messages": ("messages",),
+    "prompt": ("prompt", "completion"),
+    "query": ("query", "response"),
+    "instruction": ("instruction", "output"),
+}
+_BESIDE = {"query": ("history",), "instruction": ("history", "input")}
+_ROLES = {
+    "human": "user",
+    "observation": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    **{role: role for role in CHAT_ROLES},
+}
+_IMAGE_SOURCES = ("image", "path", "base64")
+# Beside any of these, a question and an answer are only known about a document.
+_OTHER_CONTENT = ("text", "caption", "txt", "document", "sample")
+# Columns that change what a conversation says or teaches, and have no place in the common schema.
+_UNTAKEN = ("tools", "chosen", "rejected", "rejected_response", "rejected_messages", "objects")
+# Other tools' marks of an image; with any of them in a text nobody can tell where the images belong.
+_FOREIGN_MARK = re.compile(
+    r"<\|?(?:image|img|video|audio)[ _]?(?:pad|start|here|\d+)?\|?>|<img>[^<]+</img>", re.IGNORECASE
+)
 
 
 class Images(Protocol):
@@ -246,13 +291,10 @@ def read_flat(row: Row, images: Images, also: Collection[str] = ()) -> Flat:
     """
     given: list[Any] = []
     stored: list[Any] = []
-    used: set[str] = set()
-    for key in IMAGE_KEYS:
-        value = row.get(key)
-        if is_empty(value):
-            if key in row:
-                used.add(key)
-            continue
+    full = filled(row)
+    used = {key for key in IMAGE_KEYS if key in row and key not in full}
+    for key in [key for key in IMAGE_KEYS if key in full]:
+        value = row[key]
         if key in MAYBE_IMAGE_KEYS and (given or not looks_like_media(value)):
             continue
         if given and key == "image_path" and is_origin(key, value, given):
@@ -268,7 +310,7 @@ def read_flat(row: Row, images: Images, also: Collection[str] = ()) -> Flat:
             given.append(each)
             stored.append(images.take(each, name))
         used.add(key)
-    texts = [key for key in PAIR_TEXT_KEYS if not is_empty(row.get(key))]
+    texts = [key for key in PAIR_TEXT_KEYS if key in full]
     if any(row[key] != row[texts[0]] for key in texts):
         mend = "Name the text's column with text_field, or leave the other out with drop_columns"
         raise BadSampleError(f"{' and '.join(texts)} say different things", field=texts[1], mend=mend)
@@ -325,9 +367,347 @@ def detect(row: Any) -> str | None:
     for name, keys in (("mmc4", ("text_list", "image_info")), ("obelics", ("texts", "images"))):
         if all(key in row for key in keys):
             return name
-    if form_of(row) is not None:
+    full = filled(row)
+    if _form(row, full) is not None:
         return "chat"
-    has_text = any(not is_empty(row.get(key)) for key in PAIR_TEXT_KEYS)
-    if has_text and ("url" in row or any(not is_empty(row.get(key)) for key in IMAGE_KEYS)):
+    if full.intersection(PAIR_TEXT_KEYS) and ("url" in row or full.intersection(IMAGE_KEYS)):
         return "pairs"
     return None
+
+
+# ---- Conversations ----
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn as the row has it, and where its content stands."""
+
+    role: str
+    content: Any
+    field: str
+
+
+def form_of(row: Row) -> str | None:
+    """The form of a conversation by its keys, or None."""
+    return _form(row, filled(row))
+
+
+def _form(row: Row, full: set[str]) -> str | None:
+    for form, keys in FORMS.items():
+        if (
+            row.get(keys[0]) is not None
+            if len(keys) == 1
+            else full.issuperset(keys) and full.isdisjoint(_OTHER_CONTENT)
+        ):
+            return form
+    return None
+
+
+def form_columns(row: Row) -> set[str]:
+    """The columns that a conversation is read from."""
+    form = form_of(row)
+    return set() if form is None else {*FORMS[form], *_BESIDE.get(form, ()), "system", "image", "images"}
+
+
+def parse_conversation(row: Row, images: Images, form: str) -> Parsed:
+    """Messages and images of a row of one of the forms.
+
+    Without image parts, each `<image>` in a turn stands for the next of the row's images and stays where it is in the
+    turn; there have to be as many as images. Where the row has image parts, these alone stand for images.
+
+    Raises:
+        BadSampleError: A turn or an image is broken, images and their places are not equally many, a question has a
+            placeholder that no image fills, or the row has pictures, films or sounds that nothing uses.
+    """
+    turns, used = _turns(row, form)
+    for key in _UNTAKEN:
+        if not is_empty(row.get(key)) and row[key] not in ("[]", "{}"):
+            mend = "Leave the column out with drop_columns if the conversation is whole without it"
+            raise BadSampleError("the conversation needs it, and it cannot be taken", field=key, mend=mend)
+    key, listed = _listed(row)
+    given: list[Any] = []
+    if any(_is_image(part) for turn in turns for part in _parts(turn)):
+        messages, stored = _from_parts(turns, listed, images, given)
+    else:
+        messages, stored = _from_marks(turns, key, row, listed, images, given, form)
+    refuse_unused(row, {*used, "image", "images"}, given)
+    return messages, stored
+
+
+# ---- Turns ----
+
+
+def _turns(row: Row, form: str) -> tuple[list[Turn], set[str]]:
+    """The turns, and the columns that they were read from."""
+    used = {*FORMS[form], *_BESIDE.get(form, ()), "system"}
+    if form in ("conversations", "messages"):
+        turns = _of_list(row, form)
+    elif form == "prompt":
+        turns = [*_of_list(row, "prompt"), *_of_list(row, "completion")]
+        if any(turn.role == "assistant" for turn in turns if turn.field.startswith("prompt")):
+            raise BadSampleError(
+                "it has an answer, and here every answer is learnt, not the completion alone",
+                field="prompt",
+                mend="Join both as `messages` if all answers may be learnt",
+            )
+    else:
+        question, answer = FORMS[form]
+        turns = []
+        for i, pair in enumerate(row.get("history") or []):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise BadSampleError(f"expected a question and an answer, got {kind(pair)}", field=f"history[{i}]")
+            turns += [Turn("user", pair[0], f"history[{i}][0]"), Turn("assistant", pair[1], f"history[{i}][1]")]
+        asked = row[question]
+        if form == "instruction" and not is_empty(row.get("input")):
+            asked = f"{asked}\n{row['input']}"
+        turns += [Turn("user", asked, question), Turn("assistant", row[answer], answer)]
+    system = row.get("system")
+    if not is_empty(system) and not (turns and turns[0].role == DOCUMENT_ROLE):
+        if turns and turns[0].role == "system":
+            raise BadSampleError("there is a turn of the system already", field="system", mend="Keep one of them")
+        turns.insert(0, Turn("system", system, "system"))
+    return turns, used
+
+
+def _of_list(row: Row, name: str) -> list[Turn]:
+    value = row.get(name)
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadSampleError(f"invalid JSON ({error})", field=name) from error
+    if not isinstance(value, list | tuple) or not value:
+        if name in ("prompt", "completion"):
+            mend = 'Write it as messages: [{"role": "user", "content": ...}]'
+            raise BadSampleError(f"expected a list of messages, got {kind(value)}", field=name, mend=mend)
+        raise BadSampleError(f"expected a list of at least one, got {kind(value)}", field=name)
+    return [_turn(turn, f"{name}[{i}]") for i, turn in enumerate(value)]
+
+
+def _turn(turn: Any, at: str) -> Turn:
+    if not isinstance(turn, Mapping):
+        raise BadSampleError(f"expected a dict, got {kind(turn)}", field=at)
+    speaker, said = ("from", "value") if turn.get("role") is None and "from" in turn else ("role", "content")
+    named = turn.get(speaker)
+    role = _ROLES.get(named) if isinstance(named, str) else None
+    if named == DOCUMENT_ROLE and speaker == "role":
+        role = DOCUMENT_ROLE
+    if role is None and speaker == "from":
+        raise BadSampleError(f"unknown speaker {named!r:.80}", field=f"{at}.from", mend="Use human or gpt")
+    if role is None:
+        mend = f"Use {', '.join((*CHAT_ROLES, DOCUMENT_ROLE))}"
+        raise BadSampleError(f"unknown role {named!r:.80}", field=f"{at}.role", mend=mend)
+    if turn.get("loss") is False or turn.get("loss") == 0 or turn.get("weight") == 0:
+        mend = "Leave the turn out, or the key if it may be learnt"
+        raise BadSampleError("a turn that is not to be learnt cannot be told from others here", field=at, mend=mend)
+    if not is_empty(turn.get("tool_calls")):
+        raise BadSampleError("calls of tools are not taken", field=f"{at}.tool_calls", mend="Write them as text")
+    refuse_unused(turn, {speaker, said}, where=at)
+    return Turn(role, turn.get(said), f"{at}.{said}")
+
+
+def _parts(turn: Turn) -> list[Any]:
+    if isinstance(turn.content, str):
+        return [turn.content]
+    if isinstance(turn.content, list | tuple):
+        return list(turn.content)
+    if _is_image(turn.content):
+        return [turn.content]
+    expected = "a string" if turn.field.endswith(".value") else "a string or a list"
+    raise BadSampleError(f"expected {expected}, got {kind(turn.content)}", field=turn.field)
+
+
+def _is_image(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        named = any(not is_empty(part.get(key)) for key in _IMAGE_SOURCES) or not is_empty(part.get("bytes"))
+        return part.get("type") == "image" or ("type" not in part and named)
+    return isinstance(part, Path | Image.Image | bytes | bytearray)
+
+
+# ---- Images in their places ----
+
+
+def _listed(row: Row) -> tuple[str, list[tuple[Any, str]]]:
+    """The column that names the row's images, and each with its field. Empty entries are no images."""
+    found = [key for key in ("image", "images") if not is_empty(row.get(key))]
+    if len(found) == 2 and _as_list(row["image"]) != _as_list(row["images"]):
+        raise BadSampleError("both `image` and `images` name images", field="images", mend="Keep one of them")
+    if not found:
+        return "images" if row.get("images") is not None else "image", []
+    key, value = found[0], row[found[0]]
+    if not isinstance(value, list | tuple):
+        return key, [(value, key)]
+    return key, [(each, f"{key}[{i}]") for i, each in enumerate(value) if not is_empty(each)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _from_parts(turns: list[Turn], listed: list[tuple[Any, str]], images: Images, given: list[Any]) -> Parsed:
+    """Image parts name their image, or stand for the next of the row's."""
+    messages, stored, used = [], [], 0
+    for turn in turns:
+        content: list[Part] = []
+        for j, part in enumerate(_parts(turn)):
+            name = turn.field if isinstance(turn.content, str) else f"{turn.field}[{j}]"
+            if not _is_image(part):
+                content.append(_text_of(part, name, turn))
+                continue
+            source, value = _source(part, name)
+            if value is None:
+                if used == len(listed):
+                    raise BadSampleError(
+                        f"no image left for it: there are {len(listed)}, but more image parts",
+                        field=name,
+                        mend="Name its file under `image`, or add it to `images`",
+                    )
+                index = part.get("index")
+                if isinstance(index, int) and index != used:
+                    mend = "Order the images as their parts are"
+                    raise BadSampleError(f"it asks for image {index}, but is image part {used}", field=name, mend=mend)
+                value, source = listed[used]
+                used += 1
+            given.append(value)
+            stored.append(images.take(value, source))
+            content.append(image_part())
+        messages.append(_message(turn, content))
+    if used < len(listed):
+        raise BadSampleError(
+            f"{len(listed)} images, but {used} image parts that stand for them",
+            field="images",
+            mend="Every image needs a part, but fewer image parts are given",
+        )
+    _refuse_lost(turns, messages)
+    return messages, stored
+
+
+def _source(part: Any, name: str) -> tuple[str, Any]:
+    """The field and value of the image that a part names itself; no value if it names none."""
+    if not isinstance(part, Mapping):
+        return name, part
+    if part.keys() <= {"bytes", "path"}:
+        return name, part
+    named = [key for key in _IMAGE_SOURCES if not is_empty(part.get(key))]
+    url = part.get("url") or part.get("image_url")
+    if url:
+        mend = "Download the image first and give its path"
+        raise BadSampleError(f"{url!r:.200} is a URL, which is not fetched", field=f"{name}.url", mend=mend)
+    if len(named) > 1:
+        raise BadSampleError("an image part needs one of image, path, base64", field=name)
+    if not is_empty(part.get("text")):
+        raise BadSampleError("an image part with a text", field=f"{name}.text", mend="Make the text a part of its own")
+    refuse_unused(part, {"type", "index", *named}, where=name)
+    if not named:
+        return name, None
+    [key] = named
+    return f"{name}.{key}", decode_base64(part[key], f"{name}.{key}") if key == "base64" else part[key]
+
+
+def _from_marks(
+    turns: list[Turn],
+    key: str,
+    row: Row,
+    listed: list[tuple[Any, str]],
+    images: Images,
+    given: list[Any],
+    form: str,
+) -> Parsed:
+    """Each `<image>` stands for the next of the row's images."""
+    messages: list[dict[str, Any]] = []
+    marks = 0
+    for turn in turns:
+        content = []
+        for j, part in enumerate(_parts(turn)):
+            name = turn.field if isinstance(turn.content, str) else f"{turn.field}[{j}]"
+            text = _text_of(part, name, turn)
+            marks += (text["text"] or "").count(PLACEHOLDER)
+            content += _split(text["text"] or "") if listed else [text]
+        messages.append(_message(turn, content))
+    if not listed:
+        if marks and row.get(key) is not None:
+            what = f"it is {kind(row[key])}" if isinstance(row[key], list) else "it is empty"
+            fault = f"{what}, but the conversation has {marks} {PLACEHOLDER}"
+            raise BadSampleError(fault, field=key, mend="Fill it in")
+    elif not marks and images.front and form != "conversations":
+        _put_in_front(turns, messages, len(listed))
+    elif marks != len(listed):
+        raise BadSampleError(
+            f"the conversation has {marks} {PLACEHOLDER}, but `{key}` names {len(listed)}",
+            field=key,
+            mend=f"Write one {PLACEHOLDER} for each image; every image needs a part, but fewer image parts are given",
+        )
+    _refuse_lost(turns, messages)
+    given += [value for value, _ in listed]
+    return messages, [images.take(value, field) for value, field in listed]
+
+
+def _put_in_front(turns: list[Turn], messages: list[dict[str, Any]], count: int) -> None:
+    for turn, message in zip(turns, messages, strict=True):
+        if message["role"] != "user":
+            continue
+        if mark := next((m for p in message["content"] if (m := _FOREIGN_MARK.search(p["text"]))), None):
+            mend = f"Write {PLACEHOLDER} where each image belongs"
+            raise BadSampleError(f"{mark[0]!r:.80} is no place that is known", field=turn.field, mend=mend)
+        message["content"] = [image_part() for _ in range(count)] + message["content"]
+        return
+    raise BadSampleError("there are images, but no question that they could belong to", field="images")
+
+
+def _refuse_lost(turns: list[Turn], messages: list[dict[str, Any]]) -> None:
+    has_images = any(part["type"] == "image" for message in messages for part in message["content"])
+    for turn, message in zip(turns, messages, strict=True):
+        for part in message["content"] if message["role"] == "user" else []:
+            if mark := lost_placeholder(part["text"] or ""):
+                which = "that no image fills" if has_images else "in a row without `image`"
+                raise BadSampleError(f"{mark} {which}", field=turn.field, mend="Add the image or remove it")
+            if not has_images and PLACEHOLDER in part["text"]:
+                warnings.warn(
+                    f"{PLACEHOLDER} inside a sentence of a row without images is read as text. Name the image under "
+                    "`image` if it stands for one.",
+                    stacklevel=2,
+                )
+
+
+def _text_of(part: Any, name: str, turn: Turn) -> Part:
+    if isinstance(part, str):
+        at = name if name.endswith(("]", ".value")) or "." not in name else f"{name}[0].text"
+        return text_part(check_text(part, at))
+    if not isinstance(part, Mapping):
+        raise BadSampleError(f"expected a dict, got {kind(part)}", field=name)
+    part_type = part.get("type", "text" if "text" in part else None)
+    if part_type != "text":
+        raise BadSampleError(f"unknown part type {part_type!r:.80}", field=f"{name}.type", mend="Use text or image")
+    refuse_unused(part, {"type", "text"}, where=name)
+    return text_part(check_text(part.get("text"), f"{name}.text"))
+
+
+def _message(turn: Turn, content: list[Part]) -> dict[str, Any]:
+    if not content:
+        mend = "Fill it in or leave it out"
+        raise BadSampleError("it is empty: neither text nor image", field=turn.field, mend=mend)
+    return {"role": turn.role, "content": content}
+
+
+def _split(text: str) -> list[Part]:
+    parts: list[Part] = []
+    for i, piece in enumerate(text.split(PLACEHOLDER)):
+        if i:
+            parts.append(image_part())
+        if piece.strip():
+            parts.append(text_part(piece.strip()))
+    return parts
+
+
+def decode_base64(text: Any, field: str) -> bytes:
+    """The bytes of an image that is written in base64, with a `data:` address in front or without.
+
+    Raises:
+        BadSampleError: It is no base64.
+    """
+    if not isinstance(text, str):
+        raise BadSampleError(f"expected a string, got {kind(text)}", field=field)
+    try:
+        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except ValueError as error:  # binascii.Error is one; so is what letters beyond ASCII give
+        raise BadSampleError(f"invalid base64 ({error})", field=field) from error

@@ -1,4 +1,8 @@
-"""What in a row is a picture, a film or a sound, so that none of them is lost without a word."""
+"""Pictures in rows: read safely, found by the names that data files give them, and none of them lost without a word.
+
+How an image is decoded, and what is refused, is written in `model.images_sugar`: the model's own files travel to the
+Hub alone, so the one loader that all share lies there.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..model.images_sugar import BadImageError, read_image
 from .errors import BadSampleError
-from .images import IMAGE_SUFFIXES
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 #: Columns that name an image where it is the name of an image file, and something else where not.
 MAYBE_IMAGE_KEYS = ("file_name", "filepath", "path")
 #: Columns that no reader takes for content: they say which row it is.
@@ -57,6 +62,11 @@ def is_empty(value: Any) -> bool:
         is_struct = bool(value) and value.keys() <= {"bytes", "path"}
         return is_struct and all(each is None or each == "" for each in value.values())
     return isinstance(value, list | tuple) and all(map(is_empty, value))
+
+
+def filled(row: Mapping[str, Any]) -> set[str]:
+    """The columns of a row whose cells say something; see [`is_empty`]."""
+    return {key for key, value in row.items() if not is_empty(value)}
 
 
 def names_media(key: str) -> bool:
@@ -150,3 +160,70 @@ def _is_end_of(one: str, other: str) -> bool:
     """Whether one of two paths is the end of the other, so that both may name one file."""
     shorter, longer = sorted(([*PurePath(each).parts] for each in (one, other)), key=len)
     return longer[-len(shorter) :] == shorter
+
+
+# ---- Safe images ----
+
+
+def load_image(source: Any, *, field: str = "image") -> Image.Image:
+    """Decodes an image completely and returns it as a new RGB image.
+
+    The first frame stands for an animation. Transparent pixels are laid on white. The EXIF orientation is applied.
+    16-bit greys are scaled to 8 bits (Pillow's own conversion would clip them).
+
+    Args:
+        source: A path (`str` or `pathlib.Path`), the bytes of a file, a PIL image, or the `{"bytes", "path"}` struct
+            that `datasets.Image(decode=False)` yields (`bytes` wins).
+        field: The name that an error gives to the image.
+
+    Returns:
+        A PIL image of mode `RGB`, loaded, with no file open behind it.
+
+    Raises:
+        BadSampleError: The file is missing, is no image or of a format that is not opened, is truncated or corrupt,
+            has no pixels or more than `PIL.Image.MAX_IMAGE_PIXELS`, or the type of `source` is none of the above.
+    """
+    try:
+        return read_image(source)
+    except BadImageError as error:
+        raise BadSampleError(error.reason, field=field, mend=error.mend) from error
+
+
+def resolve_image(name: str, root: str | Path, *, allow_outside_root: bool = False, field: str = "image") -> str:
+    """Turns an image name of a data file into the absolute path of an existing file.
+
+    The path must lie inside `root`, absolute names too, so that a data file from elsewhere cannot name any file of
+    this machine. The test is on the name, after `..` is resolved; links inside `root` are followed, because they
+    belong to whoever set up the folder and not to whoever wrote the data file.
+
+    Args:
+        name: The name as the data file has it.
+        root: The image root.
+        allow_outside_root: Accept a path outside `root`.
+        field: The name that an error gives to the image.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        BadSampleError: The name is empty, a URL, leads out of `root`, or no regular file is there.
+    """
+    if not name or "\0" in name:
+        raise BadSampleError("the image name is empty or has a NUL byte", field=field, mend="Give a file name")
+    if "://" in name or name.startswith("data:"):
+        raise BadSampleError(
+            f"{name[:200]!r} is a URL, and readers do not download",
+            field=field,
+            mend="Download the images first and give their file names",
+        )
+    folder = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(folder, name))
+    if not allow_outside_root and path != folder and os.path.commonpath([folder, path]) != folder:
+        raise BadSampleError(
+            f"{name!r} lies outside the image root {folder!r}",
+            field=field,
+            mend="Set image_root to a folder that holds all images, or pass allow_outside_root=True",
+        )
+    if not os.path.isfile(path):
+        raise BadSampleError(f"no file {path!r}", field=field, mend="Check the name and image_root, or remove the row")
+    return path

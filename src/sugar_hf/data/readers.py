@@ -21,9 +21,9 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 
-from .columns import ColumnChoice
 from .containers import (
     DATA_SUFFIXES,
+    ColumnChoice,
     RawRow,
     arrow_batches,
     data_suffix,
@@ -39,7 +39,7 @@ from .containers import (
 from .documents import Document, as_document, row_document, row_id
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
-from .images import IMAGE_SUFFIXES
+from .media import IMAGE_SUFFIXES
 from .schema import FEATURES, kind, validate_row
 
 T = TypeVar("T")

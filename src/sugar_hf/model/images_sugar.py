@@ -66,7 +66,12 @@ class BadImageError(ValueError):
     Args:
         reason: What is wrong, in words.
         mend: What to do about it.
+
+    Attributes:
+        number: Which of several images it is.
     """
+
+    number: int = 0
 
     def __init__(self, reason: str, mend: str) -> None:
         self.reason = reason
@@ -120,6 +125,22 @@ def read_image(source: Any) -> Image.Image:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise BadImageError(f"cannot read {path[:200]!r} ({error})", "Check the path") from error
+
+
+def read_images(sources: Iterable[Any]) -> list[Image.Image]:
+    """Decode images, each as [`read_image`] does.
+
+    Raises:
+        BadImageError: One cannot be used; `number` is its place among them.
+    """
+    images = []
+    for number, source in enumerate(sources):
+        try:
+            images.append(read_image(source))
+        except BadImageError as error:
+            error.number = number
+            raise
+    return images
 
 
 def read_image_parts(parts: Iterable[tuple[str, str, Any]]) -> list[Image.Image]:

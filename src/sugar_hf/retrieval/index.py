@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.columns import ColumnChoice
+from ..data.containers import ColumnChoice
 from ..data.documents import Document
 from ..model.pipeline_sugar import split_inputs
 from .embedder import SugarEmbedder

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ..data import BadSampleError, SkippedRowsWarning
-from ..data.columns import ColumnChoice
+from ..data.containers import ColumnChoice
 from ..data.documents import Document, as_document
 from ..data.readers import stored_rows
 from .embedder import SugarEmbedder

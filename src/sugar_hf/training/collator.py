@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from ..data import BadSampleError, to_row, to_sample
+from ..data import BadSampleError
+from ..data.documents import read_row
 from ..model import SugarProcessor
 from ..structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
 from ..structure.features import VECTOR_COLUMNS
@@ -129,8 +130,7 @@ class SugarCollator:
         bad: list[BadSampleError] = []
         for row in rows:
             try:
-                row = to_row(row)
-                usable.append((row, to_sample(row)))
+                usable.append(read_row(row))
             except BadSampleError as error:
                 bad.append(error)
         self._stop_at(bad)
