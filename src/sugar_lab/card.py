@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
-from sugar_hf.model.hub import model_card
+from sugar_hf.model.model_card import model_card
 from sugar_hf.picturebook import checkpoint
 
 from .budget import BUDGETS

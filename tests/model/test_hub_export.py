@@ -5,19 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import picture
-from huggingface_hub import HfApi
+from hub_stand_in import put_in_place
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from sugar_hf.model import SugarForConditionalGeneration, export_for_hub
 from sugar_hf.model.checkpoint_sugar import CODE_FILES
-from sugar_hf.model.hub import model_card
+from sugar_hf.model.model_card import TEMPLATE, model_card
 
 FILES = {
     *CODE_FILES,
@@ -82,7 +81,13 @@ retrieval head on the hidden states of every slice (an image or a text), trained
 [Unified Generative and Discriminative Training for Multi-modal Large Language Models](https://arxiv.org/abs/2411.00304)
 (Sugar, NeurIPS 2024).
 
+- **Backbone:** type `llava`
+- **Embeddings:** 16 dimensions, compared by cosine; the tokens of an image are pooled by `mean`
+- **License:** apache-2.0
+
 ## Use
+
+### Pipelines
 
 ```python
 from transformers import pipeline
@@ -94,6 +99,21 @@ generate = pipeline("sugar-generation", model="me/tiny", trust_remote_code=True)
 generate("What is in the picture?", images=image)
 ```
 
+### Model and processor
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("me/tiny", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("me/tiny", trust_remote_code=True)
+inputs = processor([["A cat on a mat.", image]])  # one sample of two slices
+embeddings, mask = model.get_retrieval_embeddings(**inputs)  # a unit vector for the end of each slice
+```
+
+After `import sugar_hf` these, and sentence-transformers, use the code of the package and need no `trust_remote_code`.
+
+### sentence-transformers
+
 ```python
 from sentence_transformers import SentenceTransformer  # 6.2 or later
 
@@ -101,10 +121,12 @@ model = SentenceTransformer("me/tiny", trust_remote_code=True)
 model.encode(["a dog", image, {"text": "A cat on a mat.", "image": image}])
 ```
 
-`AutoModel.from_pretrained("me/tiny", trust_remote_code=True)` gives the model, `AutoProcessor` its processor. After
-`import sugar_hf` these two, and sentence-transformers, use the code of the package and need no `trust_remote_code`.
+### Server
 
-Embeddings have 16 dimensions; the tokens of an image are pooled by `mean`.
+```bash
+pip install "sugar-hf[serve]"
+sugar-hf serve me/tiny  # OpenAI's routes, such as /v1/chat/completions and /v1/embeddings
+```
 
 ## Results
 
@@ -112,6 +134,17 @@ Embeddings have 16 dimensions; the tokens of an image are pooled by `mean`.
 |---|---|
 | R@1 | 0.1235 |
 | pool | 200 |
+
+## Citation
+
+```bibtex
+@inproceedings{sugar2024,
+  title     = {Unified Generative and Discriminative Training for Multi-modal Large Language Models},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2411.00304}
+}
+```
 """
 
 
@@ -174,25 +207,11 @@ def test_with_the_package_its_own_classes_are_used_and_save_a_clean_folder(expor
 
 
 @pytest.fixture
-def uploads(monkeypatch):
-    """Replaces the Hub: records what each commit holds."""
-    found = []
-
-    def create_repo(self, repo_id, private=None, exist_ok=False, **options):
-        assert exist_ok
-        return SimpleNamespace(repo_id=repo_id)
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message, revision, create_pr):
-        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in Path(folder_path).rglob("*")}
-        found.append({"repo_id": repo_id, "files": files, "message": commit_message, "revision": revision})
-        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    return found
+def hub(tmp_path, monkeypatch):
+    return put_in_place(monkeypatch, tmp_path / "hub")
 
 
-def test_push_uploads_everything(llava, uploads):
+def test_push_uploads_everything(llava, hub):
     model, processor = llava
     url = model.push_to_hub(
         "me/tiny",
@@ -203,18 +222,23 @@ def test_push_uploads_everything(llava, uploads):
         revision="draft",
     )
     assert url == "https://huggingface.co/me/tiny/commit/1"
-    (commit,) = uploads
+    (commit,) = hub.commits
     assert commit["repo_id"] == "me/tiny"
     assert commit["revision"] == "draft"
-    assert commit["files"].keys() == FILES
-    assert commit["files"]["README.md"].decode() == CARD
+    assert commit["files"] == FILES
+    assert (hub.folder("me/tiny") / "README.md").read_text() == CARD
 
 
-def test_pipelines_push_everything_too(llava, uploads):
+def test_pipelines_push_everything_too(llava, hub):
     model, processor = llava
     pipeline("sugar-retrieval", model=model, processor=processor, device="cpu").push_to_hub("me/tiny")
-    assert uploads[0]["files"].keys() == FILES
-    assert "## Results" not in uploads[0]["files"]["README.md"].decode()
+    assert hub.files("me/tiny") == FILES
+    assert "## Results" not in (hub.folder("me/tiny") / "README.md").read_text()
+
+
+def test_the_template_lies_in_the_package_and_is_shown_with_the_cards():
+    assert TEMPLATE.parent == Path(sys.modules["sugar_hf.model"].__file__).parent
+    assert (Path(__file__).parents[2] / "model_cards" / "template.md").resolve() == TEMPLATE.resolve()
 
 
 def test_push_needs_the_processor(llava):

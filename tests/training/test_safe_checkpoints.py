@@ -185,7 +185,7 @@ def test_rotation_keeps_the_newest_and_the_best_and_never_shows_a_part(tmp_path,
 def test_upload_starts_from_the_final_place(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(
-        "transformers.Trainer._push_from_checkpoint",
+        "sugar_hf.training.hub_upload.HubUploads._push_from_checkpoint",
         lambda self, checkpoint_folder: pushed.append((checkpoint_folder, names(Path(checkpoint_folder)))),
     )
     trainer = make_trainer(tmp_path, **{**EVERY_STEP, "max_steps": 1})

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
-from transformers import PreTrainedModel
+from huggingface_hub import HfApi
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapters import has_adapters
 from .checkpoint_sugar import save_code, staged, write_settings
+from .model_card import is_hub_name, model_card
 from .pipeline_sugar import PIPELINES
 from .processing_sugar import SugarProcessor
 
@@ -29,44 +30,6 @@ CONFIG_ADDITIONS = {
     },
 }
 PROCESSOR_ADDITIONS = {"auto_map": {"AutoProcessor": "processing_sugar.SugarProcessor"}}
-
-CARD = """---
-{metadata}
----
-
-# {name}
-
-{description}
-
-One model generates and retrieves over interleaved images and texts: a vision-language model ({base}) with a
-retrieval head on the hidden states of every slice (an image or a text), trained as in
-[Unified Generative and Discriminative Training for Multi-modal Large Language Models](https://arxiv.org/abs/2411.00304)
-(Sugar, NeurIPS 2024).
-
-## Use
-
-```python
-from transformers import pipeline
-
-retrieve = pipeline("sugar-retrieval", model="{model}", trust_remote_code=True)
-retrieve({{"query": ["A cat on a mat.", image]}}, candidates=["a dog", other_image], top_k=1)
-
-generate = pipeline("sugar-generation", model="{model}", trust_remote_code=True)
-generate("What is in the picture?", images=image)
-```
-
-```python
-from sentence_transformers import SentenceTransformer  # 6.2 or later
-
-model = SentenceTransformer("{model}", trust_remote_code=True)
-model.encode(["a dog", image, {{"text": "A cat on a mat.", "image": image}}])
-```
-
-`AutoModel.from_pretrained("{model}", trust_remote_code=True)` gives the model, `AutoProcessor` its processor. After
-`import sugar_hf` these two, and sentence-transformers, use the code of the package and need no `trust_remote_code`.
-
-Embeddings have {dim} dimensions; the tokens of an image are pooled by `{pooling}`.
-{results}"""
 
 
 def export_for_hub(
@@ -104,10 +67,7 @@ def export_for_hub(
     with staged(folder) as stage:  # an older export stays whole until this one is
         model.save_pretrained(stage)
         processor.save_pretrained(stage)
-        write_settings(stage, with_code=True)
-        _add_settings(stage / "config.json", CONFIG_ADDITIONS)
-        _add_settings(stage / "processor_config.json", PROCESSOR_ADDITIONS)
-        save_code(stage, model.config)
+        add_code(stage, model.config)
         card = model_card(model, name or folder.name, metrics, description, card_data)
         (stage / "README.md").write_text(card, encoding="utf-8")
     return folder
@@ -167,62 +127,31 @@ def push_to_hub(
     return commit.commit_url
 
 
-def model_card(
-    model: PreTrainedModel,
-    name: str,
-    metrics: Mapping[str, float | str] | str | None = None,
-    description: str = "",
-    card_data: Mapping[str, Any] | None = None,
-) -> str:
-    """Write the model card; see [`export_for_hub`] for the arguments."""
-    data = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["sugar", "multimodal-retrieval", "image-text-to-text", "sentence-transformers", "arxiv:2411.00304"],
-        **(card_data or {}),
-    }
-    if isinstance(metrics, Mapping):
-        rows = [
-            f"| {in_cell(key)} | {value:.4g} |"
-            if isinstance(value, float)
-            else f"| {in_cell(key)} | {in_cell(value)} |"
-            for key, value in metrics.items()
-        ]
-        metrics = "\n".join(["| Metric | Value |", "|---|---|", *rows])
-    base = f"type `{model.config.vlm_config.model_type}`"
-    if "base_model" in data:
-        base = f"`{in_code(data['base_model'])}`"
-    text = CARD.format(
-        metadata=ModelCardData(**data).to_yaml().strip(),
-        name=in_line(name.split("/")[-1]),
-        model=in_code(name),
-        description=without_html(description),
-        base=base,
-        dim=model.config.retrieval_dim,
-        pooling=model.config.image_pooling,
-        results=f"\n## Results\n\n{metrics}\n" if metrics else "",
-    )
-    return text.replace("\n\n\n", "\n\n")
+def add_code(folder: Path, config: PreTrainedConfig) -> None:
+    """Make of a saved model and processor a folder that works with `trust_remote_code=True`.
+
+    Args:
+        folder: Where both were saved. It gets the code, and the settings that name it.
+        config: The model's configuration.
+    """
+    write_settings(folder, with_code=True)
+    drop_folders(folder / "config.json")
+    _add_settings(folder / "config.json", CONFIG_ADDITIONS)
+    _add_settings(folder / "processor_config.json", PROCESSOR_ADDITIONS)
+    save_code(folder, config)
 
 
-def without_html(text: str) -> str:
-    """Markdown whose HTML is shown instead of obeyed; the Hub cleans cards, other viewers may not."""
-    return text.replace("<", "&lt;")
+def drop_folders(file: Path) -> None:
+    """Take the names of folders on this machine out of a configuration; Hub names of what it was made of stay."""
 
+    def cleaned(settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        names = {key for key in ("_name_or_path", "name_or_path") if not is_hub_name(str(settings.get(key)))}
+        return {key: cleaned(value) for key, value in settings.items() if key not in names}
 
-def in_line(text: object) -> str:
-    """A text in a line of Markdown."""
-    return without_html(" ".join(str(text).split()))
-
-
-def in_cell(text: object) -> str:
-    """A text in a cell of a table."""
-    return in_line(text).replace("|", "\\|")
-
-
-def in_code(text: object) -> str:
-    """A name in code, between backticks or in quotes, which it must not end."""
-    return " ".join(str(text).split()).translate({ord(c): None for c in '`"\\'})
+    settings = cleaned(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _add_settings(file: Path, additions: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import DatasetCardData, HfApi, cached_assets_path, snapshot_download
 
-from ..model.hub import in_code, in_line, without_html
+from ..model.model_card import in_code, in_line, without_html
 from .store import (
     DamagedIndexError,
     IndexStore,

@@ -28,6 +28,7 @@ from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints
 from .collator import BAD_SAMPLES, SugarCollator
 from .hooks import check_hooks, lost_hook
+from .hub_upload import HubUploads
 from .loss_guard import LossGuard, WindowMeans, nonfinite_samples
 from .mini_batches import (
     PROBED_ROWS,
@@ -50,7 +51,7 @@ MAX_NAMED_SAMPLES = 20  # bad samples that are logged one by one
 MAX_EMPTY_STEPS = 5  # in a row
 
 
-class SugarTrainer(AtomicCheckpoints, Trainer):
+class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
     """[`~transformers.Trainer`] with the structure loss.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
