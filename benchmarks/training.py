@@ -32,7 +32,7 @@ from transformers import Trainer, TrainingArguments
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.structure import SliceFeatures
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments
-from sugar_hf.training.mini_batches import MiniBatches
+from sugar_hf.training.collator import MiniBatches
 from sugar_hf.training.structure_term import KnownGradient, structure_term
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"

@@ -40,6 +40,8 @@ class Walk:
     def _hook(self, frame: FrameType, event: str, _: Any) -> None:
         if not frame.f_code.co_filename.startswith(ROOT):
             return
+        if frame.f_back is not None and frame.f_back.f_code.co_filename.startswith("<frozen importlib"):
+            return  # a finder of ours, asked for a module of others
         there: FrameType | None = frame if event == "call" else frame.f_back if event == "return" else None
         while there is not None and not there.f_code.co_filename.startswith(ROOT):
             there = there.f_back

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tslearn.metrics import cdist_gak, gak
 
 from sugar_hf.structure import calibrated_cosine, gak_matrix, log_gak, soft_alignment
-from sugar_hf.structure.wavefront import TWO_LOG_2, log_table
+from sugar_hf.structure.alignment import TWO_LOG_2, log_table
 
 FLOATS = [torch.float32, torch.float64]
 

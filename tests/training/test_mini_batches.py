@@ -10,7 +10,7 @@ from transformers import Trainer
 from sugar_hf.model import SugarForConditionalGeneration
 from sugar_hf.structure import SliceFeatures, label_matrix, structure_loss
 from sugar_hf.training import draw_slice_ends, sugar_lora_config
-from sugar_hf.training.mini_batches import LengthEstimate, MiniBatchCollator, MiniBatches, RandomState
+from sugar_hf.training.collator import LengthEstimate, MiniBatchCollator, MiniBatches, RandomState
 
 
 def step(folder, **options):

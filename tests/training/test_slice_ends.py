@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sugar_hf.training import draw_slice_ends
-from sugar_hf.training.structure_term import sample_key
+from sugar_hf.training.collator import sample_key
 
 KEYS = [sample_key(f"sample-{i}") for i in range(40)]
 

@@ -9,7 +9,7 @@ from training_tools import chat, document, make_dataset, make_rows, make_sugar, 
 from sugar_hf.data import BadSampleError
 from sugar_hf.structure import SliceFeatures
 from sugar_hf.training import SugarCollator
-from sugar_hf.training.structure_term import sample_key
+from sugar_hf.training.collator import sample_key
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from .backbone_sugar import (
     BackboneError,
     captured_states,
     check_config,
-    has_body,
     head_logits,
     lm_head,
     probe,
@@ -530,8 +529,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._judge_head(hidden, output.get("logits"))
             return output, hidden, output.loss
         count = inputs.pop("num_items_in_batch", None)
-        if has_body(self.vlm):
-            output = self.vlm.base_model(**inputs)
+        if self.base_model is not self.vlm:
+            output = self.base_model(**inputs)
             hidden = output.last_hidden_state
         else:
             # what else is asked for comes at the end; sharded modules wait for it, too

@@ -13,16 +13,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .alignment import (
+    TWO_LOG_2,
     calibrated_cosine,
     default_cells,
     log_gak,
+    log_kernel_at,
     mirrored,
+    precise,
     row_chunks,
     soft_alignment,
 )
 from .config import StructureLossConfig
 from .features import SliceFeatures, cosine_factors
-from .wavefront import TWO_LOG_2, log_kernel_at, precise
 
 
 @dataclass
@@ -46,13 +48,14 @@ def _sorted_ends(ends: Tensor, features: SliceFeatures, name: str) -> _Ends:
     if len(ends) == 0:
         raise ValueError(f"{name} is empty: a label matrix needs at least one prefix end.")
     sample, last = ends.long().unbind(1)
-    in_batch = (sample >= 0) & (sample < len(features))
-    wrong = ~in_batch | (last < 0) | (last >= features.lengths[sample.clamp(0, len(features) - 1)])
+    count = len(features.lengths)
+    in_batch = (sample >= 0) & (sample < count)
+    wrong = ~in_batch | (last < 0) | (last >= features.lengths[sample.clamp(0, count - 1)])
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"{name}[{row}] is slice {int(last[row])} of sample {int(sample[row])}, which does not exist: the batch "
-            f"has {len(features)} samples with {features.lengths.tolist()} slices (both count from 0)."
+            f"has {count} samples with {features.lengths.tolist()} slices (both count from 0)."
         )
     order = torch.argsort(sample, stable=True)
     samples, document, counts = torch.unique_consecutive(sample[order], return_inverse=True, return_counts=True)

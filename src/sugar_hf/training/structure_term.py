@@ -1,6 +1,5 @@
 """The structure loss of a step: which slice ends it ranges over, its value and its gradient, over all processes."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,6 @@ from ..structure import SliceFeatures, StructureLossConfig, label_matrix, label_
 
 # Rows of the matrix of pairs whose graph is held at once.
 ROWS = 512
-
-
-def sample_key(sample_id: str) -> int:
-    """Return a stable 63-bit number for a sample's id, which fits into a tensor.
-
-    >>> sample_key("story-1") == sample_key("story-1")
-    True
-    """
-    digest = hashlib.blake2b(sample_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def draw_slice_ends(
@@ -42,7 +31,7 @@ def draw_slice_ends(
 
     Args:
         lengths: Number of slices of each sample.
-        keys: A non-negative number that stands for each sample, see [`sample_key`].
+        keys: A non-negative number that stands for each sample, see `sample_keys` of [`SugarCollator`].
         positions_per_sample: K. A sample with fewer slices gives all of them; None takes all slices of all samples.
         seed: Seed of the run.
         step: Number of the optimizer step.

@@ -26,11 +26,8 @@ from ..model.modeling_sugar import CACHE_NAME
 from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, TripleTeacher, block_means, check_cache
 from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints
-from .collator import BAD_SAMPLES, SugarCollator
-from .hooks import check_hooks, lost_hook
-from .hub_upload import HubUploads
-from .loss_guard import LossGuard, WindowMeans, nonfinite_samples
-from .mini_batches import (
+from .collator import (
+    BAD_SAMPLES,
     PROBED_ROWS,
     LengthEstimate,
     LengthSampler,
@@ -38,8 +35,12 @@ from .mini_batches import (
     MiniBatchCollator,
     MiniBatches,
     RandomState,
+    SugarCollator,
     each_batch,
 )
+from .hooks import check_hooks, lost_hook
+from .hub_upload import HubUploads
+from .loss_guard import LossGuard, WindowMeans, nonfinite_samples
 from .retrieval_head import check_head, check_optimizer, in_head, split_head, sugar_model
 from .structure_term import KnownGradient, draw_slice_ends, structure_term
 
