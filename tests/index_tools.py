@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from sugar_hf.data import BadSampleError, Document
-from sugar_hf.retrieval.fingerprint import EmbeddingSettings, ModelFingerprint
+from sugar_hf.retrieval.embedder import EmbeddingSettings, ModelFingerprint
 
 DIM = 16
 

@@ -58,10 +58,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file atomically; text is written as UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+def atomic_write(path: Path, content: str | bytes, *then: tuple[Path, str | bytes]) -> None:
+    """Write a file atomically, and others after it, one by one; text is written as UTF-8."""
+    for place, data in ((path, content), *then):
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def digest(path: Path) -> str:

@@ -10,8 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from sugar_hf import merge_adapter
 from sugar_hf.model import SugarForConditionalGeneration, adapter_off, adapter_on
-from sugar_hf.retrieval.embedder import SugarEmbedder
-from sugar_hf.retrieval.fingerprint import ModelFingerprint
+from sugar_hf.retrieval.embedder import ModelFingerprint, SugarEmbedder
 
 
 @pytest.fixture

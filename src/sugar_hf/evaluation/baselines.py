@@ -32,8 +32,7 @@ from transformers import (
 from ..data import BadSampleError, Document
 from ..model.backbone_sugar import evaluation_mode
 from ..model.embedding_sugar import Faults, embed_in_batches
-from ..retrieval.embedder import DocumentRun, checked_size, distinct, full_name, short_name
-from ..retrieval.fingerprint import weights_digest
+from ..retrieval.embedder import DocumentRun, checked_size, distinct, full_name, short_name, weights_digest
 
 __all__ = ["Blip2Encoder", "DualEncoder"]
 

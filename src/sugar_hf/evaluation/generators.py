@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedModel
 
 from ..model import SugarForConditionalGeneration, SugarGenerationPipeline, SugarProcessor
-from ..retrieval.fingerprint import ModelFingerprint
+from ..retrieval.embedder import ModelFingerprint
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 from ..data.containers import ColumnChoice
 from ..data.documents import Document
 from ..model.pipeline_sugar import split_inputs
-from .embedder import SugarEmbedder
+from .embedder import ModelFingerprint, SugarEmbedder, origin_of, why_another
 from .explain import Explanation, explain
 from .filters import Filter
-from .fingerprint import EmbeddingSettings, ModelFingerprint
 from .index_hub import pull, push
-from .ingest import AddOptions, ProcessGroup, add_documents, add_vectors
+from .ingest import AddOptions, ProcessGroup, add_documents, add_vectors, build_store
 from .store import (
     MUCH_DELETED,
     AddReport,
@@ -30,8 +29,6 @@ from .store import (
     create_index,
     holds_index,
     open_writer,
-    read_current,
-    read_settled,
 )
 
 __all__ = ["Hit", "SugarIndex"]
@@ -194,24 +191,10 @@ class SugarIndex:
             DuplicateIdError: Two documents have the same id.
             BadSampleError: A document cannot be embedded.
         """
-        folder, group = Path(folder), ProcessGroup()
         choice = ColumnChoice.of(columns, drop_columns)
         options = AddOptions(on_error, "raise", False, part_documents, show_progress, choice)
         spec, secrets = index_spec(embedder, None, backend, vectors, None, backend_options)
-        with group.together():
-            if group.is_first and not holds_index(folder):
-                create_index(folder, spec)
-            elif (
-                group.is_first
-                and not overwrite
-                and (count := read_settled(folder, lambda: read_current(folder)).documents)
-            ):
-                raise FileExistsError(
-                    f"{folder} holds an index of {count} documents. Pass overwrite=True to replace it, or use "
-                    "SugarIndex.load(folder, embedder).add(documents)."
-                )
-        store = IndexStore.open(folder, secrets=secrets)
-        add_documents(store, documents, embedder, options, kind="build", spec=spec)
+        store = build_store(Path(folder), spec, secrets, documents, embedder, options, overwrite=overwrite)
         return cls(store, embedder)
 
     @classmethod
@@ -251,10 +234,9 @@ class SugarIndex:
         return self._embedder
 
     def _check(self, embedder: SugarEmbedder) -> None:
-        spec, fingerprint = self.store.spec, embedder.fingerprint
-        if self._agrees is None or self._agrees[0] is not fingerprint or self._agrees[1] is not spec:
-            check_embedder(spec, embedder, self.folder)
-            self._agrees = fingerprint, spec
+        spec = self.store.spec
+        known = self._agrees[0] if self._agrees and self._agrees[1] is spec else None
+        self._agrees = check_embedder(spec, embedder, self.folder, known), spec
 
     # ---- Write ----
 
@@ -435,31 +417,15 @@ class SugarIndex:
             IndexMismatchError: The vectors are of another width.
             ValueError: They are not finite, or `top_k` is no whole number of 1 or more.
         """
-        snapshot, matches = self._search(vectors, top_k, where)
-        return [
-            [
-                Hit(
-                    (document := snapshot.document(number)).id,
-                    score,
-                    int(snapshot.row_slice[row]),
-                    document,
-                    snapshot.vectors([row])[0] if return_vectors else None,
-                )
-                for score, number, row in zip(*line, strict=True)
-                if number >= 0
-            ]
-            for line in zip(*(columns.tolist() for columns in matches), strict=True)
-        ]
-
-    def _search(self, vectors: np.ndarray, top_k: int, where: Mapping[str, Any] | Filter | None) -> Any:
-        condition = None if where is None else Filter.parse(where)
-        vectors = np.asarray(vectors, np.float32)
-        dim = self.store.spec.dim
-        if vectors.ndim != 2 or vectors.shape[1] != dim:
-            raise IndexMismatchError(f"expected embeddings of the shape (q, {dim}), got {vectors.shape}.")
-        if not np.isfinite(vectors).all():
-            raise ValueError("the embeddings have NaN or infinite numbers.")
-        return self.store.search(vectors, top_k, condition)
+        snapshot, matches = self.store.search(vectors, top_k, None if where is None else Filter.parse(where))
+        found: list[list[Hit]] = []
+        for scores, numbers, rows in zip(*matches, strict=True):
+            count = int((numbers >= 0).sum())
+            documents = snapshot.documents(numbers[:count].tolist())
+            embeddings = snapshot.vectors(rows[:count].tolist()) if return_vectors and count else [None] * count
+            columns = (scores[:count].tolist(), snapshot.row_slice[rows[:count]].tolist(), documents, embeddings)
+            found.append([Hit(document.id, *row) for document, *row in zip(documents, *columns, strict=True)])
+        return found
 
     def explain(self, query: Any, hit: Hit | str, **options: Any) -> Explanation:
         """Explain why a document was found: compare its slices with the query's, as this index embeds them.
@@ -577,7 +543,7 @@ class SugarIndex:
             Scores (q, k) float32, best first, and indices (q, k) int64 into `documents`; -inf and -1 fill up short
             results. k is `top_k`, unless that is over 128 and over the number of documents: then the larger of these.
         """
-        snapshot, matches = self._search(embeddings, top_k, where)
+        snapshot, matches = self.store.search(embeddings, top_k, None if where is None else Filter.parse(where))
         at = np.searchsorted(snapshot.live_numbers, matches.documents)
         return matches.scores, np.where(matches.documents < 0, -1, at)
 
@@ -622,45 +588,43 @@ def index_spec(
         ValueError: An argument has a value that it cannot have.
         ImportError: The backend needs a package that is not installed.
     """
-    if embedder is None and (type(dim) is not int or dim < 1):
+    settings = fingerprint = None
+    if embedder is not None:
+        settings, fingerprint = origin_of(embedder)
+        if dim is not None and dim != settings.dim:
+            raise ValueError(
+                f"dim={dim}: the embedder gives {settings.dim} dimensions. Use SugarEmbedder(..., truncate_dim={dim})."
+            )
+        dim, positions = settings.dim, settings.positions if positions is None else positions
+    if type(dim) is not int or dim < 1:
         raise ValueError(f"dim={dim!r}: give an embedder, or the width of your vectors.")
-    width = dim if embedder is None else embedder.dim
-    if dim is not None and dim != width:
-        raise ValueError(
-            f"dim={dim}: the embedder gives {width} dimensions. Use SugarEmbedder(..., truncate_dim={dim})."
-        )
-    if positions is None:
-        positions = "last" if embedder is None else embedder.positions
     spec = IndexSpec(
-        dim=int(width or 0),
-        positions=positions,
+        dim=dim,
+        positions="last" if positions is None else positions,
         vectors=vectors,
         backend=backend,
         backend_options=dict(backend_options or {}),
-        settings=None if embedder is None else embedder.settings.to_dict(),
-        fingerprint=None if embedder is None else embedder.fingerprint.to_dict(),
+        settings=None if settings is None else asdict(settings),
+        fingerprint=fingerprint,
     )
     return checked_spec(spec)  # now, and not when documents are embedded already
 
 
-def check_embedder(spec: IndexSpec, embedder: SugarEmbedder, folder: Path) -> None:
-    """Refuse an embedder whose embeddings cannot be compared with those of an index.
+def check_embedder(
+    spec: IndexSpec, embedder: SugarEmbedder, folder: Path, known: ModelFingerprint | None = None
+) -> ModelFingerprint:
+    """Refuse an embedder whose embeddings cannot be compared with those of an index. Returns its model's fingerprint.
+
+    Args:
+        spec: How the index is made.
+        embedder: The embedder.
+        folder: The folder of the index.
+        known: The fingerprint of a model that was found to be right.
 
     Raises:
         IndexMismatchError: Names what differs.
     """
-    if embedder.dim != spec.dim:
-        raise IndexMismatchError(
-            f"{folder} holds embeddings of {spec.dim} dimensions, the embedder gives {embedder.dim}. Open it with the "
-            "model and the truncate_dim that made it, or build it again."
-        )
-    if spec.settings is None or spec.fingerprint is None:
-        return  # vectors from elsewhere: who added them knows where they are from
-    mine = EmbeddingSettings.from_dict(spec.settings)
-    difference = mine.difference(embedder.settings)
-    difference = difference or ModelFingerprint.from_dict(spec.fingerprint).difference(embedder.fingerprint)
-    if difference:
-        raise IndexMismatchError(
-            f"{folder} was made with another model or other settings (by {mine.model or 'a model without a name'}); "
-            f"the index's value first: {difference}. Open it with the model that made it, or build it again."
-        )
+    reason, fingerprint = why_another(embedder, known, spec.dim, spec.settings, spec.fingerprint)
+    if reason is not None:
+        raise IndexMismatchError(f"{folder} {reason}")
+    return fingerprint

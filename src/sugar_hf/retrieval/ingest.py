@@ -2,9 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,16 @@ from ..data.containers import ColumnChoice
 from ..data.documents import Document, as_document
 from ..data.readers import stored_rows
 from .embedder import SugarEmbedder
-from .store import AddReport, IndexSpec, IndexStore, PendingParts, Snapshot, check_duplicates, open_writer
+from .store import (
+    AddReport,
+    IndexSpec,
+    IndexStore,
+    PendingParts,
+    Snapshot,
+    check_duplicates,
+    create_index,
+    open_writer,
+)
 
 READ_AHEAD = 256 * 2**20  # bytes of image files in memory
 ON_DUPLICATE = ("raise", "skip", "update")
@@ -104,9 +114,37 @@ class _Stream:
                 yield part
                 part = []
         options.choice.check()
-        check_duplicates(twice)
+        if twice:
+            check_duplicates(twice)
         if part:
             yield part
+
+
+def build_store(
+    folder: Path,
+    spec: IndexSpec,
+    secrets: Mapping[str, Any],
+    documents: Iterable[Any],
+    embedder: SugarEmbedder,
+    options: AddOptions,
+    *,
+    overwrite: bool,
+) -> IndexStore:
+    """Make an index of documents; see `SugarIndex.build`.
+
+    Raises:
+        FileExistsError: The folder holds an index with documents, which is not to be replaced.
+    """
+    group = ProcessGroup()
+    with group.together():
+        if group.is_first and (count := create_index(folder, spec, may_exist=True)) and not overwrite:
+            raise FileExistsError(
+                f"{folder} holds an index of {count} documents. Pass overwrite=True to replace it, or use "
+                "SugarIndex.load(folder, embedder).add(documents)."
+            )
+    store = IndexStore.open(folder, secrets=secrets)
+    add_documents(store, documents, embedder, options, kind="build", spec=spec)
+    return store
 
 
 def add_documents(
@@ -128,11 +166,12 @@ def add_documents(
         with group.together():
             if group.is_first:
                 writer = stack.enter_context(open_writer(store, kind, spec))
-                _ = writer.pending  # which the others join
+                pending = writer.pending  # which the others join
             else:
                 store.refresh()
         with group.together():
-            pending = PendingParts.open(store.folder)
+            if not group.is_first:
+                pending = PendingParts.open(store.folder)
             stream = _Stream(documents, None if kind == "build" else store.snapshot, options)
             total = len(documents) if isinstance(documents, Sized) else None
             hidden = not (options.show_progress and group.is_first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,7 +97,7 @@ class Codec:
         """Count the vectors (n, d) that have a number outside of the ranges, which is clipped."""
         return 0
 
-    @property
+    @cached_property
     def code_width(self) -> int:
         """How many numbers a code has."""
         return self.dim
@@ -176,7 +177,7 @@ class BinaryCodec(Int8Codec):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         return super().decode(np.asarray(codes)[:, self.sign_width :])
 
-    @property
+    @cached_property
     def code_width(self) -> int:
         return self.sign_width + self.dim
 

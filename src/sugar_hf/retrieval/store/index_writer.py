@@ -25,7 +25,7 @@ from ..._files import atomic_path, atomic_write, fsync
 from ...data import BadSampleError
 from ...data.documents import Document
 from ...model.embedding_sugar import first_not_unit
-from ..fingerprint import are_equal
+from ..embedder import are_equal
 from .codecs import Codec
 from .layout import (
     CURRENT,
@@ -44,15 +44,13 @@ from .layout import (
     SegmentEntry,
     as_json,
     check_links,
-    inside,
     map_table,
     names_of,
     open_tensors,
     read_current,
     read_tensors,
-    unreadable,
 )
-from .snapshot import DocumentNumber, IndexStore, Snapshot
+from .snapshot import DocumentNumber, IndexStore, Snapshot, read_settled
 
 #: From this share of deleted documents on, compaction is advised.
 MUCH_DELETED = 1 / 3
@@ -111,18 +109,21 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: dict[st
         raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
 
 
-def entry_of(path: Path) -> FileEntry:
-    """Describe a file, once its content is on the disk."""
-    fsync(path)
-    with path.open("rb") as file:
-        return FileEntry(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+def entries_of(*paths: Path) -> tuple[FileEntry, ...]:
+    """Describe files, once their content is on the disk."""
+    fsync(*paths)
+    entries = []
+    for path in paths:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            entries.append(FileEntry(path.name, file.tell(), sha256))
+    return tuple(entries)
 
 
 def write_current(folder: Path, manifest: Manifest) -> None:
     """Make a manifest the newest. Its files must already be on disk. A kill leaves it or the one before."""
     name, data, current = manifest.written()
-    atomic_write(folder / name, data)
-    atomic_write(folder / CURRENT, current)
+    atomic_write(folder / name, data, (folder / CURRENT, current))
 
 
 def record_batches(rows: Iterable[Mapping[str, Any]], limits: Limits) -> Iterator[pa.RecordBatch]:
@@ -167,7 +168,7 @@ def write_segments(folder: Path, first: int, batches: Iterable[Batch], limits: L
                     break
         codes, document, slices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         write_tensors(vectors, {"codes": codes, "document": document, "slice": slices})
-        entries.append(SegmentEntry(documents, len(codes), entry_of(path), entry_of(vectors)))
+        entries.append(SegmentEntry(documents, len(codes), *entries_of(path, vectors)))
     return entries
 
 
@@ -289,7 +290,7 @@ class PendingParts:
     def holds(self, number: int, documents: Sequence[Document]) -> bool:
         """Whether a part is there, undamaged, and made of these documents."""
         with suppress(DamagedIndexError, OSError):
-            return self._path(number).is_file() and bool(self._read(number, _part_key(documents)))
+            return self._path(number).is_file() and bool(self.read(number, _part_key(documents)))
         return False
 
     def stage(
@@ -331,7 +332,7 @@ class PendingParts:
             with pa.ipc.new_stream(str(temporary), SCHEMA) as writer:
                 for batch in record_batches(rows(), self.limits):
                     writer.write_batch(batch)
-            entry = entry_of(temporary)
+            [entry] = entries_of(temporary)
         counts = [len(vectors) for _, vectors in kept]
         slices = [np.arange(count) if self.positions == "all" else np.array([-1]) for count in counts]
         tensors = {
@@ -355,40 +356,29 @@ class PendingParts:
         names = (_PART.fullmatch(path.name) for path in self.folder.glob("part-*.safetensors"))
         return sorted(int(match[1]) for match in names if match)
 
-    def read(self, number: int) -> PendingPart:
-        """Open a part.
-
-        Raises:
-            DamagedIndexError: It is missing or damaged.
-        """
-        try:
-            return self._read(number)
-        except (DamagedIndexError, OSError) as error:
-            remove(self._path(number))
-            raise DamagedIndexError(
-                f"part {number} of the write is missing or damaged ({error}) Start the same write again: what is "
-                "damaged is made anew."
-            ) from error
-
-    def _read(self, number: int, key: str | None = None) -> PendingPart:
+    def read(self, number: int, key: str | None = None) -> PendingPart:
         """Open a part; one of these documents, if a key is given.
 
         Raises:
-            DamagedIndexError: It is missing, or anything else is wrong with it.
+            DamagedIndexError: It is missing, or anything else is wrong with it. It is removed.
         """
         path, numbers = self._path(number), (np.int32, (None,))
         forms = {"vectors": (np.float32, (None, self.dim)), "document": numbers, "slice": numbers}
-        tensors, header = read_tensors(path, forms)
         try:
+            tensors, header = read_tensors(path, forms)
             if header["write"] != self.write or header["key"] != (key or header["key"]):
                 raise ValueError("it is a part of another write")
             if _part_digest(tensors, header) != header["digest"]:
                 raise ValueError("it was changed")
             skipped = [BadSampleError(**values) for values in json.loads(header["skipped"])]
             texts = FileEntry(path.with_suffix(".arrow").name, int(header["texts_size"]), header["texts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise unreadable(path, error) from error
-        return PendingPart(path, map_table(texts.check(self.folder, verify=True))["id"].to_pylist(), skipped)
+            return PendingPart(path, map_table(self.folder / texts.name, texts)["id"].to_pylist(), skipped)
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            remove(path)
+            raise DamagedIndexError(
+                f"part {number} of the write is missing or damaged ({error}) Start the same write again: what is "
+                "damaged is made anew."
+            ) from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.safetensors"
@@ -467,8 +457,8 @@ def holds_index(folder: Path) -> bool:
     return (folder / CURRENT).is_file()
 
 
-def create_index(folder: Path, spec: IndexSpec) -> None:
-    """Write an index without documents.
+def create_index(folder: Path, spec: IndexSpec, *, may_exist: bool = False) -> int:
+    """Write an index without documents. Returns the number of documents of one that is there and may be.
 
     Raises:
         FileExistsError: The folder holds an index, or other files.
@@ -476,6 +466,8 @@ def create_index(folder: Path, spec: IndexSpec) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if holds_index(folder):
+        if may_exist:
+            return read_settled(folder, lambda: read_current(folder)).documents
         raise FileExistsError(
             f"{folder} holds an index. Open it with SugarIndex.load, or pass overwrite=True to replace it."
         )
@@ -485,6 +477,7 @@ def create_index(folder: Path, spec: IndexSpec) -> None:
     with write_lock(folder):
         if not holds_index(folder):
             write_current(folder, Manifest(uuid.uuid4().hex[:12], 0, 0, spec))
+    return 0
 
 
 @contextmanager
@@ -581,7 +574,7 @@ class IndexWriter:
         kept, tail = ((), ()) if is_build else self._small_tail(self.snapshot.segments)
         (folder / "segments").mkdir(exist_ok=True)
         batches = chain(_stored_batches(folder, tail), *(part.batches(codec) for part in parts))
-        written = write_segments(inside(folder, "segments"), old.next_segment, batches, self._store.limits)
+        written = write_segments(folder / "segments", old.next_segment, batches, self._store.limits)
         new = replace(
             old,
             generation=old.generation + 1,
@@ -654,7 +647,7 @@ class IndexWriter:
             return None
         path = self._store.folder / f"deleted-{old.manifest.generation + 1:06d}.safetensors"
         write_tensors(path, {"documents": documents})
-        return Deleted(entry_of(path), documents.size, old.deleted.size)
+        return Deleted(entries_of(path)[0], documents.size, old.deleted.size)
 
     def _swap(self, manifest: Manifest) -> None:
         """Make a manifest current. Its segments must already be on disk. If that fails, the old one is searched."""
@@ -730,7 +723,7 @@ def _with_graph(folder: Path, snapshot: Snapshot) -> Manifest:
     if not names:
         place.rmdir()
         return manifest
-    files = tuple(entry_of(place / name) for name in names)
+    files = entries_of(*(place / name for name in names))
     fsync(place)
     return replace(manifest, graph=Graph(place.name, manifest.rows, files))
 

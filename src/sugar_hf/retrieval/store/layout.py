@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors import safe_open
 
-from ...data import BadSampleError
-from ...data.documents import DOCUMENT_FEATURES, Document
+from ...data.documents import DOCUMENT_FEATURES
 from .codecs import Codec
 
 SCHEMA: pa.Schema = DOCUMENT_FEATURES.arrow_schema
@@ -181,16 +180,22 @@ def as_json(values: Any) -> bytes:
 # ---- Documents in Arrow files, vectors in safetensors files ----
 
 
-def map_table(path: Path) -> pa.Table:
+def map_table(path: Path, entry: FileEntry | None = None) -> pa.Table:
     """Open an Arrow file of documents without copying it; it stays readable when its name is gone.
 
     Whoever wrote it: Arrow follows the offsets in a file wherever they lead, so all of them are checked first. Nothing
     is decompressed, which could take any amount of memory.
 
+    Args:
+        path: The file.
+        entry: What its content has to be; anything when `None`.
+
     Raises:
         MissingFileError: It is not there.
         DamagedIndexError: It is no such file.
     """
+    if entry is not None:
+        entry.check(path.parent, verify=True)
     with checked_read(path):
         source = pa.memory_map(str(path))
         _check_messages(source)
@@ -612,10 +617,6 @@ class Segment:
         """(rows,) int32, the slice at which each vector was taken."""
         return self.tensors.get_tensor("slice")
 
-    def codes(self, first: int, last: int) -> np.ndarray:
-        """Codes of the rows from `first` to before `last`, (last - first, w)."""
-        return self.tensors.get_slice("codes")[first:last]
-
     def ids(self, first: int = 0) -> list[str]:
         """Ids of the documents from `first` on."""
         return self.table["id"].slice(first).to_pylist()
@@ -632,17 +633,6 @@ class Segment:
                 f"{self.entry.texts.name} has metadata that is no JSON ({error}). {FIX}."
             ) from error
         return found
-
-    def read(self, number: int) -> Document:
-        """Read a document by its number in the segment.
-
-        Raises:
-            DamagedIndexError: What is stored is no document.
-        """
-        try:
-            return Document.from_row(self.table.slice(number, 1).to_pylist()[0])
-        except (BadSampleError, RecursionError) as error:
-            raise DamagedIndexError(f"{self.entry.texts.name} holds no document ({error}). {FIX}.") from error
 
 
 # ---- CURRENT ----

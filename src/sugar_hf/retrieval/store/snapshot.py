@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, NewType, TypeVar
 
 import numpy as np
 
+from ...data import BadSampleError
 from ...data.documents import Document
+from ..embedder import POSITIONS, check_origin
 from ..filters import Filter, kinds_of
-from ..fingerprint import POSITIONS, check_origin
 from .backends import BACKENDS, Rows, VectorBackend
 from .backends.base import cut_top_k
 from .backends.milvus_backend import public_address
@@ -23,6 +24,7 @@ from .layout import (
     CURRENT,
     FIX,
     DamagedIndexError,
+    IndexMismatchError,
     IndexSpec,
     Limits,
     LockedIndexError,
@@ -196,7 +198,7 @@ class Snapshot:
                 must_add = must_add or (values["uri"] is None and not place.exists())
             backend, first = kind(codec, values, place), 0
             opened = replace(opened, backend=backend)
-        if must_add and first < manifest.rows:
+        if must_add and first < len(opened.row_document):
             if is_writer:
                 backend.trim(first)
             backend.add(opened._rows(first, backend.holds_vectors))
@@ -232,10 +234,23 @@ class Snapshot:
         return number if number is not None and self.live[number] else None
 
     def document(self, number: DocumentNumber) -> Document:
-        """Read a document."""
+        """Read a document.
+
+        Raises:
+            DamagedIndexError: What is stored is no document.
+        """
         ends = self._document_ends
         at = int(np.searchsorted(ends, number, side="right"))
-        return self.segments[at].read(number - int(ends[at]) + self.segments[at].entry.documents)
+        segment = self.segments[at]
+        row = segment.table.slice(number - int(ends[at]) + segment.entry.documents, 1).to_pylist()[0]
+        try:
+            return Document.from_row(row)
+        except (BadSampleError, RecursionError) as error:
+            raise DamagedIndexError(f"{segment.entry.texts.name} holds no document ({error}). {FIX}.") from error
+
+    def documents(self, numbers: Sequence[DocumentNumber]) -> list[Document]:
+        """Read several documents."""
+        return [self.document(number) for number in numbers]
 
     def vectors(self, rows: Sequence[RowId]) -> np.ndarray:
         """Decode the vectors of rows, (n, d) float32."""
@@ -245,7 +260,7 @@ class Snapshot:
         for row in rows:
             at = int(np.searchsorted(ends, row, side="right"))
             first = row - int(ends[at]) + self.segments[at].entry.rows
-            codes.append(self.segments[at].codes(first, first + 1))
+            codes.append(self.segments[at].tensors.get_slice("codes")[first : first + 1])
         return self.codec.decode(np.concatenate(codes))
 
     @cached_property
@@ -565,7 +580,17 @@ class IndexStore:
             return self.snapshot is not old
 
     def search(self, vectors: np.ndarray, top_k: int, where: Filter | None = None) -> tuple[Snapshot, Matches]:
-        """Search the snapshot; see [`Snapshot.search`]. Returns it, too, as a write may replace it meanwhile."""
+        """Search the snapshot; see [`Snapshot.search`]. Returns it, too, as a write may replace it meanwhile.
+
+        Raises:
+            IndexMismatchError: The vectors are of another width.
+            ValueError: They are not finite, or `top_k` is no whole number of 1 or more.
+        """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.spec.dim:
+            raise IndexMismatchError(f"expected embeddings of the shape (q, {self.spec.dim}), got {vectors.shape}.")
+        if not np.isfinite(vectors).all():
+            raise ValueError("the embeddings have NaN or infinite numbers.")
         with self.guard:
             return self.snapshot, self.snapshot.search(vectors, top_k, where)
 

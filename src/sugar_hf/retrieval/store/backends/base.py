@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from ..codecs import Codec
 
 # Short results are filled up to so many columns, however few rows there are; to more only if there are more rows.
 FILLED_UP = 128
-MOST = 2**20  # of any count
-
-T = TypeVar("T")
+MOST = 2**20  # of any count: without an upper bound an option could take all memory
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,45 @@ class Rows:
     metadata: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class BackendOptions:
+    """Options that all backends have.
+
+    Args:
+        kind: `"flat"`: all rows are compared, results are exact. `"hnsw"`: a graph leads to the nearest rows.
+        m: Neighbours of a row in the graph (twice as many in its lowest layer).
+        ef_construction: Candidates that are looked at when a row joins the graph.
+        ef_search: Candidates that a search looks at. More find more and take longer.
+    """
+
+    bounds: ClassVar[dict[str, tuple[int, int]]] = {"ef_construction": (1, MOST), "ef_search": (1, MOST)}
+
+    kind: str = "flat"
+    m: int = 32
+    ef_construction: int = 200
+    ef_search: int = 128
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("flat", "hnsw"):
+            raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
+        for name, (least, most) in self.bounds.items():
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], backend: str) -> Self:
+        """Make the options of a backend from a dict.
+
+        Raises:
+            ValueError: There is no such option, or it has a value that it cannot have.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(names)):
+            raise ValueError(f"Unknown option {unknown[0]!r} of the {backend} backend; there are {', '.join(names)}.")
+        return cls(**values)
+
+
 class VectorBackend(ABC):
     """Finds the nearest rows by inner product.
 
@@ -58,6 +95,8 @@ class VectorBackend(ABC):
     holds_vectors: ClassVar[bool] = False
     #: Whether the backend filters by metadata itself. If not, the index evaluates filters and passes `allowed`.
     filters_metadata: ClassVar[bool] = False
+
+    codec: Codec
 
     @abstractmethod
     def __init__(self, codec: Codec, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None: ...
@@ -83,7 +122,6 @@ class VectorBackend(ABC):
     def add(self, rows: Iterator[Rows]) -> None:
         """Add rows, in order."""
 
-    @abstractmethod
     def search(
         self,
         queries: np.ndarray,
@@ -108,7 +146,36 @@ class VectorBackend(ABC):
         Returns:
             Scores (q, k) float32, best first, and row numbers (q, k) int64; row -1 with score -inf fills up short
             results. k is `top_k`, unless that is over 128 and over `row_count`: then the larger of these two.
+
+        Raises:
+            ValueError: Queries of another width or with NaN, a `top_k` below 1, or a choice that it does not take.
         """
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.codec.dim:
+            raise ValueError(
+                f"Queries must have the shape (q, {self.codec.dim}), as the index has; got {queries.shape}."
+            )
+        top_k = cut_top_k(top_k, row_count)
+        if not np.isfinite(queries).all():
+            raise ValueError(f"Query {int(np.argmax(~np.isfinite(queries).all(1)))} has NaN or infinite numbers.")
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, rows = self._search(queries, top_k, row_count, allowed, excluded, where)
+        missing = ((0, 0), (0, top_k - rows.shape[1]))
+        rows = np.pad(rows.astype(np.int64), missing, constant_values=-1)
+        scores = np.pad(scores.astype(np.float32), missing)
+        return np.where(rows < 0, np.float32(-np.inf), scores), rows
+
+    @abstractmethod
+    def _search(
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        row_count: int,
+        allowed: np.ndarray | None,
+        excluded: np.ndarray | None,
+        where: Filter | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Do what `search` says with arguments that are checked; short results need not be filled up."""
 
     @abstractmethod
     def remove(self, rows: np.ndarray) -> None:
@@ -131,30 +198,6 @@ class VectorBackend(ABC):
         return
 
 
-def read_options(kind: type[T], values: Mapping[str, Any] | None, backend: str) -> T:
-    """Make the options of a backend from a dict.
-
-    Raises:
-        ValueError: There is no such option, or it has a value that it cannot have.
-    """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(values or {}) - set(names)):
-        raise ValueError(f"Unknown option {unknown[0]!r} of the {backend} backend; there are {', '.join(names)}.")
-    return kind(**(values or {}))
-
-
-def check_counts(options: Any, **bounds: tuple[int, int]) -> None:
-    """Refuse options that are no whole numbers within bounds. Without an upper bound one could take all memory.
-
-    Raises:
-        ValueError: Names the option.
-    """
-    for name, (least, most) in bounds.items():
-        value = vars(options)[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
-
-
 def check_top_k(top_k: Any) -> int:
     """Return how many results are wanted.
 
@@ -171,26 +214,3 @@ def check_top_k(top_k: Any) -> int:
 def cut_top_k(top_k: int, count: int) -> int:
     """Return how many columns results have where there are `count` rows or documents."""
     return min(check_top_k(top_k), max(count, FILLED_UP))
-
-
-def check_queries(queries: np.ndarray, dim: int, top_k: int, row_count: int) -> tuple[np.ndarray, int]:
-    """Queries as contiguous float32, and how many columns their results have.
-
-    Raises:
-        ValueError: They have no shape (q, d) or are no finite numbers, or `top_k` is no whole number of 1 or more.
-    """
-    queries = np.asarray(queries)
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise ValueError(f"Queries must have the shape (q, {dim}), as the index has; got {queries.shape}.")
-    top_k = cut_top_k(top_k, row_count)
-    if not np.isfinite(queries).all():
-        raise ValueError(f"Query {int(np.argmax(~np.isfinite(queries).all(1)))} has NaN or infinite numbers.")
-    return np.ascontiguousarray(queries, dtype=np.float32), top_k
-
-
-def filled_up(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows (q, k) filled up to `top_k` columns: row -1, score -inf."""
-    missing = ((0, 0), (0, top_k - rows.shape[1]))
-    rows = np.pad(rows.astype(np.int64), missing, constant_values=-1)
-    scores = np.pad(scores.astype(np.float32), missing)
-    return np.where(rows < 0, np.float32(-np.inf), scores), rows

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ...filters import Filter
 from ..codecs import BinaryCodec, Codec, Int8Codec
 from ..layout import checked_read
-from .base import MOST, Rows, VectorBackend, check_counts, check_queries, filled_up, read_options
+from .base import MOST, BackendOptions, Rows, VectorBackend
 
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
@@ -34,30 +34,17 @@ _TYPES = (np.float64, np.int32, np.int32, np.uint64, np.int32)
 
 
 @dataclass(frozen=True)
-class FaissOptions:
-    """Options of the FAISS backend.
+class FaissOptions(BackendOptions):
+    """Options of the FAISS backend, beside [`BackendOptions`]. `"hnsw"` takes the codecs float32, float16 and int8.
 
     Args:
-        kind: `"flat"`: all rows are compared, results are exact. `"hnsw"`: a graph leads to the nearest rows; takes
-            the codecs float32, float16 and int8.
-        m: Neighbours of a row in the graph (twice as many in its lowest layer).
-        ef_construction: Candidates that are looked at when a row joins the graph.
-        ef_search: Candidates that a search looks at. More find more and take longer.
         rescore: With the codec binary: this many times `top_k` rows are found by their signs and then scored by their
             int8 codes. 0: the share of equal signs is the score.
     """
 
-    kind: str = "flat"
-    m: int = 32
-    ef_construction: int = 200
-    ef_search: int = 128
-    rescore: int = 10
+    bounds: ClassVar[dict[str, tuple[int, int]]] = {"m": (2, 2048), **BackendOptions.bounds, "rescore": (0, MOST)}
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("flat", "hnsw"):
-            raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
-        bounds = {"m": (2, 2048), "ef_construction": (1, MOST), "ef_search": (1, MOST), "rescore": (0, MOST)}
-        check_counts(self, **bounds)
+    rescore: int = 10
 
 
 class FaissBackend(VectorBackend):
@@ -94,7 +81,7 @@ class FaissBackend(VectorBackend):
     @classmethod
     def check_options(cls, options: Mapping[str, Any], vectors: str) -> FaissOptions:
         """Return the options; see [`FaissOptions`]."""
-        read = read_options(FaissOptions, options, "FAISS")
+        read = FaissOptions.read(options, "FAISS")
         if read.kind == "hnsw" and vectors == BinaryCodec.name:
             raise ValueError("kind='hnsw' takes vectors='float32', 'float16' or 'int8'; binary is searched flat.")
         return read
@@ -194,23 +181,20 @@ class FaissBackend(VectorBackend):
 
     # ---- Searching ----
 
-    def search(
+    def _search(
         self,
         queries: np.ndarray,
         top_k: int,
-        *,
         row_count: int,
-        allowed: np.ndarray | None = None,
-        excluded: np.ndarray | None = None,
-        where: Filter | None = None,
+        allowed: np.ndarray | None,
+        excluded: np.ndarray | None,
+        where: Filter | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the rows of the largest inner products; see [`VectorBackend`].
+        """Search. Refuses a filter on metadata, more rows than there are, and a graph of other rows.
 
         Raises:
-            ValueError: Queries of another width, `top_k` below 1, more rows than there are, a filter on metadata, or a
-                graph that does not belong to the rows.
+            ValueError: One of these.
         """
-        queries, top_k = check_queries(queries, self.codec.dim, top_k, row_count)
         if where is not None:
             raise ValueError("FAISS knows no metadata: evaluate the filter and give the allowed rows.")
         if row_count > len(self):
@@ -224,13 +208,11 @@ class FaissBackend(VectorBackend):
         count = row_count if allowed is None else int(np.count_nonzero(allowed))
         found = min(top_k, count)
         if not found or not len(queries):
-            return filled_up(np.empty((len(queries), 0)), np.empty((len(queries), 0)), top_k)
+            return np.empty((len(queries), 0)), np.empty((len(queries), 0))
         selector = self._selector(row_count, allowed)
         if isinstance(self.codec, BinaryCodec):
-            scores, rows = self._search_signs(self.codec, queries, found, count, selector)
-        else:
-            scores, rows = self._search_codes(queries, found, count, selector)
-        return filled_up(scores, rows, top_k)
+            return self._search_signs(self.codec, queries, found, count, selector)
+        return self._search_codes(queries, found, count, selector)
 
     def _scanned(self, ef: int) -> int:
         """About how many rows a search of the graph compares."""

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...filters import Filter, typed_metadata
 from ..codecs import Codec
-from .base import MOST, Rows, VectorBackend, check_counts, check_queries, filled_up, read_options
+from .base import MOST, BackendOptions, Rows, VectorBackend
 
 LOCAL_NAME = "milvus.db"
 TOKEN_VARIABLE = "MILVUS_TOKEN"
@@ -22,9 +22,9 @@ BLOCK = 1000
 LONGEST_ID = 2048  # bytes
 
 
-@dataclass(frozen=True)
-class MilvusOptions:
-    """Options of the Milvus backend.
+@dataclass(frozen=True, repr=False)
+class MilvusOptions(BackendOptions):
+    """Options of the Milvus backend, beside [`BackendOptions`]. `kind` is `"hnsw"` by default.
 
     Args:
         uri: Address of a server, such as `"http://localhost:19530"`. None: files in the index's folder, with
@@ -32,26 +32,19 @@ class MilvusOptions:
         collection: Name of the collection.
         token: Key of the server, `"user:password"` for one; by default the environment's MILVUS_TOKEN. It is never
             written to disk.
-        kind: `"hnsw"` or `"flat"` (exact).
-        m: Neighbours of a row in the graph.
-        ef_construction: Candidates that are looked at when a row joins the graph.
-        ef_search: Candidates that a search looks at.
     """
 
+    bounds: ClassVar[dict[str, tuple[int, int]]] = {"m": (1, MOST), **BackendOptions.bounds}
+
+    kind: str = "hnsw"
     uri: str | None = None
     collection: str = "sugar"
     token: str | None = None
-    kind: str = "hnsw"
-    m: int = 32
-    ef_construction: int = 200
-    ef_search: int = 128
 
     def __post_init__(self) -> None:
-        if self.kind not in ("flat", "hnsw"):
-            raise ValueError(f"kind={self.kind!r}: give 'flat' or 'hnsw'.")
+        super().__post_init__()
         if not isinstance(self.collection, str) or not isinstance(self.uri, str | None):
             raise ValueError("uri and collection: give texts.")
-        check_counts(self, m=(1, MOST), ef_construction=(1, MOST), ef_search=(1, MOST))
 
     def __repr__(self) -> str:
         uri = self.uri and public_address(self.uri)
@@ -81,7 +74,7 @@ class MilvusBackend(VectorBackend):
         self.options = self.check_options(options or {}, codec.name)
         if self.options.uri is None and folder is None:
             raise ValueError("The Milvus backend needs a uri, or a folder for local files.")
-        self.dim = codec.dim
+        self.codec = codec
         self._milvus = _import_milvus(local=self.options.uri is None)
         if self.options.uri is None and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +86,7 @@ class MilvusBackend(VectorBackend):
     @classmethod
     def check_options(cls, options: Mapping[str, Any], vectors: str) -> MilvusOptions:
         """Return the options; see [`MilvusOptions`]."""
-        read = read_options(MilvusOptions, options, "Milvus")
+        read = MilvusOptions.read(options, "Milvus")
         if vectors != "float32":
             raise ValueError(f"vectors={vectors!r}: Milvus takes vectors='float32'.")
         return read
@@ -103,16 +96,16 @@ class MilvusBackend(VectorBackend):
         if client.has_collection(name):
             found = {field["name"]: field for field in client.describe_collection(name)["fields"]}
             dim = int(found["vector"]["params"]["dim"]) if "vector" in found else None
-            if dim != self.dim or not {"row", "document", "slice", "metadata"} <= set(found):
+            if dim != self.codec.dim or not {"row", "document", "slice", "metadata"} <= set(found):
                 raise ValueError(
                     f"The Milvus collection {name!r} is not one of this index: it has the fields {', '.join(found)}, "
-                    f"and vectors of {dim} dimensions instead of {self.dim}. Give another `collection`."
+                    f"and vectors of {dim} dimensions instead of {self.codec.dim}. Give another `collection`."
                 )
         else:
             types = self._milvus.DataType
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("row", types.INT64, is_primary=True)
-            schema.add_field("vector", types.FLOAT_VECTOR, dim=self.dim)
+            schema.add_field("vector", types.FLOAT_VECTOR, dim=self.codec.dim)
             schema.add_field("document", types.VARCHAR, max_length=LONGEST_ID)
             schema.add_field("slice", types.INT64)
             schema.add_field("metadata", types.JSON)
@@ -131,8 +124,8 @@ class MilvusBackend(VectorBackend):
     def add(self, rows: Iterator[Rows]) -> None:
         """Add rows, in order; a row that is there already is replaced."""
         for some in rows:
-            if some.vectors.ndim != 2 or some.vectors.shape[1] != self.dim:
-                raise ValueError(f"Vectors must have the shape (n, {self.dim}); got {some.vectors.shape}.")
+            if some.vectors.ndim != 2 or some.vectors.shape[1] != self.codec.dim:
+                raise ValueError(f"Vectors must have the shape (n, {self.codec.dim}); got {some.vectors.shape}.")
             data = [
                 {
                     "row": some.first + number,
@@ -159,22 +152,20 @@ class MilvusBackend(VectorBackend):
 
     # ---- Searching ----
 
-    def search(
+    def _search(
         self,
         queries: np.ndarray,
         top_k: int,
-        *,
         row_count: int,
-        allowed: np.ndarray | None = None,
-        excluded: np.ndarray | None = None,
-        where: Filter | None = None,
+        allowed: np.ndarray | None,
+        excluded: np.ndarray | None,
+        where: Filter | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the rows of the largest inner products; see [`VectorBackend`].
+        """Search. Refuses `allowed`, which would have to list rows.
 
         Raises:
-            ValueError: Queries of another width, `top_k` below 1, or `allowed`, which would have to list rows.
+            ValueError: It is given.
         """
-        queries, top_k = check_queries(queries, self.dim, top_k, row_count)
         if allowed is not None:
             raise ValueError("Milvus filters by itself: give `where` and `excluded` instead of `allowed`.")
         conditions = [f"row < {int(row_count)}"]
@@ -183,7 +174,7 @@ class MilvusBackend(VectorBackend):
         if where is not None:
             conditions.append(where.milvus("metadata"))
         if not len(queries) or not row_count:
-            return filled_up(np.empty((len(queries), 0)), np.empty((len(queries), 0)), top_k)
+            return np.empty((len(queries), 0)), np.empty((len(queries), 0))
         hits = self._client.search(
             self.options.collection,
             queries.tolist(),
