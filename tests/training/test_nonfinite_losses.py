@@ -10,7 +10,7 @@ from training_tools import chat, document, logged, make_dataset, make_rows, make
 from transformers import TrainerCallback
 
 from sugar_hf.structure import label_statistics
-from sugar_hf.training.loss_guard import LossGuard
+from sugar_hf.training.guards import LossGuard
 
 NAN, INF = float("nan"), float("inf")
 

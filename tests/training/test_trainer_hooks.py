@@ -12,7 +12,7 @@ from transformers import Trainer
 import sugar_hf.training
 from sugar_hf.training import SugarTrainer
 from sugar_hf.training.checkpoints import AtomicCheckpoints
-from sugar_hf.training.hooks import STATE_HOOKS, TRAINER_HOOKS, check_hooks
+from sugar_hf.training.guards import STATE_HOOKS, TRAINER_HOOKS, check_hooks
 
 SOURCES = [path.read_text() for path in Path(sugar_hf.training.__file__).parent.glob("*.py")]
 

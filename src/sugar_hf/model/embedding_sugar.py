@@ -14,7 +14,7 @@ from transformers import BatchFeature
 from .backbone_sugar import evaluation_mode
 from .modeling_sugar import SugarForConditionalGeneration
 from .processing_sugar import SugarProcessor
-from .samples_sugar import Sample, longest_first, sample_size
+from .samples_sugar import Sample, sample_sizes
 
 UNIT_TOLERANCE = 1e-3
 WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
@@ -122,7 +122,7 @@ def embed_samples(
         model: The model; left as it is.
         processor: Its processor.
         load: Gives the sample of a number.
-        sizes: For each number, from `sample_size`.
+        sizes: For each number, from `sample_sizes`.
         names: What to call the sample of a number in errors.
         report: See [`embed_in_batches`].
         batch_size: Samples in one forward pass.
@@ -163,7 +163,8 @@ def embed_samples(
         for part, batch in _batches(numbers, features, batch_size) if features is not None else ():
             yield part, embed_features(model, batch, positions, truncate_dim)
 
-    order = [[*sizes][place] for place in longest_first([*sizes.values()])]
+    # similar lengths share a batch, and memory runs out at once or never
+    order = sorted(sizes, key=sizes.__getitem__, reverse=True)
     with_images = [number for number in order if sizes[number][0]]
     bare = [number for number in order if not sizes[number][0]]
     windows = [*_cut(with_images, batch_size), *_cut(bare, WINDOW * batch_size)]
@@ -216,7 +217,7 @@ def embed_list(
             ) from error.__cause__
         progress(count)
 
-    sizes = {number: sample_size(*row) for number, row in enumerate(zip(samples, names, strict=True))}
+    sizes = dict(enumerate(sample_sizes(samples, names)))
     found = embed_samples(model, processor, samples.__getitem__, sizes, names.__getitem__, report, **options)
     return [found[number] for number in range(len(samples))]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .embedding_sugar import check_unit
-from .samples_sugar import sample_size
+from .samples_sugar import sample_sizes
 
 try:
     from sentence_transformers.base.modules import InputModule
@@ -100,7 +100,7 @@ class SugarModule(InputModule):
         except (TypeError, AttributeError) as error:
             # these sentence-transformers takes for signs of an older module, and tries once more without the prompt
             raise ValueError(f"cannot process these inputs: {error}") from error
-        counts = [sample_size(*row)[0] for row in zip(samples, names, strict=True)]
+        counts = [images for images, _ in sample_sizes(samples, names)]
         if any(counts):
             features["num_images_per_sample"] = torch.tensor(counts)
         return features

@@ -303,15 +303,13 @@ def first_slices(messages: list[Message], count: int) -> list[Message]:
     return kept
 
 
-def sample_size(sample: Sample, where: str) -> tuple[int, int]:
-    """Measure a sample without loading an image: by its number of images, then of characters."""
-    parts = [part for message in parse_sample(sample, where) for part in message.parts]
-    return sum(part.is_image for part in parts), sum(len(part.text) for part in parts)
-
-
-def longest_first(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Order samples so that similar lengths share a batch, and memory runs out at once or never."""
-    return sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+def sample_sizes(samples: Iterable[Sample], names: Iterable[str]) -> list[tuple[int, int]]:
+    """Measure samples without loading an image: by their number of images, then of characters."""
+    sizes = []
+    for sample, name in zip(samples, names, strict=True):
+        parts = [part for message in parse_sample(sample, name) for part in message.parts]
+        sizes.append((sum(part.is_image for part in parts), sum(len(part.text) for part in parts)))
+    return sizes
 
 
 # --- samples written out, with a mark in the place of every text, so that user text is never read as code

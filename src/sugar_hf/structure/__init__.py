@@ -2,8 +2,14 @@
 
 from .alignment import calibrated_cosine, gak_matrix, log_gak, soft_alignment
 from .config import StructureLossConfig
-from .features import TEACHER_COLUMNS, SliceFeatures, features_from_columns, triple_distance
-from .labels import label_matrix, label_statistics
+from .labels import (
+    TEACHER_COLUMNS,
+    SliceFeatures,
+    features_from_columns,
+    label_matrix,
+    label_statistics,
+    triple_distance,
+)
 from .loss import structure_loss
 from .teacher_columns import block_means, check_cache
 from .teachers import TripleTeacher

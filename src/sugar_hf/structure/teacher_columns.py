@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from .config import BLOCKS, TEACHERS
-from .features import TEACHER_COLUMNS, VECTOR_COLUMNS
+from .labels import TEACHER_COLUMNS, VECTOR_COLUMNS
 
 if TYPE_CHECKING:
     from .teachers import TripleTeacher

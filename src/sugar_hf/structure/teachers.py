@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from ..model.images_sugar import BadImageError, read_image
-from .features import TEACHER_COLUMNS
+from .labels import TEACHER_COLUMNS
 from .teacher_cache import COUNTS, columns_in_parts
 from .text_pooling import TextPooling, most_tokens, read_pooling
 

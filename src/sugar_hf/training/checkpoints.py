@@ -17,8 +17,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, get_last_check
 
 from .._files import fsync, fsync_tree, replace
 from ..model import SugarForConditionalGeneration
-from .hooks import lost_hook
-from .retrieval_head import adapter_configs, sugar_model
+from .guards import adapter_configs, lost_hook, sugar_model
 
 logger = logging.getLogger(__name__)
 

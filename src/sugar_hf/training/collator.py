@@ -25,7 +25,7 @@ from ..data import BadSampleError
 from ..data.documents import read_row
 from ..model import SugarProcessor
 from ..structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
-from ..structure.features import VECTOR_COLUMNS
+from ..structure.labels import VECTOR_COLUMNS
 
 BLANK = Image.new("RGB", (32, 32))
 BLANK_TEXT = "."

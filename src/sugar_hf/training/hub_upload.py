@@ -23,7 +23,7 @@ from ..model import SugarForConditionalGeneration, merge_adapter
 from ..model.checkpoint_sugar import PROMPTS_FILE
 from ..model.hub import add_code, drop_folders
 from ..model.model_card import is_hub_name, model_card
-from .retrieval_head import adapter_configs, sugar_model
+from .guards import adapter_configs, sugar_model
 from .training_record import (
     EVAL_RESULTS,
     Evaluation,

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..model import SugarForConditionalGeneration
-from .retrieval_head import RETRIEVAL_HEAD, sugar_model
+from .guards import RETRIEVAL_HEAD, sugar_model
 
 logger = logging.getLogger(__name__)
 

@@ -38,10 +38,19 @@ from .collator import (
     SugarCollator,
     each_batch,
 )
-from .hooks import check_hooks, lost_hook
+from .guards import (
+    LossGuard,
+    WindowMeans,
+    check_head,
+    check_hooks,
+    check_optimizer,
+    in_head,
+    lost_hook,
+    nonfinite_samples,
+    split_head,
+    sugar_model,
+)
 from .hub_upload import HubUploads
-from .loss_guard import LossGuard, WindowMeans, nonfinite_samples
-from .retrieval_head import check_head, check_optimizer, in_head, split_head, sugar_model
 from .structure_term import KnownGradient, draw_slice_ends, structure_term
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from transformers.trainer_utils import has_length
 
 from ..model.model_card import in_code, in_line, is_hub_name, table
 from ..structure import TEACHER_COLUMNS
-from .retrieval_head import adapter_configs
+from .guards import adapter_configs
 
 EXAMPLES = 3
 MAX_CHARACTERS = 200  # of a text of an example

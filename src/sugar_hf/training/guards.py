@@ -1,17 +1,192 @@
-"""The losses of an optimizer step, judged before the weights change, and their means for the log."""
+"""What stops a training that would go wrong: another library, an untrained head, a loss that is not finite.
 
+Sugar's trainers need private parts of transformers and accelerate, as these offer no public way to them. A version
+that renames one, or changes its parameters, is refused by name before it could train in another way than it says.
+With alpha > 0 the retrieval head is trained and saved, or training is refused before its start. The losses of an
+optimizer step are judged before the weights change.
+"""
+
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import transformers
+from accelerate.state import GradientState
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import Trainer
 
-from ..model import SugarOutput
-from .hooks import lost_hook
+from ..model import SugarForConditionalGeneration, SugarOutput
+from ..model.adapters import has_adapters
 
+RETRIEVAL_HEAD = "retrieval_head"
 TITLES = {"loss_lm": "L_g (loss_lm)", "loss_structure": "L_d (loss_structure)"}
 MAX_IDS = 32  # in a message
+
+NEEDS_HEAD = "alpha={alpha:g} trains the retrieval head, but"
+WITH_ADAPTER = (
+    f'Give the configuration of the adapter modules_to_save=["{RETRIEVAL_HEAD}"], or make it with '
+    "sugar_lora_config(model). With alpha=0 the language-model loss is trained alone."
+)
+#: Methods of `Trainer` that are overridden or called, their parameters, and what for.
+TRAINER_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "_get_grad_norm": (("model", "grad_norm"), "nonfinite_loss"),
+    "_get_train_sampler": (("train_dataset",), "train_sampling_strategy='group_by_length'"),
+    "_get_num_items_in_batch": (("batch_samples", "device"), "mini-batches and the language-model loss"),
+    "_track_num_input_tokens": (("inputs",), "include_num_input_tokens_seen"),
+    "_prepare_inputs": (("inputs",), "mini-batches"),
+    "_get_output_dir": (("trial",), "atomic checkpoints"),
+    "_save_checkpoint": (("model", "trial"), "atomic checkpoints"),
+    "_push_from_checkpoint": (("checkpoint_folder",), "atomic checkpoints"),
+    "_finish_current_push": ((), "uploads to the Hub"),
+    "init_hf_repo": (("token", "private"), "uploads to the Hub"),
+    "_load_from_checkpoint": (("resume_from_checkpoint", "model"), "resuming"),
+    "_load_best_model": ((), "load_best_model_at_end"),
+    "save_model": (("output_dir", "_internal_call"), "saving"),
+    "get_batch_samples": (("epoch_iterator", "num_batches", "device"), "nonfinite_loss and on_bad_sample"),
+    "training_step": (("model", "inputs", "num_items_in_batch"), "mini-batches"),
+    "compute_loss": (("model", "inputs", "return_outputs", "num_items_in_batch"), "the loss"),
+    "prediction_step": (("model", "inputs", "prediction_loss_only", "ignore_keys"), "evaluation"),
+}
+#: The same of accelerate's `GradientState`.
+STATE_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "_set_sync_gradients": (("sync_gradients",), "mini-batches"),
+}
+
+
+# ---- Private parts of the libraries ----
+
+
+def check_hooks(trainer_class: type = Trainer, state_class: type = GradientState) -> None:
+    """Compare the hooks with the libraries that are installed.
+
+    Raises:
+        RuntimeError: A hook is gone or has other parameters. It names the hook, and what to install.
+    """
+    _check(trainer_class, TRAINER_HOOKS, f"transformers {transformers.__version__}")
+    _check(state_class, STATE_HOOKS, "the installed accelerate")
+
+
+def lost_hook(name: str, what: str) -> RuntimeError:
+    """Return the error for a hook that exists, but that the library did not use."""
+    return RuntimeError(
+        f"{name} of transformers {transformers.__version__} was not used as Sugar's trainers expect, who need it for "
+        f"{what}. Install another version of transformers that sugar-hf is tested with, or a newer sugar-hf."
+    )
+
+
+def _check(owner: type, hooks: Mapping[str, tuple[tuple[str, ...], str]], version: str) -> None:
+    for name, (expected, what) in hooks.items():
+        method: Any = inspect.getattr_static(owner, name, None)
+        parameters = [] if method is None else list(inspect.signature(method).parameters.values())
+        if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters):
+            continue  # wrapped by somebody, who hands on whatever comes
+        names = tuple(parameter.name for parameter in parameters[1:])
+        if method is None or names != expected:
+            now = "is gone" if method is None else f"takes ({', '.join(names)})"
+            raise RuntimeError(
+                f"Sugar's trainers need {owner.__name__}.{name}({', '.join(expected)}) for {what}; in {version} it "
+                f"{now}. Install a version that sugar-hf is tested with (pip install 'sugar-hf' names the range), or "
+                "a newer sugar-hf."
+            )
+
+
+# ---- The retrieval head ----
+
+
+def sugar_model(model: nn.Module) -> SugarForConditionalGeneration:
+    """Return the Sugar model, however it is wrapped.
+
+    Raises:
+        TypeError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, SugarForConditionalGeneration):
+            return module
+    raise TypeError(
+        f"model is a {type(model).__name__} without a Sugar model in it. Put a retrieval head on a backbone with "
+        "SugarForConditionalGeneration.from_backbone(backbone)."
+    )
+
+
+def adapter_configs(model: nn.Module) -> dict[str, Any]:
+    """Return the configurations of the adapters that are saved in the model's place, by name; none if it is whole."""
+    if isinstance(model, PeftModel):
+        return dict(model.peft_config)
+    sugar: Any = sugar_model(model)
+    return dict(sugar.peft_config) if sugar._hf_peft_config_loaded else {}
+
+
+def in_head(name: str) -> bool:
+    """Tell whether a parameter's name lies in the retrieval head, however the model is wrapped."""
+    return RETRIEVAL_HEAD in name.split(".")
+
+
+def check_head(model: nn.Module, alpha: float) -> None:
+    """Refuse to train a model whose retrieval head would stay as it is, or would not be saved.
+
+    Args:
+        model: A Sugar model, as it is or with adapters on it.
+        alpha: Weight of the structure loss; nothing is asked of the head when it is 0.
+
+    Raises:
+        ValueError: A weight of the head is frozen, or the model's adapter is saved without the head. It says what to
+            change.
+    """
+    if not alpha:
+        return
+    head: Any = sugar_model(model).retrieval_head
+    problem = NEEDS_HEAD.format(alpha=alpha)
+    adapters = adapter_configs(model)
+    if adapters:
+        active = head.active_adapters if isinstance(head, ModulesToSaveWrapper) else []
+        kept = [name for name in active if name in head.modules_to_save]
+        if not kept:
+            kinds = " and ".join(dict.fromkeys(str(config.peft_type.value) for config in adapters.values()))
+            raise ValueError(f"{problem} the {kinds} adapter is trained and saved without it. {WITH_ADAPTER}")
+        head = head.modules_to_save[kept[0]]
+    elif has_adapters(model):
+        raise ValueError(
+            "The model has adapters, but knows nothing of them, and a checkpoint of it could not be loaded. Put them "
+            "on with peft.get_peft_model(model, config) or model.add_adapter(config)."
+        )
+    if frozen := [name for name, weight in head.named_parameters() if not weight.requires_grad]:
+        mend = WITH_ADAPTER if adapters else f"Call model.{RETRIEVAL_HEAD}.requires_grad_(True), or set alpha=0."
+        raise ValueError(f"{problem} its weights {', '.join(frozen)} are frozen. {mend}")
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, alpha: float) -> None:
+    """Refuse an optimizer that has some of the model's weights, but not all that are trained of the head.
+
+    Raises:
+        ValueError: A weight of the head is in no group of the optimizer.
+    """
+    if not alpha:
+        return
+    known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not any(id(weight) in known for weight in trained.values()):
+        return  # sharded weights, or an optimizer that updates them elsewhere
+    if missing := [name for name, weight in trained.items() if in_head(name) and id(weight) not in known]:
+        raise ValueError(
+            f"{NEEDS_HEAD.format(alpha=alpha)} the optimizer does not have its weights {', '.join(missing)}. Make it "
+            "of all of model.parameters() that need a gradient, or set alpha=0."
+        )
+
+
+def split_head(model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give the retrieval head parameter groups of its own learning rate; all else of its groups stays."""
+    head = {id(parameter) for name, parameter in model.named_parameters() if in_head(name)}
+    for group in list(optimizer.param_groups):
+        if parameters := [parameter for parameter in group["params"] if id(parameter) in head]:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+            optimizer.add_param_group({**group, "params": parameters, "lr": learning_rate})
+
+
+# ---- The losses of a step ----
 
 
 class WindowMeans:
