@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .loading import quiet_libraries
-from .output import say
+from .output import say, show
 
 
 def export(
@@ -23,13 +24,23 @@ def export(
     model_license: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "apache-2.0",
     base_model: Annotated[str | None, typer.Option(help="Model it was made from.")] = None,
     card: Annotated[Path | None, typer.Option(help="Also copy the card to this file.")] = None,
+    layout: Annotated[
+        Literal["hub", "native"],
+        typer.Option(help="hub: a Sugar model with its code. native: for engines that know nothing of Sugar."),
+    ] = "hub",
 ) -> None:
     """Write a folder that can be uploaded to the Hub and works there without this package, with a model card.
+
+    With --layout native, transformers, sentence-transformers and vLLM read it without any code of its own.
 
     \b
       sugar-hf export sugar --output export --name you/sugar-mini --figures demo.json
       hf upload you/sugar-mini export
+      sugar-hf export sugar --output served --layout native
     """
+    if layout == "native":
+        _export_native(model, output, name)
+        return
     metrics = None if figures is None else read_figures(figures)
     quiet_libraries()
     from transformers import AutoModel, AutoProcessor
@@ -52,6 +63,22 @@ def export(
         card.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "README.md", card)
     say(f"written to {folder}; upload it with: hf upload {name or 'USER/MODEL'} {folder}")
+
+
+def _export_native(model: str, output: Path, name: str | None) -> None:
+    quiet_libraries()
+    from transformers import AutoModel, AutoProcessor
+
+    from sugar_hf.model import export_for_serving
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report below says the same
+        report = export_for_serving(
+            AutoModel.from_pretrained(model), AutoProcessor.from_pretrained(model), output, name=name
+        )
+    for form, reason in report.forms.items():
+        show(f"{'not exact' if reason else 'exact':10} {form}{': ' if reason else ''}{reason}")
+    say(f"written to {output}; {output / 'README.md'} has the commands of other engines")
 
 
 def read_figures(file: Path) -> dict[str, float | str] | str:

@@ -52,6 +52,7 @@ from sugar_hf.data.containers import hub_hint
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter, push_to_hub
 from sugar_hf.structure import TripleTeacher
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
+from sugar_hf.training.training_record import training_record
 
 PICTUREBOOK = "picturebook"
 
@@ -416,10 +417,11 @@ def main(command: list[str] | None = None, program: str | None = None) -> None:
         return
     if not trainer.is_world_process_zero():
         return
+    record = training_record(trainer)
     if script.lora:
         model = merge_adapter(trained)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     print(f"saved to {folder}")
     if script.push_to is not None:
-        push_to_hub(model, processor, script.push_to)
+        push_to_hub(model, processor, script.push_to, training=record)

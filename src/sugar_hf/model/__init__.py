@@ -8,6 +8,7 @@ from .configuration_sugar import SugarConfig
 from .embedding_sugar import PrefixCheck, check_prefix_embeddings
 from .hub import export_for_hub, push_to_hub
 from .modeling_sugar import RetrievalHead, SugarForConditionalGeneration, SugarOutput, pool_slices
+from .native_export import ServingReport, export_for_serving
 from .pipeline_sugar import (
     CandidateIndex,
     RetrievalIndex,
@@ -26,6 +27,7 @@ __all__ = [
     "PrefixCheck",
     "RetrievalHead",
     "RetrievalIndex",
+    "ServingReport",
     "SugarConfig",
     "SugarForConditionalGeneration",
     "SugarGenerationPipeline",
@@ -36,6 +38,7 @@ __all__ = [
     "adapter_on",
     "check_prefix_embeddings",
     "export_for_hub",
+    "export_for_serving",
     "merge_adapter",
     "pool_slices",
     "push_to_hub",

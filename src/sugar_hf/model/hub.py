@@ -41,6 +41,7 @@ def export_for_hub(
     description: str = "",
     name: str | None = None,
     card_data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write model, processor, their code and a model card, for use with `trust_remote_code=True`.
 
@@ -52,6 +53,7 @@ def export_for_hub(
         description: A paragraph for the card, in Markdown without HTML.
         name: The model's name on the Hub (`user/model`), used in the card; the folder's name when `None`.
         card_data: Further metadata of the card (`license`, `datasets`, `base_model`, ...).
+        training: How it was trained, from `sugar_hf.training.training_record`.
 
     Returns:
         The folder.
@@ -68,7 +70,7 @@ def export_for_hub(
         model.save_pretrained(stage)
         processor.save_pretrained(stage)
         add_code(stage, model.config)
-        card = model_card(model, name or folder.name, metrics, description, card_data)
+        card = model_card(model, name or folder.name, metrics, description, card_data, training=training)
         (stage / "README.md").write_text(card, encoding="utf-8")
     return folder
 
@@ -81,6 +83,7 @@ def push_to_hub(
     metrics: Mapping[str, float | str] | str | None = None,
     description: str = "",
     card_data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     commit_message: str = "Upload Sugar model",
     private: bool | None = None,
     token: str | bool | None = None,
@@ -96,6 +99,7 @@ def push_to_hub(
         metrics: See [`export_for_hub`].
         description: See [`export_for_hub`].
         card_data: See [`export_for_hub`].
+        training: See [`export_for_hub`].
         commit_message: Message of the commit.
         private: Make a new repository private.
         token: Access token; the one that was logged in with when `None`.
@@ -116,6 +120,7 @@ def push_to_hub(
             description=description,
             name=repo_id,
             card_data=card_data,
+            training=training,
         )
         commit = api.upload_folder(
             repo_id=repo_id,

@@ -31,7 +31,7 @@ def model_card(
         metrics: Results: a table of names and values, or Markdown.
         description: A paragraph in Markdown without HTML.
         card_data: Further metadata (`license`, `datasets`, `base_model`, ...).
-        training: How the model was trained: what `sugar_hf.training.training_record.TrainingRecord.for_card` gives.
+        training: How the model was trained: what `sugar_hf.training.training_record` gives.
         notes: Sentences that stand out, in Markdown.
 
     Returns:
