@@ -50,8 +50,7 @@ def ask(
     condition = parse_where(where)
     questions, is_stream = read_queries(query, query_file)
     from sugar_hf.retrieval.index import SugarIndex
-    from sugar_hf.retrieval.prompts import KNOWLEDGE_VQA, QUESTION_FIRST
-    from sugar_hf.retrieval.rag import SugarRag
+    from sugar_hf.retrieval.rag import KNOWLEDGE_VQA, QUESTION_FIRST, SugarRag
 
     if template not in TEMPLATES and not {"{documents}", "{question}"} <= {*_places(template)}:
         raise typer.BadParameter(

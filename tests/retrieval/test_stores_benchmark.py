@@ -33,5 +33,5 @@ def test_the_way_from_a_row_to_an_answer_enters_few_files():
     import walks
 
     legs = walks.row_to_answer()
-    assert len(legs["whole"].visits) <= 34
-    assert legs["whole"].moves <= 770
+    assert len(legs["whole"].visits) <= 25
+    assert legs["whole"].moves <= 370

@@ -6,8 +6,7 @@ from .explain import Alignment, Explanation, explain
 from .index import Hit, SugarIndex
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
-from .prompts import KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
-from .rag import RagAnswer, SugarRag
+from .rag import KNOWLEDGE_VQA, QUESTION_FIRST, RagAnswer, RagHit, RagTemplate, SugarRag
 from .store import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 
 __all__ = [

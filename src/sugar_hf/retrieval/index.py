@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.containers import ColumnChoice
 from ..data.documents import Document
+from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.pipeline_sugar import split_inputs
 from .embedder import ModelFingerprint, SugarEmbedder, origin_of, why_another
 from .explain import Explanation, explain
@@ -34,6 +35,8 @@ from .store import (
 __all__ = ["Hit", "SugarIndex"]
 
 PART_DOCUMENTS = 1024
+#: Settings of an index that are options of a `SugarEmbedder`.
+_OPTIONS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,28 @@ class SugarIndex:
         self._check(self._embedder)
         return self._embedder
 
+    def embedder_with(self, model: SugarForConditionalGeneration, processor: SugarProcessor) -> SugarEmbedder:
+        """Return an embedder that has this model, and embeds as the documents were embedded.
+
+        It is the index's own if that does so: then the fingerprint of the model need not be taken again.
+
+        Raises:
+            IndexMismatchError: The index was made with another model.
+        """
+        settings, own = self._spec.settings or {}, self._embedder
+        options = {name: settings[name] for name in _OPTIONS if name in settings}
+        is_same = isinstance(own, SugarEmbedder) and own.model is model and own.processor is processor
+        if own is None or not is_same or any(vars(own)[name] != value for name, value in options.items()):
+            own = SugarEmbedder(model, processor, **options)
+        self._check(own)
+        return own
+
+    @property
+    def _spec(self) -> IndexSpec:
+        return self.store.snapshot.manifest.spec
+
     def _check(self, embedder: SugarEmbedder) -> None:
-        spec = self.store.spec
+        spec = self._spec
         known = self._agrees[0] if self._agrees and self._agrees[1] is spec else None
         self._agrees = check_embedder(spec, embedder, self.folder, known), spec
 
@@ -302,7 +325,7 @@ class SugarIndex:
         return add_documents(self.store, documents, self._embedder_of_documents(), options)
 
     def _embedder_of_documents(self) -> SugarEmbedder:
-        embedder, positions = self._checked_embedder(), self.store.spec.positions
+        embedder, positions = self._checked_embedder(), self._spec.positions
         if embedder.positions != positions:
             raise IndexMismatchError(
                 f"{self.folder} holds embeddings of positions={positions!r}, the embedder gives those of "
@@ -503,7 +526,7 @@ class SugarIndex:
 
     def info(self) -> dict[str, Any]:
         """Describe what the index holds and how it was made, fit for JSON."""
-        snapshot, spec = self.store.snapshot, self.store.spec
+        snapshot, spec = self.store.snapshot, self._spec
         manifest = snapshot.manifest
         deleted = len(snapshot.deleted) / max(1, manifest.documents)
         files = [file for entry in manifest.segments for file in (entry.texts, entry.vectors)]

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..model import SugarForConditionalGeneration, SugarProcessor
-from ..model.backbone_sugar import evaluation_mode
-from ..model.embedding_sugar import SEES_AHEAD, PrefixCheck, drawn_picture, rounding
+from ..model import SugarForConditionalGeneration
 from ..model.modeling_sugar import CACHE_NAME, find_cache
-from .prompts import Features, as_prompt, prepared
+
+Features = dict[str, Tensor]
 
 
 def belongs_to_tokens(name: str) -> bool:
@@ -225,73 +224,6 @@ def generate_after(
     positions = model.vlm._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
     tokens = {name: value for name, value in inputs.items() if belongs_to_tokens(name)}
     return model.generate(**tokens, **images, position_ids=positions, **{CACHE_NAME: prefix.cache}, **generate_kwargs)
-
-
-class ReuseCheck(PrefixCheck):
-    """What [`check_reuse`] found.
-
-    Args:
-        deviation: The largest distance between logits with and without reuse, relative to their size.
-        reasons: Why nothing is reused; empty if all is well.
-    """
-
-    def __str__(self) -> str:
-        if self.is_exact:
-            return "What is computed for the beginning of a prompt can be used for the whole of it."
-        return (
-            f"With this model, nothing of a prompt is reused: {'; '.join(self.reasons)}. Every prompt is computed as "
-            "a whole, with the same answers."
-        )
-
-
-@torch.no_grad()
-def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor) -> ReuseCheck:
-    """Find out whether the keys and values of a prompt's beginning are those it has in the whole.
-
-    No list of models is consulted: a drawn prompt with images at its beginning, and more of them after it if the
-    model can be given these alone, is continued in both ways, and the logits of two tokens are compared. What depends
-    on the single prompt is looked at again for each.
-
-    Args:
-        model: A Sugar model, on any device and in any dtype; left as it is.
-        processor: Its processor.
-    """
-    wide, tall = drawn_picture(96, 48), drawn_picture(48, 64)
-    start = [wide, tall, "What is drawn here?"]
-    follow_ups = (["Look at this, too:", tall, "A drawn picture."], ["This may help: a drawn picture."])
-    found: dict[str, None] = {}  # in order, each once
-    with evaluation_mode(model):
-        for more in follow_ups:
-            begin, whole = (
-                prepared(model, processor, [as_prompt(processor, parts)]) for parts in (start, start + more)
-            )
-            prefix, _ = encode_prefix(model, begin, end_of_last_slice(begin))
-            obstacle = why_not_beginning(prefix, whole, model.config.image_token_id)
-            if obstacle is None:
-                deviation = _deviation(model, prefix, whole)
-                if deviation <= rounding(model):
-                    return ReuseCheck(deviation, ())
-                return ReuseCheck(deviation, (f"{SEES_AHEAD} (logits differ by {deviation:.2g})",))
-            found[obstacle] = None
-    return ReuseCheck(0.0, tuple(found))
-
-
-def _deviation(model: SugarForConditionalGeneration, prefix: CachedPrefix, whole: Features) -> float:
-    """Compare the logits of two tokens generated with and without a prefix."""
-    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-    options |= {"output_logits": True, "return_dict_in_generate": True}
-    reused = generate_after(model, prefix, whole, **options)
-    plain = model.generate(**whole, **options)
-    pairs = list(zip(reused.logits, plain.logits, strict=False))
-    if not torch.equal(reused.sequences, plain.sequences):  # then the second tokens have different beginnings
-        pairs = pairs[:1]
-    return max(_distance(*pair) for pair in pairs)
-
-
-def _distance(ours: Tensor, theirs: Tensor) -> float:
-    """Return the distance of two rows of logits, relative to how much the scores differ among themselves."""
-    difference, scale = ours.float() - theirs.float(), theirs.float() - theirs.float().mean()
-    return float(difference.norm() / scale.norm())
 
 
 def first_tokens(features: Features, length: int) -> Features:

@@ -1,5 +1,6 @@
 """Retrieval-augmented generation: one model embeds the question, and answers from it and the documents found."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,34 +10,160 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from transformers import GenerationConfig
 
 from ..data.documents import Document, as_document
 from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneration, SugarProcessor
+from ..model.backbone_sugar import evaluation_mode
+from ..model.embedding_sugar import SEES_AHEAD, PrefixCheck, drawn_picture, rounding
 from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, generation_options, sequences_of
+from ..model.samples_sugar import Sample, first_slices, is_chat, parse_sample
 from .embedder import SugarEmbedder
-from .index import Hit, SugarIndex, check_embedder
+from .index import Hit, SugarIndex
 from .prefix_cache import (
     CachedPrefix,
     Features,
     PromptCache,
-    as_prompt,
-    check_reuse,
     encode_prefix,
     end_of_last_slice,
     first_tokens,
     generate_after,
     matching,
-    prepared,
     remaining_images,
     shared_length,
+    why_not_beginning,
 )
-from .prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, fit, split_questions
 
 QUERY_FORMS = ("prompt", "sample")
+Parts = list[str | Image.Image]
 #: Embeddings (1, dim) to hits, their parts, and why there are none.
-Search = Callable[[np.ndarray], tuple[list[RagHit], list[Parts], str | None]]
-_SETTINGS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
+Search = Callable[[np.ndarray], tuple[list["RagHit"], list[Parts], str | None]]
+_PLACE = re.compile(r"\{(documents|question)\}")
+
+
+# ---- Questions, and the words around them ----
+
+
+@dataclass(frozen=True)
+class RagTemplate:
+    """The words around a question and what was found for it.
+
+    Args:
+        text: Has `{documents}` and `{question}`, each once; their order is that of the prompt. With the question
+            first, what the model computes of it for the search is used again for the answer.
+        without: The prompt if nothing was found; has `{question}`.
+
+    Raises:
+        ValueError: A place is missing, comes twice, or is another one.
+    """
+
+    text: str
+    without: str = "{question}"
+
+    def __post_init__(self) -> None:
+        for name, text, places in (
+            ("text", self.text, ["documents", "question"]),
+            ("without", self.without, ["question"]),
+        ):
+            if sorted(_PLACE.findall(text)) != places:
+                wanted = " and ".join(f"{{{place}}}" for place in places)
+                raise ValueError(f"template, {name}: needs {wanted}, once each and no other, got {text!r}.")
+
+    @property
+    def is_question_first(self) -> bool:
+        """Whether the prompt begins with the question itself."""
+        return self.text.lstrip().startswith("{question}")
+
+    def fill(self, question: Parts, documents: Sequence[Parts]) -> Parts:
+        """Return the parts of the prompt in order."""
+        found: dict[str, Parts] = {"question": question, "documents": [part for parts in documents for part in parts]}
+        filled: Parts = []
+        for number, piece in enumerate(_PLACE.split(self.text if documents else self.without)):
+            if number % 2:  # the name of a place
+                filled += found[piece]
+            elif piece.strip():
+                filled.append(piece.strip())
+        return filled
+
+
+#: The paper's prompt for knowledge VQA.
+KNOWLEDGE_VQA = RagTemplate(
+    "Please answer the questions based on the pictures. If the reference information is useful, please use it. "
+    "Otherwise, please ignore the reference information. Reference information: {documents} {question}"
+)
+#: The same with the question first.
+QUESTION_FIRST = RagTemplate(
+    "{question} Please answer the question. If the reference information is useful, please use it. Otherwise, please "
+    "ignore the reference information. Reference information: {documents}"
+)
+
+
+@dataclass(frozen=True)
+class RagHit(Hit):
+    """A document that was found for a question.
+
+    Args:
+        used: How many of its slices are in the prompt, from its first; 0 if it was left out.
+    """
+
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and the conversation that it belongs to.
+
+    Args:
+        parts: Texts and images of the user's last turn.
+        history: The turns before it.
+        name: What errors call it.
+    """
+
+    parts: Parts
+    history: tuple[Mapping[str, Any], ...] = ()
+    name: str = "question"
+
+    @classmethod
+    def read(cls, sample: Sample | Mapping[str, Any], name: str = "question") -> "Question":
+        """Read a sample of any form, or a chat that ends with the user's turn.
+
+        Raises:
+            ValueError: It is empty or malformed, or the chat ends otherwise.
+        """
+        if isinstance(sample, Mapping) and "query" in sample:
+            sample = sample["query"]
+        messages = parse_sample(sample, name)
+        role = messages[-1].role  # of a chat only
+        if role not in (None, "user"):
+            raise ValueError(f"{name}: the chat ends with the turn of {role}. End it with the user's.")
+        parts: Parts = [part.load() if part.is_image else part.text for part in messages[-1].parts]
+        return cls(parts, tuple(sample[:-1]) if is_chat(sample) else (), name)
+
+
+def split_questions(questions: Any) -> tuple[list[Any], bool]:
+    """Tell one question from several.
+
+    A list is several questions, but for a chat, and for a flat list of texts and images, which is one question.
+
+    Returns:
+        The questions, and whether there was one.
+    """
+    is_several = isinstance(questions, list | tuple) and len(questions) > 0 and not is_chat(questions)
+    if not is_several or {_kind(item) for item in questions} == {"text", "image"}:
+        return [questions], True
+    return list(questions), False
+
+
+def _kind(item: Any) -> str:
+    """Whether an item of a list is a question of its own, or a text or image, which may be a part of one."""
+    if isinstance(item, list | tuple) or (isinstance(item, Mapping) and "query" in item):
+        return "question"
+    return "text" if isinstance(item, str) or (isinstance(item, Mapping) and item.get("type") == "text") else "image"
+
+
+# ---- Answers ----
 
 
 @dataclass(frozen=True)
@@ -135,7 +262,7 @@ class SugarRag:
         self.top_k = top_k
         self.min_score = min_score
         self.max_context_tokens = max_context_tokens
-        self.embedder, self.index = _opened(model, processor, index)
+        self.embedder, self.index = _opened(self.model, processor, index)
         self._query_form = query_form
         self._wants_reuse = reuse
         self._is_exact: bool | None = None  # whether reuse is, once it is known
@@ -238,7 +365,7 @@ class SugarRag:
         self, question: Question, search: Search, options: dict[str, Any], skip_special_tokens: bool
     ) -> RagAnswer:
         """Answer a question, with what is computed already where that is exact."""
-        may_reuse = _is_single(self.model.generation_config, options) and self.reuses
+        may_reuse = self.reuses and _is_single(self.model.generation_config, options)
         prefix = None
         if self._form() == "prompt":
             prefix, embedding = self._embed_in_prompt(question)
@@ -383,15 +510,7 @@ def _opened(
     if isinstance(index, str | Path):
         index = SugarIndex.load(index)
     if isinstance(index, SugarIndex):
-        settings = index.store.spec.settings or {}
-        options = {name: settings[name] for name in _SETTINGS if name in settings}
-        own = index.embedder  # with it, the fingerprint of the model need not be taken again
-        is_same = isinstance(own, SugarEmbedder) and own.model is model and own.processor is processor
-        if own is None or not is_same or any(vars(own)[name] != value for name, value in options.items()):
-            own = SugarEmbedder(model, processor, **options)
-        embedder = own
-        check_embedder(index.store.spec, embedder, index.folder)
-        return embedder, index
+        return index.embedder_with(model, processor), index
     embedder = SugarEmbedder(model, processor)
     if isinstance(index, RetrievalIndex):
         return embedder, index
@@ -400,3 +519,137 @@ def _opened(
         raise ValueError("the index is an empty list: give it documents, or a SugarIndex.")
     vectors = [rows[-1] for rows in embedder.embed_documents(documents) if rows is not None]
     return embedder, CandidateIndex(documents, np.stack(vectors))
+
+
+# ---- Prompts ----
+
+
+def fit(
+    hits: Sequence[Hit], processor: SugarProcessor, most_tokens: int | None, split_sentences: bool = False
+) -> tuple[list[RagHit], list[Parts]]:
+    """Take documents in the order of their scores until a budget of tokens is used up, never cut inside a slice.
+
+    Of a document that does not fit as a whole the first slices that do are taken, and what comes after it is tried as
+    well: a short one may fit.
+
+    Args:
+        hits: What was found, best first.
+        processor: Counts the tokens, those of images included, of each document alone.
+        most_tokens: The budget; `None` for no limit.
+        split_sentences: Whether a sentence is a slice, or a text.
+
+    Returns:
+        All hits with the number of slices that are used, and the parts of those that are.
+    """
+    noted: list[RagHit] = []
+    taken: list[Parts] = []
+    left = most_tokens
+    for hit in hits:
+        sample = hit.document.load()
+        messages = parse_sample(sample, f"document {hit.id!r}", split_sentences)
+        used = total = sum(part.slice_count for message in messages for part in message.parts)
+        if left is not None:
+            if messages[0].role is not None:  # what its roles add is not part of the context
+                sample = [part for message in sample for part in message["content"]]
+            ends = _slice_ends(sample, processor, split_sentences)
+            used = sum(end <= left for end in ends)
+            left -= ends[used - 1] if used else 0
+        if used < total:
+            messages = first_slices(messages, used)
+        if used:
+            parts = [part for message in messages for part in message.parts]
+            taken.append([part.load() if part.is_image else part.text for part in parts])
+        noted.append(RagHit(hit.id, hit.score, hit.slice, hit.document, hit.vector, used))
+    return noted, taken
+
+
+def _slice_ends(sample: Sample, processor: SugarProcessor, split_sentences: bool) -> list[int]:
+    """Count the tokens of a sample up to the end of each of its slices."""
+    found = processor([sample], split_sentences=split_sentences)["slice_map"][0]
+    marked = found.nonzero()[:, 0]
+    return [int(marked[found[marked] == number].max()) + 1 for number in range(1, int(found.max()) + 1)]
+
+
+def prepared(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, prompts: list[Any], **options: Any
+) -> Features:
+    """Process prompts for generation, padded on the left, on the model's device."""
+    options = {"padding_side": "left", "add_generation_prompt": True, **options}
+    return dict(processor(prompts, **options).to(model.device, dtype=model.dtype))
+
+
+def as_prompt(processor: SugarProcessor, parts: list[Any], history: list[dict[str, Any]] | None = None) -> Any:
+    """Make a sample of the user's turn: a chat, or the bare parts where the model has no chat template."""
+    if processor.chat_template is None:
+        return parts
+    return [*(history or []), {"role": "user", "content": parts}]
+
+
+# ---- Whether reuse is exact ----
+
+
+class ReuseCheck(PrefixCheck):
+    """What [`check_reuse`] found.
+
+    Args:
+        deviation: The largest distance between logits with and without reuse, relative to their size.
+        reasons: Why nothing is reused; empty if all is well.
+    """
+
+    def __str__(self) -> str:
+        if self.is_exact:
+            return "What is computed for the beginning of a prompt can be used for the whole of it."
+        return (
+            f"With this model, nothing of a prompt is reused: {'; '.join(self.reasons)}. Every prompt is computed as "
+            "a whole, with the same answers."
+        )
+
+
+@torch.no_grad()
+def check_reuse(model: SugarForConditionalGeneration, processor: SugarProcessor) -> ReuseCheck:
+    """Find out whether the keys and values of a prompt's beginning are those it has in the whole.
+
+    No list of models is consulted: a drawn prompt with images at its beginning, and more of them after it if the
+    model can be given these alone, is continued in both ways, and the logits of two tokens are compared. What depends
+    on the single prompt is looked at again for each.
+
+    Args:
+        model: A Sugar model, on any device and in any dtype; left as it is.
+        processor: Its processor.
+    """
+    wide, tall = drawn_picture(96, 48), drawn_picture(48, 64)
+    start = [wide, tall, "What is drawn here?"]
+    follow_ups = (["Look at this, too:", tall, "A drawn picture."], ["This may help: a drawn picture."])
+    found: dict[str, None] = {}  # in order, each once
+    with evaluation_mode(model):
+        for more in follow_ups:
+            begin, whole = (
+                prepared(model, processor, [as_prompt(processor, parts)]) for parts in (start, start + more)
+            )
+            prefix, _ = encode_prefix(model, begin, end_of_last_slice(begin))
+            obstacle = why_not_beginning(prefix, whole, model.config.image_token_id)
+            if obstacle is None:
+                deviation = _deviation(model, prefix, whole)
+                if deviation <= rounding(model):
+                    return ReuseCheck(deviation, ())
+                return ReuseCheck(deviation, (f"{SEES_AHEAD} (logits differ by {deviation:.2g})",))
+            found[obstacle] = None
+    return ReuseCheck(0.0, tuple(found))
+
+
+def _deviation(model: SugarForConditionalGeneration, prefix: CachedPrefix, whole: Features) -> float:
+    """Compare the logits of two tokens generated with and without a prefix."""
+    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    reused = generate_after(model, prefix, whole, **options)
+    plain = model.generate(**whole, **options)
+    pairs = list(zip(reused.logits, plain.logits, strict=False))
+    if not torch.equal(reused.sequences, plain.sequences):  # then the second tokens have different beginnings
+        pairs = pairs[:1]
+    return max(_distance(*pair) for pair in pairs)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Return the distance of two rows of logits, relative to how much the scores differ among themselves."""
+    difference, scale = ours.float() - theirs.float(), theirs.float() - theirs.float().mean()
+    return float(difference.norm() / scale.norm())
