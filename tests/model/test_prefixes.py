@@ -60,7 +60,7 @@ def test_a_model_that_looks_ahead_is_found(fresh_llava, monkeypatch):
 
 
 def test_what_it_says():
-    assert str(PrefixCheck(0.0, ())) == "Embeddings at slice ends inside a sample are those of its beginnings alone."
+    assert str(PrefixCheck(0.0, ())) == "Embeddings at slice ends inside a sample are those of its prefixes alone."
     said = str(PrefixCheck(0.1234, ("one", "other")))
     assert "ends there: one; other (distance up to 0.12, of at most 2)" in said
     assert "pass it as a sample of its own: [sample[:1], sample[:2], ...]" in said

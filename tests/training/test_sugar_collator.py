@@ -74,7 +74,7 @@ def test_half_cached_batch_is_refused(processor, rows):
 
 def test_stale_cache_is_refused_with_the_samples_name(processor, rows):
     stale = {**rows[0], "messages": document(0, "tit")["messages"], "images": rows[0]["images"][:1]}
-    with pytest.raises(BadSampleError, match=r"'document-0'.*3 slices, but teacher vectors of 4.*make it anew"):
+    with pytest.raises(BadSampleError, match=r"'document-0'.*3 slices, but teacher vectors of 4.*make it again"):
         SugarCollator(processor)([rows[1], stale])
 
 

@@ -253,7 +253,7 @@ def _json(path: Path, show_progress: bool) -> Iterator[RawRow]:
 
 
 def _is_spread(path: Path, first: str) -> bool:
-    """Whether the first object goes on behind the first line."""
+    """Whether the first object continues after the first line."""
     try:
         _DECODER.decode(first)
         return False
@@ -448,7 +448,7 @@ def _saved(folder: Path, choice: ColumnChoice) -> Iterator[RawRow]:
 
 
 def arrow_batches(dataset: Dataset, choice: ColumnChoice) -> Iterator[pa.RecordBatch]:
-    """The rows of a data set as they are stored, so that no image is decoded and stored anew."""
+    """The rows of a data set as they are stored, so that no image is decoded and stored again."""
     kept = [name for name in dataset.column_names if choice(name)]
     if len(kept) < len(dataset.column_names):
         dataset = dataset.select_columns(kept)

@@ -221,7 +221,7 @@ def is_part(item: Any) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A sample with an id and metadata, as an index holds it. Images are decoded when they are needed, each time anew.
+    """A sample with an id and metadata, as an index holds it. Images are decoded each time they are needed.
 
     Args:
         id: Its name, unique in an index: up to 512 bytes in UTF-8, without control characters.
@@ -377,7 +377,7 @@ def as_document(
     Raises:
         BadSampleError: The item cannot be read; the error names it and the field.
     """
-    if isinstance(item, BadSampleError):  # of a stream that goes on behind what it could not read
+    if isinstance(item, BadSampleError):  # of a stream that continues after what it could not read
         raise item
     if isinstance(item, Document):
         document = item
@@ -431,7 +431,7 @@ def row_document(
         raise
 
 
-def _row_sample(row: Mapping[str, Any], images: Images, text_field: str | None) -> tuple[Any, set[str]]:
+def _row_sample(row: Mapping[str, Any], images: Images, text_field: str | None) -> tuple[Sample, set[str]]:
     """What a row says, and the columns that say it."""
     if text_field is not None:
         if text_field not in row:

@@ -499,7 +499,7 @@ def _turn(turn: Any, at: str) -> Turn:
         raise BadSampleError(f"unknown role {named!r:.80}", field=f"{at}.role", mend=mend)
     if turn.get("loss") is False or turn.get("loss") == 0 or turn.get("weight") == 0:
         mend = "Leave the turn out, or the key if it may be learnt"
-        raise BadSampleError("a turn that is not to be learnt cannot be told from others here", field=at, mend=mend)
+        raise BadSampleError("a turn that is not to be learnt cannot be marked as such here", field=at, mend=mend)
     if not is_empty(turn.get("tool_calls")):
         raise BadSampleError("calls of tools are not taken", field=f"{at}.tool_calls", mend="Write them as text")
     refuse_unused(turn, {speaker, said}, where=at)

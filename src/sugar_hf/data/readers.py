@@ -98,7 +98,7 @@ def load_dataset_file(
 
     Args:
         path: The file or folder.
-        format: One of the table, or `auto`: told by the keys of the first row that parses.
+        format: One of the table, or `auto`: found by the keys of the first row that parses.
         image_root: Where relative image names start. Default: the folder of the data file. Every image must lie in it.
         on_error: `raise` at the first broken row, or `skip` broken rows, count them in a warning and list them in
             `skipped`. A file that is damaged as a whole raises in both cases.
@@ -120,7 +120,7 @@ def load_dataset_file(
     Raises:
         BadSampleError: A row is broken (see `on_error`), or the file as a whole is.
         FileNotFoundError: There is no such path.
-        ValueError: The format is unknown or cannot be told, or no row is usable.
+        ValueError: The format is unknown or cannot be found, or no row is usable.
     """
     if format != "auto" and format not in PARSERS:
         raise ValueError(f"unknown format {format!r}: use auto, {', '.join(PARSERS)}")

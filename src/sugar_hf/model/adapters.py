@@ -167,7 +167,7 @@ def _merge_quantised(base: SugarForConditionalGeneration, tuned: dict[str, Any],
         active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
         updates[name] = sum(layer.get_delta_weight(adapter).float() for adapter in active)
         base.set_submodule(name, layer.get_base_layer())
-    base.state_dict()  # bitsandbytes lays weights out anew for inference on a CPU, and back when it is asked for them
+    base.state_dict()  # brings back the layout of weights that bitsandbytes changes for inference on a CPU
     base.vlm.dequantize(dtype=base.config.dtype)
     for name, update in updates.items():
         weight = base.get_submodule(name).weight

@@ -142,7 +142,7 @@ def probe(vlm: PreTrainedModel) -> bool | None:
     if any(parameter.is_meta or parameter.numel() == 0 for parameter in vlm.parameters()):
         return None  # offloaded, or sharded over processes
     if "hf_quantizer" in vars(vlm):
-        return None  # some quantised layers lay out their weights anew in their first forward pass
+        return None  # some quantised layers change the layout of their weights in their first forward pass
     embeddings = vlm.get_input_embeddings()
     ids = _plain_ids(vlm.config).to(embeddings.weight.device)
     devices = [ids.device] if ids.device.type == "cuda" else []

@@ -14,7 +14,7 @@ from transformers import BatchFeature
 from .backbone_sugar import evaluation_mode
 from .modeling_sugar import SugarForConditionalGeneration
 from .processing_sugar import SugarProcessor
-from .samples_sugar import Sample, sample_sizes
+from .samples_sugar import Item, Sample, sample_sizes
 
 UNIT_TOLERANCE = 1e-3
 WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
@@ -127,7 +127,7 @@ def embed_samples(
         report: See [`embed_in_batches`].
         batch_size: Samples in one forward pass.
         positions: Embed a sample at its `"last"` slice, or at `"all"` slice ends.
-        truncate_dim: Keep this many leading dimensions and normalise anew.
+        truncate_dim: Keep this many leading dimensions and normalise again.
         **options: Of the processor.
 
     Returns:
@@ -256,26 +256,26 @@ class PrefixCheck:
 
     @property
     def is_exact(self) -> bool:
-        """Whether embeddings of beginnings are the same inside a longer sample."""
+        """Whether embeddings of prefixes are the same inside a longer sample."""
         return not self.reasons
 
     def __str__(self) -> str:
         if self.is_exact:
-            return "Embeddings at slice ends inside a sample are those of its beginnings alone."
+            return "Embeddings at slice ends inside a sample are those of its prefixes alone."
         return (
             "With this model, the embedding of a slice end inside a longer sample is not that of the sample which "
             f"ends there: {'; '.join(self.reasons)} (distance up to {self.deviation:.2g}, of at most 2). For the "
-            "embedding of a beginning, pass it as a sample of its own: [sample[:1], sample[:2], ...]."
+            "embedding of a prefix, pass it as a sample of its own: [sample[:1], sample[:2], ...]."
         )
 
 
 @torch.no_grad()
 def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: SugarProcessor) -> PrefixCheck:
-    """Find out whether one forward pass gives the embeddings of all beginnings of a sample.
+    """Find out whether one forward pass gives the embeddings of all prefixes of a sample.
 
-    That holds if the model sees nothing of what follows a slice and the processor writes a sample's beginning the
+    That holds if the model sees nothing of what follows a slice and the processor writes a prefix the
     same whatever follows. No list of models is consulted: a drawn sample of three images and two texts, without
-    roles, is embedded whole and at each beginning, in five forward passes, and the inputs are compared too.
+    roles, is embedded whole and as each of its prefixes, in five forward passes, and the inputs are compared too.
 
     Args:
         model: A Sugar model, on any device and in any dtype; left as it is.
@@ -285,7 +285,7 @@ def check_prefix_embeddings(model: SugarForConditionalGeneration, processor: Sug
         The largest deviation and its reasons.
     """
     wide, tall = drawn_picture(96, 48), drawn_picture(48, 64)
-    sample = [wide, tall, "A drawn picture.", wide, "Another text."]
+    sample: list[Item] = [wide, tall, "A drawn picture.", wide, "Another text."]
     with evaluation_mode(model):
         whole = processor([sample])
         embeds = _embed(model, whole)
@@ -315,7 +315,7 @@ def _embed(model: SugarForConditionalGeneration, features: BatchFeature) -> Tens
 
 
 def _written_otherwise(prefix: BatchFeature, whole: BatchFeature, end: int) -> str | None:
-    """Say how the tokens of a beginning, up to its last slice, differ from those it has in the whole sample."""
+    """Say how the tokens of a prefix, up to its last slice, differ from those it has in the whole sample."""
     ours, theirs = (_tokens(features, end) for features in (prefix, whole))
     if np.array_equal(ours, theirs):
         return None
@@ -323,7 +323,7 @@ def _written_otherwise(prefix: BatchFeature, whole: BatchFeature, end: int) -> s
     for alone, inside in zip(*counts, strict=True):
         if alone != inside:
             return f"the processor gives an image {alone} tokens in one sample and {inside} in a longer one"
-    return "the processor writes a sample's beginning otherwise when more follows"
+    return "the processor writes a prefix of a sample otherwise when more follows"
 
 
 def _tokens(features: BatchFeature, end: int) -> np.ndarray:

@@ -128,7 +128,7 @@ class SugarModule(InputModule):
         return {**features, "sentence_embedding": embeds}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a process that is started anew gets: transformers' own hooks, which cannot be sent, are left out."""
+        """What a new process gets: transformers' own hooks, which cannot be sent, are left out."""
         memo = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}  # stay shared
         model = copy.deepcopy(self.model, memo)
         for part in model.modules():

@@ -100,7 +100,7 @@ class SugarOutput(CausalLMOutputWithPast):
         raise ValueError(
             "this Sugar model was saved for sentence-transformers by an earlier version, whose settings give no Sugar "
             "embeddings any more. Load model and processor and save them once more with save_pretrained, which writes "
-            "modules.json and sentence_bert_config.json anew."
+            "modules.json and sentence_bert_config.json again."
         )
 
 

@@ -211,7 +211,7 @@ class SugarRetrievalPipeline(SugarPipeline):
                 with `return_embeddings`.
             top_k: How many results; 5 by default.
             return_positions: Give one result list for each slice end of the query, in order, from one forward pass.
-                These are the results of the query's beginnings if `prefix_check` finds so; else a warning says why
+                These are the results of the query's prefixes if `prefix_check` finds so; else a warning says why
                 not, once.
             return_embeddings: Give `{"results": ..., "embedding": array (d,)}` for each query, the array (slices, d)
                 with `return_positions`; `results` only if there are candidates.
@@ -276,7 +276,7 @@ class SugarRetrievalPipeline(SugarPipeline):
 
     @cached_property
     def prefix_check(self) -> PrefixCheck:
-        """Whether results at positions are those of the query's beginnings; found by five short forward passes."""
+        """Whether results at positions are those of the query's prefixes; found by five short forward passes."""
         return check_prefix_embeddings(self.model, self.processor)
 
     def _warn_about_positions(self) -> None:

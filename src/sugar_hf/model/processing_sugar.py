@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +28,24 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoint_sugar import write_settings
 from .configuration_sugar import SugarConfig
-from .samples_sugar import Message, Part, Renderer, first_slices, image_token, load_images, parse_batch, parse_sample
+from .samples_sugar import (
+    Message,
+    Part,
+    Renderer,
+    Sample,
+    first_slices,
+    image_token,
+    load_images,
+    parse_batch,
+    parse_sample,
+)
 from .tokenizing_sugar import Encoder, Tokens, tokenise
 
 PROCESSOR_FILE = "processor_config.json"
 BACKBONE_KEY = "backbone_processor_class"
 _SUGAR, _VIDEO = "SugarProcessor", "video_processor"
 
-# What the first beginning holds at most. Each has four times as much as the one before it, and at most a quarter of
+# What the first prefix holds at most. Each has four times as much as the one before it, and at most a quarter of
 # the sample: one that turns out to be short enough costs a third more.
 FIRST_IMAGES = 8
 FIRST_CHARACTERS = 4096
@@ -79,7 +89,7 @@ class SugarProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        samples: Any = None,
+        samples: Sequence[Sample] | Sample | None = None,
         *,
         padding: bool | str = True,
         split_sentences: bool = False,
@@ -101,10 +111,10 @@ class SugarProcessor(ProcessorMixin):
             padding: `True` or `"longest"`, `"max_length"`, or `False` (samples of equal length only).
             split_sentences: Make one slice of each sentence instead of each text.
             max_length: The most tokens a sample may have, image tokens included. Of a sample that is far longer only
-                the beginning is tokenised.
+                a prefix is tokenised.
             truncation: What to do with longer samples: `False` raises; `"slice"` drops whole slices from the end and
                 warns.
-            add_generation_prompt: The model goes on from here: chats end with the start of the assistant's turn, and
+            add_generation_prompt: The model continues from here: chats end with the start of the assistant's turn, and
                 nothing in a sample without roles is to be learnt.
             return_labels: Also return labels: the assistant's texts and the end-of-turn token after each, or all texts
                 of a sample without roles; -100 elsewhere. If the template ends no turn, a final eos is added.
@@ -153,7 +163,7 @@ class SugarProcessor(ProcessorMixin):
         said: dict[int, str] = {}  # of the samples that are too long
         for i, name in enumerate(names):
             if max_length is not None:
-                for messages, count in beginnings(parsed[i], max_length, self.max_characters):
+                for messages, count in prefixes(parsed[i], max_length, self.max_characters):
                     start = Renderer(backbone, encoder.controls).render([messages], [name])
                     _, rows = tokenise(backbone, encoder, start, images_kwargs)
                     if len(rows[0].ids) > 2 * max_length:  # not by a token or two at its end
@@ -204,7 +214,7 @@ class SugarProcessor(ProcessorMixin):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_encoder": None}  # it would be the tokenizer three times over
 
-    def slices(self, sample: Any, split_sentences: bool = False) -> list[str | Image.Image]:
+    def slices(self, sample: Sample, split_sentences: bool = False) -> list[str | Image.Image]:
         """Return the slices of one sample, texts and RGB images; item k-1 is slice k of the slice map."""
         slices: list[str | Image.Image] = []
         for message in parse_sample(sample, "sample", split_sentences):
@@ -337,40 +347,32 @@ def _first_slices(messages: list[Message], count: int, said: str, truncation: bo
 # --- samples that are far too long
 
 
-class Beginning(NamedTuple):
-    """The beginning of a sample.
-
-    Args:
-        messages: Its parts, written without roles and without slices of texts.
-        slice_count: How many slices of the sample lie in it whole.
-    """
-
-    messages: list[Message]
-    slice_count: int
-
-
 def character_count(messages: list[Message]) -> int:
     """Count the characters of a sample's texts."""
     return sum(len(part.text) for message in messages for part in message.parts)
 
 
-def beginnings(messages: list[Message], max_length: int, max_characters: int) -> Iterator[Beginning]:
-    """Give ever longer beginnings of a sample that may be far longer than wanted; none of one that is short.
+def prefixes(messages: list[Message], max_length: int, max_characters: int) -> Iterator[tuple[list[Message], int]]:
+    """Yield ever longer prefixes of a sample that may be far longer than wanted; none of one that is short.
 
     Args:
         messages: From `parse_sample`.
         max_length: The most tokens that are wanted.
-        max_characters: No beginning has more.
+        max_characters: No prefix has more.
+
+    Yields:
+        The parts, without roles and without slices of texts, and how many slices of the sample they hold.
     """
     parts = [part for message in messages for part in message.parts]
     all_characters, all_images = character_count(messages), sum(part.is_image for part in parts)
     characters, images = max(FIRST_CHARACTERS, CHARACTERS_PER_TOKEN * max_length), FIRST_IMAGES
     while characters <= max_characters and (GROWTH * characters <= all_characters or GROWTH * images <= all_images):
-        yield _beginning(parts, characters, images)
+        kept, count = _prefix(parts, characters, images)
+        yield [Message(None, kept)], count
         characters, images = GROWTH * characters, GROWTH * images
 
 
-def _beginning(parts: list[Part], characters: int, images: int) -> Beginning:
+def _prefix(parts: list[Part], characters: int, images: int) -> tuple[tuple[Part, ...], int]:
     kept: list[Part] = []
     count = 0
     for part in parts:
@@ -388,7 +390,7 @@ def _beginning(parts: list[Part], characters: int, images: int) -> Beginning:
         characters -= end - start
         if characters <= 0:
             break
-    return Beginning([Message(None, tuple(kept))], count)
+    return tuple(kept), count
 
 
 # --- the backbone's processor

@@ -142,7 +142,7 @@ def _rules(backbone: ProcessorMixin) -> tuple[Any, ...]:
 
 
 class ImagesNotFoundError(ValueError):
-    """A processor does not write images in a way in which their tokens could be told."""
+    """A processor does not write images in a way that lets their tokens be found."""
 
 
 def refuse_images(backbone: ProcessorMixin, where: str, reason: str) -> NoReturn:

@@ -42,7 +42,7 @@ class StructureLossConfig:
         reduction: of ``mse``. ``"mean"`` over all pairs; ``"paper"``: sum over pairs / n, which grows with the batch.
         temperature: of ``infonce`` and ``kl``.
         matryoshka_dims: sizes k, for embeddings that may be cut: the loss is the mean over the sizes of the loss of
-            the first k numbers of each embedding, normalised anew (Kusupati et al. 2022). None: of all numbers alone.
+            the first k numbers of each embedding, normalised again (Kusupati et al. 2022). None: of all numbers alone.
         matryoshka_weights: weights of the sizes in this mean; equal ones when None.
 
     Raises:

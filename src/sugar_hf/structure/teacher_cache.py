@@ -54,7 +54,7 @@ def columns_in_parts(
     """Computes columns for all rows, part by part; parts that lie in a folder from an earlier call are not computed.
 
     A part is written to a temporary file, which gets its name when all of it is on the disk, and ends with a digest:
-    one that is cut or damaged is thrown away and computed anew.
+    one that is cut or damaged is thrown away and computed again.
 
     Args:
         dataset: The data set.
@@ -128,7 +128,7 @@ def _stored(path: Path, rows: int) -> Dataset | None:
         return None
     except (OSError, ValueError, pa.ArrowException) as error:
         logger.debug(f"{path}: {error}")
-    logger.warning(f"{path}, where teacher vectors were kept, is damaged: they are computed anew.")
+    logger.warning(f"{path}, where teacher vectors were kept, is damaged: they are computed again.")
     with contextlib.suppress(OSError):
         path.unlink()
     return None

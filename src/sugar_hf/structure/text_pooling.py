@@ -173,4 +173,4 @@ def _read(name: str, file: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} of the text teacher cannot be read ({error}). Download it anew.") from error
+        raise ValueError(f"{path} of the text teacher cannot be read ({error}). Download it again.") from error

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler, get_worker_info
 from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..data import BadSampleError
+from ..data import BadSampleError, Sample
 from ..data.documents import read_row
 from ..model import SugarProcessor
 from ..structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
@@ -70,7 +70,7 @@ class SugarCollator:
         on_bad_sample: What happens to a sample that breaks the schema, has an image that cannot be decoded, or is
             refused by the processor, as one that is too long: `"error"`, or `"skip"` to leave it out of the batch,
             which lists it under `bad_samples`.
-        fill_images: Whether a batch without any image gets a blank one, as a sample behind the others that has no
+        fill_images: Whether a batch without any image gets a blank one, as a last sample that has no
             label. Sharded weights need it: all processes have to run the vision tower, or none.
     """
 
@@ -144,13 +144,13 @@ class SugarCollator:
 
     def _processed(
         self, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Mapping[str, Any]], list[Any], Mapping[str, Any], list[BadSampleError]]:
+    ) -> tuple[list[Mapping[str, Any]], list[Sample], Mapping[str, Any], list[BadSampleError]]:
         """Return the rows that can be used, their samples, the processor's batch, and the errors of all others.
 
         Raises:
             BadSampleError: A row cannot be used, and none is to be left out.
         """
-        usable: list[tuple[Mapping[str, Any], Any]] = []
+        usable: list[tuple[Mapping[str, Any], Sample]] = []
         bad: list[BadSampleError] = []
         for row in rows:
             try:
@@ -170,9 +170,9 @@ class SugarCollator:
             inputs = self._run_processor([sample for _, sample in usable])
         return [row for row, _ in usable], [sample for _, sample in usable], inputs, bad
 
-    def _run_processor(self, samples: Sequence[Any]) -> Mapping[str, Any]:
+    def _run_processor(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
         """Run the processor on samples, with a blank one behind them where it is needed."""
-        blank: list[Any] = []
+        blank: list[Sample] = []
         if self.fill_images and not any(map(_has_image, samples)):
             blank = [[BLANK]]
         elif not samples:
@@ -187,7 +187,7 @@ class SugarCollator:
             control_tokens_in_answers=self.control_tokens_in_answers,
         )
 
-    def _fault(self, row: Mapping[str, Any], sample: Any) -> BadSampleError | None:
+    def _fault(self, row: Mapping[str, Any], sample: Sample) -> BadSampleError | None:
         """Return why the processor cannot take a sample, or None if it can."""
         try:
             self._run_processor([sample])
@@ -234,7 +234,7 @@ class SugarCollator:
         return SliceFeatures(clip, dino, text, is_image, lengths)
 
     def _teacher_columns(
-        self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Any]
+        self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
     ) -> Sequence[Mapping[str, Any]] | None:
         """Return the teacher columns of each row, cached or computed; None without columns and teachers."""
         cached = [all(row.get(name) is not None for name in TEACHER_COLUMNS) for row in rows]
@@ -252,7 +252,7 @@ class SugarCollator:
             )
         return None
 
-    def _embed(self, teacher: TripleTeacher, samples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+    def _embed(self, teacher: TripleTeacher, samples: Sequence[Sample]) -> Sequence[Mapping[str, Any]]:
         if get_worker_info() is not None and teacher.clip.device.type != "cpu":
             raise RuntimeError(
                 f"The teachers are on {teacher.clip.device}, which worker processes cannot use. Set "
@@ -267,11 +267,11 @@ class SugarCollator:
                 raise BadSampleError(
                     f"its teacher vectors are of the teachers {row['teacher_fingerprint']}, not of {wanted}",
                     field="teacher_fingerprint",
-                    mend="Cache the whole data set anew with TripleTeacher.cache",
+                    mend="Cache the whole data set again with TripleTeacher.cache",
                     sample=row["id"],
                 )
 
-    def _cut(self, column: Mapping[str, Any], count: int, row: Mapping[str, Any], sample: Any) -> dict[str, Any]:
+    def _cut(self, column: Mapping[str, Any], count: int, row: Mapping[str, Any], sample: Sample) -> dict[str, Any]:
         """Return the teacher vectors of the first `count` slices, those that truncation has left."""
         stored = len(column["teacher_is_image"])
         if stored != count:
@@ -280,13 +280,13 @@ class SugarCollator:
                 raise BadSampleError(
                     f"it has {slices} slices, but teacher vectors of {stored}",
                     field="teacher_clip",
-                    mend="The cache is stale: make it anew with TripleTeacher.cache and the same split_sentences",
+                    mend="The cache is stale: make it again with TripleTeacher.cache and the same split_sentences",
                     sample=row["id"],
                 )
         return {name: column[name][:count] for name in TEACHER_COLUMNS if name != "teacher_fingerprint"}
 
 
-def _has_image(sample: Sequence[Any]) -> bool:
+def _has_image(sample: Any) -> bool:
     """Tell whether a document or a chat, as `to_sample` makes it, has an image."""
     if sample and isinstance(sample[0], Mapping):
         return any(part["type"] == "image" for message in sample for part in message["content"])
@@ -348,7 +348,7 @@ class LengthEstimate:
 
 
 class LengthSampler(Sampler[int]):
-    """Order rows so that those of similar length stand together, anew in each epoch.
+    """Order rows so that those of similar length stand together, in another order in each epoch.
 
     The order depends on the seed and the epoch alone, so that a resumed run keeps it.
 

@@ -281,7 +281,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
 
     def _check_prefixes(self) -> None:
         model, processor = sugar_model(self.model), self.processing_class
-        # bitsandbytes lays weights out anew in evaluation mode on some CPUs, and trains wrongly with them
+        # bitsandbytes changes the layout of weights in evaluation mode on some CPUs, and trains wrongly with them
         if self._is_sharded or "hf_quantizer" in vars(model) or not isinstance(processor, SugarProcessor):
             return
         check = check_prefix_embeddings(model, processor)
