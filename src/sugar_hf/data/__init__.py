@@ -3,7 +3,6 @@
 from ..model.samples_sugar import Sample
 from .documents import Document, as_document, to_row, to_sample
 from .errors import BadSampleError, SkippedRowsWarning
-from .media import load_image, resolve_image
 from .readers import (
     ReadOptions,
     load_dataset_file,
@@ -14,7 +13,7 @@ from .readers import (
     read_obelics,
     read_pairs,
 )
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, text_part, validate_row
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, load_image, resolve_image, text_part, validate_row
 
 __all__ = [
     "CHAT_ROLES",

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from .errors import BadSampleError
 from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS
-from .media import IMAGE_SUFFIXES, names_media
+from .schema import IMAGE_SUFFIXES, names_media
 
 #: Suffixes of data files; any of them may be followed by one of `COMPRESSED`.
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
@@ -132,7 +132,7 @@ def iter_rows(
     choice: ColumnChoice | None = None,
     texts: frozenset[str] = frozenset(),
 ) -> Iterator[RawRow]:
-    """Yields the rows of a data file, of a saved data set, or of a folder of image-caption files or webdataset shards.
+    """Yield the rows of a data file, of a saved data set, or of a folder of image-caption files or webdataset shards.
 
     A `.json` or `.jsonl` file may hold an array, one object a line, or objects over several lines, whatever its name;
     in UTF-8, or in UTF-16 or UTF-32.
@@ -391,7 +391,7 @@ def _listed(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, int, dict[Any, Any], int]]:
-    """Yields number, line, cells by column, and place in the file of each row."""
+    """Yield number, line, cells by column, and place in the file of each row."""
     row, line = 0, 1
     encoding = _encoding(path)
     with _opened(path) as (file, raw_file):
@@ -545,7 +545,7 @@ def _of_shard(file: str, row: int, key: str, files: dict[str, bytes]) -> RawRow:
 
 
 def _pair_files(folder: Path, show_progress: bool) -> Iterator[RawRow]:
-    """Yields `{"key", "image", "text"}` for every pair of files with one stem, in the order of their names."""
+    """Yield `{"key", "image", "text"}` for every pair of files with one stem, in the order of their names."""
     pairs: dict[str, dict[str, str]] = {}
     others: Counter[str] = Counter()
     twice: dict[str, str] = {}
@@ -665,7 +665,7 @@ class ColumnChoice:
         return {name: value for name, value in row.items() if self(name)}
 
     def check(self) -> None:
-        """Says so where a named column is in no row, once all rows were seen.
+        """Raise an error where a named column is in no row, once all rows were seen.
 
         Raises:
             ValueError: Names the columns.
@@ -688,7 +688,7 @@ class ColumnType:
         self.is_blank = True
 
     def see(self, cell: str | None) -> None:
-        """Looks at a cell."""
+        """Look at a cell."""
         if cell is None or not (text := cell.strip()) or text in _ABSENT:
             return
         self.is_blank = False

@@ -37,8 +37,7 @@ from .formats import (
     form_columns,
     read_flat,
 )
-from .media import MAYBE_IMAGE_KEYS, is_empty, load_image, refuse_unused
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, validate_row
+from .schema import CHAT_ROLES, DOCUMENT_ROLE, MAYBE_IMAGE_KEYS, is_empty, load_image, refuse_unused, validate_row
 from .schema import FEATURES as SAMPLE_FEATURES
 
 #: What an image of a document is taken from.

@@ -42,7 +42,7 @@ class BadSampleError(ValueError):
     def at(
         self, *, file: str | None = None, line: int | None = None, row: int | None = None, sample: str | None = None
     ) -> BadSampleError:
-        """Adds the place, keeping what is already known, and returns the error itself."""
+        """Add the place, keep what is already known, and return the error itself."""
         self.file = self.file or file
         self.line = line if self.line is None else self.line
         self.row = row if self.row is None else self.row

@@ -27,17 +27,24 @@ from typing import Any, Protocol
 from PIL import Image
 
 from .errors import BadSampleError
-from .media import (
+from .schema import (
+    CHAT_ROLES,
+    DOCUMENT_ROLE,
     MAYBE_IMAGE_KEYS,
+    PLACEHOLDER,
+    check_text,
     filled,
+    image_part,
     is_empty,
     is_origin,
+    kind,
     load_image,
     looks_like_media,
+    lost_placeholder,
     refuse_unused,
     resolve_image,
+    text_part,
 )
-from .schema import CHAT_ROLES, DOCUMENT_ROLE, PLACEHOLDER, check_text, image_part, kind, lost_placeholder, text_part
 
 Row = Mapping[str, Any]
 Part = dict[str, str | None]
@@ -114,7 +121,7 @@ class ImageSource:
     front: bool = True
 
     def take(self, value: Any, name: str) -> StoredImage:
-        """Stores a path, bytes, or a `{"bytes", "path"}` struct.
+        """Store a path, bytes, or a `{"bytes", "path"}` struct.
 
         Raises:
             BadSampleError: See `resolve_image` and `load_image`.
@@ -280,7 +287,7 @@ class Flat:
 
 
 def read_flat(row: Row, images: Images, also: Collection[str] = ()) -> Flat:
-    """Finds images and text of a row under all names that they may have; the one place where these are known.
+    """Find images and text of a row under all names that they may have; the one place where these are known.
 
     Images stand under `image`, `image_path`, `jpg`, `png`, `webp` (one or a list), `images` (a list), or, if there is
     none, under `file_name`, `filepath` or `path`. Empty cells are no images and no texts.

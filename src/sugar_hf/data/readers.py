@@ -39,8 +39,7 @@ from .containers import (
 from .documents import Document, as_document, row_document, row_id
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
-from .media import IMAGE_SUFFIXES
-from .schema import FEATURES, kind, validate_row
+from .schema import FEATURES, IMAGE_SUFFIXES, kind, validate_row
 
 T = TypeVar("T")
 Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat"]
@@ -80,7 +79,7 @@ def load_dataset_file(
     skipped: list[BadSampleError] | None = None,
     show_progress: bool = True,
 ) -> Dataset:
-    """Reads a data file, or a folder of images with captions, into the common schema.
+    """Read a data file, or a folder of images with captions, into the common schema.
 
     | format | file | a row |
     |---|---|---|
@@ -150,27 +149,27 @@ def load_dataset_file(
 
 
 def read_llava(path: str | Path, **options: Unpack[ReadOptions]) -> Dataset:
-    """Reads LLaVA instruction data; see `formats.parse_llava` and `load_dataset_file`."""
+    """Read LLaVA instruction data; see `formats.parse_llava` and `load_dataset_file`."""
     return load_dataset_file(path, "llava", **options)
 
 
 def read_mmc4(path: str | Path, **options: Unpack[ReadOptions]) -> Dataset:
-    """Reads an MMC4 shard; see `formats.parse_mmc4` and `load_dataset_file`."""
+    """Read an MMC4 shard; see `formats.parse_mmc4` and `load_dataset_file`."""
     return load_dataset_file(path, "mmc4", **options)
 
 
 def read_obelics(path: str | Path, **options: Unpack[ReadOptions]) -> Dataset:
-    """Reads OBELICS documents; see `formats.parse_obelics` and `load_dataset_file`."""
+    """Read OBELICS documents; see `formats.parse_obelics` and `load_dataset_file`."""
     return load_dataset_file(path, "obelics", **options)
 
 
 def read_pairs(path: str | Path, **options: Unpack[ReadOptions]) -> Dataset:
-    """Reads image-caption pairs from a file or a folder; see `formats.parse_pair` and `load_dataset_file`."""
+    """Read image-caption pairs from a file or a folder; see `formats.parse_pair` and `load_dataset_file`."""
     return load_dataset_file(path, "pairs", **options)
 
 
 def read_chat(path: str | Path, **options: Unpack[ReadOptions]) -> Dataset:
-    """Reads chat messages; see `formats.parse_chat` and `load_dataset_file`."""
+    """Read chat messages; see `formats.parse_chat` and `load_dataset_file`."""
     return load_dataset_file(path, "chat", **options)
 
 
@@ -480,7 +479,7 @@ def _scratch() -> str:
 
 
 def _write(rows: Iterator[dict[str, Any]]) -> Dataset | None:
-    """Writes rows to an Arrow file and opens it memory-mapped; None if there are no rows.
+    """Write rows to an Arrow file and open it memory-mapped; None if there are no rows.
 
     `Dataset.from_generator` would wrap a row's error in its own, and would answer a later call from its cache although
     the data file has changed.

@@ -51,7 +51,7 @@ def columns_in_parts(
     batch_size: int = 64,
     title: str | None = None,
 ) -> Dataset:
-    """Computes columns for all rows, part by part; parts that lie in a folder from an earlier call are not computed.
+    """Compute columns for all rows, part by part; parts that lie in a folder from an earlier call are not computed.
 
     A part is written to a temporary file, which gets its name when all of it is on the disk, and ends with a digest:
     one that is cut or damaged is thrown away and computed again.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ....data import BadSampleError, Document
-from ....data.media import IMAGE_SUFFIXES
+from ....data.schema import IMAGE_SUFFIXES
 from ...examples import Lazy
 from ...ranking_evaluator import KS, Ranking, RankingEvaluator
 from ..sources import Source, get, image_in, read_json
