@@ -6,6 +6,7 @@ from builders import build_sugar, cached_sugar, picture
 from PIL import Image
 
 from sugar_hf import SugarEmbedder
+from sugar_hf.model.tokenizing_sugar import Encoder
 
 LIMIT = 512
 
@@ -15,7 +16,7 @@ def counted(llava, monkeypatch):
     """Counts the characters that are tokenised and the images that are processed."""
     _, processor = llava
     seen = {"characters": 0, "images": 0}
-    encode, preprocess = type(processor._current_encoder()).encode, type(processor.image_processor).preprocess
+    encode, preprocess = Encoder.encode, type(processor.image_processor).preprocess
 
     def counting_encode(self, strings, as_text=False):
         seen["characters"] += sum(map(len, strings))
@@ -25,12 +26,12 @@ def counted(llava, monkeypatch):
         seen["images"] += sum(len(each) if isinstance(each, list) else 1 for each in images)
         return preprocess(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(type(processor._current_encoder()), "encode", counting_encode)
+    monkeypatch.setattr(Encoder, "encode", counting_encode)
     monkeypatch.setattr(type(processor.image_processor), "preprocess", counting_preprocess)
     return processor, seen
 
 
-def test_a_beginning_shows_that_it_is_too_long(counted, subtests):
+def test_a_prefix_shows_that_it_is_too_long(counted, subtests):
     for sample in [
         ["word " * 2_000_000],
         ["a" * 10_000_000],

@@ -31,7 +31,6 @@ from .configuration_sugar import SugarConfig
 from .samples_sugar import (
     Message,
     Part,
-    Renderer,
     Sample,
     first_slices,
     image_token,
@@ -39,7 +38,7 @@ from .samples_sugar import (
     parse_batch,
     parse_sample,
 )
-from .tokenizing_sugar import Encoder, Tokens, tokenise
+from .tokenizing_sugar import SampleTokenizer, Tokens
 
 PROCESSOR_FILE = "processor_config.json"
 BACKBONE_KEY = "backbone_processor_class"
@@ -84,7 +83,7 @@ class SugarProcessor(ProcessorMixin):
     def __init__(self, backbone_processor: ProcessorMixin) -> None:
         is_wrapped = isinstance(backbone_processor, SugarProcessor)
         self.backbone_processor: Any = backbone_processor.backbone_processor if is_wrapped else backbone_processor
-        self._encoder: Encoder | None = None
+        self._tokenise = SampleTokenizer()
         super().__init__(chat_template=self.backbone_processor.chat_template)
 
     def __call__(
@@ -150,22 +149,18 @@ class SugarProcessor(ProcessorMixin):
         if padding not in (True, False, "longest", "max_length") or (padding == "max_length" and max_length is None):
             raise ValueError(f"padding={padding!r}: give True, False, 'longest', or 'max_length' with max_length=.")
         names, parsed = parse_batch(samples, names, split_sentences)
-        backbone = copy.copy(self.backbone_processor)  # some keep notes in themselves
-        encoder = self._current_encoder()
-        renderer = Renderer(
-            backbone,
-            encoder.controls,
-            add_generation_prompt=add_generation_prompt,
-            return_labels=return_labels,
-            answers_steer=return_labels if control_tokens_in_answers is None else control_tokens_in_answers,
-        )
+        answers_steer = return_labels if control_tokens_in_answers is None else control_tokens_in_answers
+        widths = {
+            "length": (max_length or 0) if padding == "max_length" else 0,
+            "multiple": pad_to_multiple_of or 1,
+            "side": padding_side or self.tokenizer.padding_side,
+        }
         counts = [_slice_count(messages) for messages in parsed]
         said: dict[int, str] = {}  # of the samples that are too long
         for i, name in enumerate(names):
             if max_length is not None:
                 for messages, count in prefixes(parsed[i], max_length, self.max_characters):
-                    start = Renderer(backbone, encoder.controls).render([messages], [name])
-                    _, rows = tokenise(backbone, encoder, start, images_kwargs)
+                    _, rows = self._tokenise(self.backbone_processor, [messages], [name], images_kwargs)
                     if len(rows[0].ids) > 2 * max_length:  # not by a token or two at its end
                         excess = f"over {max_length} more than max_length={max_length}"
                         said[i] = f"{name} has over {2 * max_length} tokens in {counts[i]} slices, {excess}"
@@ -177,15 +172,15 @@ class SugarProcessor(ProcessorMixin):
                     "Split it into several samples, or raise that number."
                 )
         while True:
-            rendered = renderer.render(parsed, names)
-            features, rows = tokenise(
-                backbone,
-                encoder,
-                rendered,
+            features, rows = self._tokenise(
+                self.backbone_processor,
+                parsed,
+                names,
                 images_kwargs,
-                length=(max_length or 0) if padding == "max_length" else 0,
-                multiple=pad_to_multiple_of or 1,
-                side=padding_side or self.tokenizer.padding_side,
+                widths,
+                add_generation_prompt=add_generation_prompt,
+                return_labels=return_labels,
+                answers_steer=answers_steer,
             )
             too_long = [i for i, row in enumerate(rows) if max_length is not None and len(row.ids) > max_length]
             if not too_long:
@@ -193,10 +188,10 @@ class SugarProcessor(ProcessorMixin):
             for i in too_long:
                 excess = f"{len(rows[i].ids) - (max_length or 0)} more than max_length={max_length}"
                 said.setdefault(i, f"{names[i]} has {len(rows[i].ids)} tokens in {counts[i]} slices, {excess}")
-                kept = _fitting(rows[i], rendered[i].slice_count, max_length or 0)
+                kept = _fitting(rows[i], _slice_count(parsed[i]), max_length or 0)
                 parsed[i] = _first_slices(parsed[i], kept, said[i], truncation)
         for i, text in said.items():
-            dropped = counts[i] - rendered[i].slice_count
+            dropped = counts[i] - _slice_count(parsed[i])
             warnings.warn(f"{text}: dropped its last {dropped} slices.", stacklevel=2)
         if padding is False and len({len(row.ids) for row in rows}) > 1:
             raise ValueError("padding=False, but the samples differ in length. Pass padding=True or one sample.")
@@ -204,15 +199,6 @@ class SugarProcessor(ProcessorMixin):
             del features["labels"]
         # what a processor leaves as a list is one for its model, too
         return BatchFeature({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in features.items()})
-
-    def _current_encoder(self) -> Encoder:
-        encoder = self._encoder
-        if encoder is None or not encoder.is_of(self.backbone_processor):
-            encoder = self._encoder = Encoder(self.backbone_processor)
-        return encoder
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_encoder": None}  # it would be the tokenizer three times over
 
     def slices(self, sample: Sample, split_sentences: bool = False) -> list[str | Image.Image]:
         """Return the slices of one sample, texts and RGB images; item k-1 is slice k of the slice map."""

@@ -4,7 +4,7 @@ import copy
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, ProcessorMixin
 
-from .samples_sugar import MARK, ControlTokens, Rendered, TextPiece, any_of, mark
+from .samples_sugar import MARK, ControlTokens, Message, Rendered, Renderer, TextPiece, any_of, mark
 
 IGNORED_LABEL = -100
 Run = tuple[int, int]  # first character, past the last
@@ -325,28 +325,47 @@ class _Written:
         return char + max((shift for shift in self.shifts if shift[0] <= char), default=(0, 0))[1]
 
 
-def tokenise(
-    backbone: ProcessorMixin,
-    encoder: Encoder,
-    samples: list[Rendered],
-    images_kwargs: dict[str, Any] | None = None,
-    **padding: Any,
-) -> tuple[dict[str, Any], list[Tokens]]:
-    """Turn samples into a model's inputs.
+class SampleTokenizer:
+    """Turn samples into a model's inputs, by the rules that the backbone's processor has at that moment.
 
-    Args:
-        backbone: The backbone's processor, a copy of this call's own.
-        encoder: Of it.
-        samples: From [`Renderer.render`].
-        images_kwargs: Options of the backbone's image processor.
-        **padding: See [`Tokenizing`].
-
-    Returns:
-        `input_ids`, `attention_mask`, `slice_map`, `labels` and token type ids, padded (B, L), and what the processor
-        makes of the images; and the tokens of each sample.
+    The rules are kept from call to call, and do not travel to other processes. Threads may share it.
     """
-    options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
-    return Tokenizing(backbone, encoder, samples, options, **padding).run()
+
+    _encoder: Encoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(
+        self,
+        processor: ProcessorMixin,
+        samples: Sequence[list[Message]],
+        names: Sequence[str],
+        images_kwargs: dict[str, Any] | None = None,
+        padding: dict[str, Any] | None = None,
+        **rendering: Any,
+    ) -> tuple[dict[str, Any], list[Tokens]]:
+        """Write samples out, tokenise them, and run the image processor.
+
+        Args:
+            processor: The backbone's processor, which stays as it is.
+            samples: From `parse_sample`.
+            names: Of the samples, for error messages.
+            images_kwargs: Options of the backbone's image processor.
+            padding: Options of [`Tokenizing`].
+            **rendering: Options of [`Renderer`].
+
+        Returns:
+            `input_ids`, `attention_mask`, `slice_map`, `labels` and token type ids, padded (B, L), and what the
+            processor makes of the images; and the tokens of each sample.
+        """
+        encoder = self._encoder
+        if encoder is None or not encoder.is_of(processor):
+            encoder = self._encoder = Encoder(processor)
+        backbone = copy.copy(processor)  # some keep notes in themselves
+        rendered = Renderer(backbone, encoder.controls, **rendering).render(samples, names)
+        options = {} if images_kwargs is None else {"images_kwargs": images_kwargs}
+        return Tokenizing(backbone, encoder, rendered, options, **padding or {}).run()
 
 
 class Tokenizing:
@@ -390,7 +409,7 @@ class Tokenizing:
         self._done: dict[int, Tokens] = {}
 
     def run(self) -> tuple[dict[str, Any], list[Tokens]]:
-        """Call the backbone's processor on the samples; see [`tokenise`].
+        """Call the backbone's processor on the samples; see [`SampleTokenizer`].
 
         Samples without images are a call of their own: some processors write a text differently if others in its
         batch have images.
