@@ -35,3 +35,11 @@ def test_the_way_from_a_row_to_an_answer_enters_few_files():
     legs = walks.row_to_answer()
     assert len(legs["whole"].visits) <= 25
     assert legs["whole"].moves <= 366
+
+
+def test_a_training_step_enters_few_files():
+    import walks
+
+    step = walks.training_step()["step"]
+    assert len(step.visits) <= 20
+    assert step.moves <= 261

@@ -314,22 +314,15 @@ def _is_end_of(one: str, other: str) -> bool:
 
 
 def load_image(source: Any, *, field: str = "image") -> Image.Image:
-    """Decode an image completely and return it as a new RGB image.
-
-    The first frame stands for an animation. Transparent pixels are laid on white. The EXIF orientation is applied.
-    16-bit greys are scaled to 8 bits (Pillow's own conversion would clip them).
+    """Decode an image completely and return it as a new RGB image; see `read_image` of `sugar_hf.model.images_sugar`.
 
     Args:
         source: A path (`str` or `pathlib.Path`), the bytes of a file, a PIL image, or the `{"bytes", "path"}` struct
             that `datasets.Image(decode=False)` yields (`bytes` wins).
         field: The name that an error gives to the image.
 
-    Returns:
-        A PIL image of mode `RGB`, loaded, with no file open behind it.
-
     Raises:
-        BadSampleError: The file is missing, is no image or of a format that is not opened, is truncated or corrupt,
-            has no pixels or more than `PIL.Image.MAX_IMAGE_PIXELS`, or the type of `source` is none of the above.
+        BadSampleError: The image cannot be used.
     """
     try:
         return read_image(source)

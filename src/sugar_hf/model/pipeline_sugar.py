@@ -106,10 +106,10 @@ def candidates_of(candidates: Any) -> list[Sample]:
     return [_sample_of(candidate, f"candidate {i}") for i, candidate in enumerate(candidates)]
 
 
-def _sample_of(item: Any, where: str) -> Any:
+def _sample_of(item: Any, where: str) -> Sample:
     """The sample of a row of a data set; anything else as it is."""
     if not isinstance(item, Mapping) or "type" in item or "query" in item:
-        return item.get("query") if isinstance(item, Mapping) and "query" in item else item
+        return item["query"] if isinstance(item, Mapping) and "query" in item else item
     given = {key: value for key, value in item.items() if value is not None}
     if len(item) == 1:
         [(key, value)] = item.items()
@@ -163,7 +163,7 @@ class SugarPipeline(Pipeline):
         """Upload model and processor as `model.push_to_hub` does."""
         return self.model.push_to_hub(repo_id, processor=self.processor, **kwargs)
 
-    def _run(self, samples: list[Any], names: list[str], batch_size: int | None, **kwargs: Any) -> list[Any]:
+    def _run(self, samples: list[Sample], names: list[str], batch_size: int | None, **kwargs: Any) -> list[Any]:
         items = [_Item(sample, name) for sample, name in zip(samples, names, strict=True)]
         return super().__call__(items, batch_size=batch_size or self._batch_size or DEFAULT_BATCH_SIZE, **kwargs)
 
@@ -375,7 +375,7 @@ class SugarGenerationPipeline(SugarPipeline):
         results = self._run(chats, names, batch_size, num_workers=num_workers, **generate_kwargs)
         return results[0] if is_single else results
 
-    def _as_chat(self, sample: Any, where: str) -> Any:
+    def _as_chat(self, sample: Sample, where: str) -> Sample:
         if is_chat(sample):
             if sample[-1]["role"] == "assistant":
                 raise ValueError(f"{where}: the chat ends with the assistant's turn. End it with the user's.")

@@ -486,7 +486,7 @@ class Renderer:
         """
         written = [self._written(*row) for row in zip(samples, names, strict=True)]
         images = [part for messages in samples for message in messages for part in message.parts if part.is_image]
-        loaded = iter(load_images(images))
+        loaded = iter(load_images(images) if images else ())
         return [replace(sample, images=tuple(islice(loaded, len(sample.image_slices)))) for sample in written]
 
     def _written(self, messages: list[Message], where: str) -> Rendered:
