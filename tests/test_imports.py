@@ -21,6 +21,7 @@ ALLOWED = {
     "sugar_hf.training": ["sugar_hf._files", "sugar_hf.structure", "sugar_hf.model", "sugar_hf.data"],
     "sugar_hf.retrieval": ["sugar_hf._files", "sugar_hf.structure", "sugar_hf.model", "sugar_hf.data"],
     "sugar_hf.evaluation": ["sugar_hf._files", "sugar_hf.model", "sugar_hf.data", "sugar_hf.retrieval"],
+    "sugar_hf.serving": ["sugar_hf._files", "sugar_hf.model", "sugar_hf.data", "sugar_hf.retrieval"],
     "sugar_hf.picturebook": ["sugar_hf.data"],
     "sugar_cli": ["sugar_hf"],
     "sugar_lab": ["sugar_hf"],

@@ -18,8 +18,9 @@ from .options import TextCommand
 from .output import visible
 from .report_command import report
 from .search_command import search
+from .serve_command import serve
 
-HELP = """Train Sugar models, index interleaved documents, search them, answer with what is found, and measure.
+HELP = """Train Sugar models, index interleaved documents, search them, answer with what is found, serve, and measure.
 
 \b
   sugar-hf index build photos.index ~/Photos
@@ -27,6 +28,7 @@ HELP = """Train Sugar models, index interleaved documents, search them, answer w
   sugar-hf search photos.index "the same, at night:" --image boat.jpg
   sugar-hf ask photos.index "What is beside the red boat?"
   sugar-hf explain photos.index "a red boat by the sea" --plot why.png
+  sugar-hf serve sugar --index photos.index
   sugar-hf train examples/recipes/llava15_7b.yaml
   sugar-hf evaluate --task vist --data ~/vist --model sugar
 
@@ -86,6 +88,7 @@ app.command(cls=TextCommand)(embed)
 app.command()(export)
 app.command()(evaluate)
 app.command()(report)
+app.command()(serve)
 
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:

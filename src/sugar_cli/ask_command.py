@@ -10,7 +10,7 @@ from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, 
 from .output import emit, interruptible, say, show
 
 if TYPE_CHECKING:
-    from sugar_hf.retrieval.rag import RagAnswer
+    from sugar_hf.retrieval.rag import RagAnswer, RagTemplate
 
 TEMPLATES = ("documents-first", "question-first")
 
@@ -48,16 +48,11 @@ def ask(
       sugar-hf ask facts.index "Who?" --template "Facts: {documents} Question: {question}"
     """
     condition = parse_where(where)
+    chosen = template_of(template)
     questions, is_stream = read_queries(query, query_file)
     from sugar_hf.retrieval.index import SugarIndex
-    from sugar_hf.retrieval.rag import KNOWLEDGE_VQA, QUESTION_FIRST, SugarRag
+    from sugar_hf.retrieval.rag import SugarRag
 
-    if template not in TEMPLATES and not {"{documents}", "{question}"} <= {*_places(template)}:
-        raise typer.BadParameter(
-            f"{template!r}: give {', '.join(TEMPLATES)}, or a text with {{documents}} and {{question}}",
-            param_hint="--template",
-        )
-    chosen: Any = {TEMPLATES[0]: KNOWLEDGE_VQA, TEMPLATES[1]: QUESTION_FIRST}.get(template, template)
     opened = SugarIndex.load(index)
     loaded = load_embedder(model, device, dtype, 8, settings=opened.info()["settings"])
     options: dict[str, Any] = {"min_score": min_score, "max_context_tokens": max_context_tokens, "template": chosen}
@@ -75,6 +70,19 @@ def ask(
                 if not shows_words:
                     show(answer.text)
                 _say_sources(answer)
+
+
+def template_of(words: str) -> "RagTemplate":
+    """The template of `--template`, by its name or its text."""
+    if words not in TEMPLATES and not {"{documents}", "{question}"} <= {*_places(words)}:
+        raise typer.BadParameter(
+            f"{words!r}: give {', '.join(TEMPLATES)}, or a text with {{documents}} and {{question}}",
+            param_hint="--template",
+        )
+    from sugar_hf.retrieval.rag import KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
+
+    named = {TEMPLATES[0]: KNOWLEDGE_VQA, TEMPLATES[1]: QUESTION_FIRST}
+    return named[words] if words in named else RagTemplate(words)
 
 
 def _places(template: str) -> list[str]:

@@ -27,6 +27,7 @@ COMMANDS = [
     ["export"],
     ["evaluate"],
     ["report"],
+    ["serve"],
     *(["index", name] for name in ("build", "add", "delete", "info", "compact", "push")),
 ]
 

@@ -58,6 +58,7 @@ ONLY_READ = {
     "train": "the data are downloaded; test_recipes.py runs each recipe on data of its own",
     "evaluate": "the data are downloaded; tests/evaluation runs each task on files of the official form",
     "report": "of what evaluate gives; test_report.py",
+    "serve": "runs until it is stopped; tests/serving",
     "lab": "takes hours; test_lab_runner.py",
 }
 MESSAGE = re.compile("“([^”]+)”")
