@@ -75,7 +75,7 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Serve a model over HTTP: it chats, embeds and reranks as the OpenAI API has it, and with an index searches and answers.
+    """Serve a model over HTTP: chats, embeddings and ranks as in the OpenAI API; with an index, search and answers.
 
     \b
       sugar-hf serve sugar

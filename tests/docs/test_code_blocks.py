@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import textwrap
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -24,6 +26,7 @@ from typing import Any
 import pytest
 import typer
 from builders import picture
+from serving_tools import running
 
 from sugar_cli import main
 from sugar_cli.app import app
@@ -31,6 +34,7 @@ from sugar_cli.train_command import ScriptArguments
 from sugar_hf import picturebook
 from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex
+from sugar_hf.serving import Engine
 from sugar_hf.training import SugarTrainingArguments
 from sugar_lab.budget import BUDGETS
 from sugar_lab.stages import Lab
@@ -61,6 +65,7 @@ ONLY_READ = {
     "serve": "runs until it is stopped; tests/serving",
     "lab": "takes hours; test_lab_runner.py",
 }
+SERVER = "127.0.0.1:8000"  # in documents; the tests have another port
 MESSAGE = re.compile("“([^”]+)”")
 NOT_RUN = {
     "docs/harnesses.md": {
@@ -170,7 +175,19 @@ def read_python(words: list[str]) -> None:
     assert not missing, f"{words[1]} has no {missing}"
 
 
-READERS = {"sugar-hf": read_ours, "make": read_make, "pip": read_pip, "python": read_python, "torchrun": read_python}
+def read_curl(words: list[str]) -> None:
+    """Where it sends what it sends is a route of the server; `test_a_document_as_typed` runs it."""
+    assert [word for word in words if word.startswith(f"http://{SERVER}/v1/")]
+
+
+READERS = {
+    "sugar-hf": read_ours,
+    "curl": read_curl,
+    "make": read_make,
+    "pip": read_pip,
+    "python": read_python,
+    "torchrun": read_python,
+}
 
 
 def test_commands_and_their_options_are_there(subtests):
@@ -226,6 +243,25 @@ def given(document: str) -> dict[str, Any]:
     return {}
 
 
+@contextmanager
+def running_server(document: str) -> Iterator[str]:
+    """The server that a document takes for granted, and where it is."""
+    if document != "docs/serving.md":
+        yield SERVER
+        return
+    embedder = SugarEmbedder.from_pretrained("sugar")
+    rows = picturebook.load("test", kind="story", size=12)
+    index = SugarIndex.build("served.index", rows, embedder, show_progress=False)
+    with running(Engine(embedder, index)) as server:
+        yield server.url.removeprefix("http://")
+
+
+def run_curl(words: list[str], at: str) -> None:
+    words = [word.replace(SERVER, at) for word in words]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout), words
+
+
 def outputs(path: Path) -> dict[int, str]:
     """What a block of Python prints, by the block's line, where the next thing in the document is a block of text."""
     text = path.read_text(encoding="utf-8")
@@ -249,19 +285,23 @@ def test_a_document_as_typed(path, folder, capsys):
     document = path.relative_to(ROOT).as_posix()
     names = {"__name__": "__main__", **given(document)}
     printed = outputs(path)
-    for block in blocks(path):
-        if block.reason is not None:
-            continue
-        if block.language == "python":
-            code = "\n" * block.line + block.code  # so that a traceback has the document's lines
-            capsys.readouterr()
-            exec(compile(code, str(path), "exec"), names)
-            if block.line in printed:
-                assert capsys.readouterr().out == printed[block.line], block
-        elif block.language == "bash":
-            for words in commands(block):
-                if words[0] == "sugar-hf" and words[1] not in ONLY_READ:
-                    run_ours(words)
+    with running_server(document) as at:
+        for block in blocks(path):
+            if block.reason is not None:
+                continue
+            if block.language == "python":
+                # so that a traceback has the document's lines
+                code = "\n" * block.line + block.code.replace(SERVER, at)
+                capsys.readouterr()
+                exec(compile(code, str(path), "exec"), names)
+                if block.line in printed:
+                    assert capsys.readouterr().out == printed[block.line], block
+            elif block.language == "bash":
+                for words in commands(block):
+                    if words[0] == "sugar-hf" and words[1] not in ONLY_READ:
+                        run_ours(words)
+                    elif words[0] == "curl":
+                        run_curl(words, at)
 
 
 def texts_of_the_source() -> list[str]:

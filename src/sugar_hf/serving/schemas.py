@@ -298,6 +298,9 @@ class ModelEntry(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    dimensions: int
+    max_input_tokens: int
+    documents: int | None = Field(description="How many documents the index has; null without one.")
 
 
 class ModelList(BaseModel):

@@ -335,7 +335,16 @@ class _Routes:
 
     async def models(self) -> Response:
         """Name the model."""
-        entry = {"id": self.engine.name, "object": "model", "created": self.created, "owned_by": "sugar-hf"}
+        index = self.engine.index
+        entry = {
+            "id": self.engine.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "sugar-hf",
+            "dimensions": self.engine.embedder.dim,
+            "max_input_tokens": self.engine.input_tokens,
+            "documents": None if index is None else len(index),
+        }
         return _json({"object": "list", "data": [entry]})
 
     async def health(self) -> Response:
