@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..model.embedding_sugar import Faults, drawn_picture, embed_samples
-from ..model.samples_sugar import Sample, sample_size
+from ..model.samples_sugar import Sample, sample_sizes
 from ..retrieval.embedder import SugarEmbedder
 from .server_metrics import Metrics
 
-BYTES_PER_TOKEN = 3  # of text in UTF-8, a low guess
+CHARACTERS_PER_TOKEN = 3  # a low guess
 QUEUE = "embedding"
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class _Job:
 
     def __init__(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
         self.samples, self.names = samples, names
-        self.sizes = [sample_size(*row) for row in zip(samples, names, strict=True)]
+        self.sizes = sample_sizes(samples, names)
         self.found: dict[int, Embedded] = {}
         self.future: Future[list[Embedded]] = Future()
 
@@ -93,7 +93,7 @@ class EmbeddingWorker:
     """Embeds inputs of many requests together.
 
     A batch is what waits when the one before it is done, in the order of its coming, as long as its inputs times the
-    tokens of the longest stay within `batch_tokens`. These tokens are a guess: one for three bytes of text, and for
+    tokens of the longest stay within `batch_tokens`. These tokens are a guess: one for three characters, and for
     an image those of a drawn one. If the last batch came of several requests, the next one waits for as many, for
     `batch_wait` seconds at the most; a lone request never waits.
 
@@ -156,7 +156,7 @@ class EmbeddingWorker:
         """
         job = _Job(samples, names)
         items = [
-            _Item(job, number, images * self.image_tokens + characters // BYTES_PER_TOKEN + 1)
+            _Item(job, number, images * self.image_tokens + characters // CHARACTERS_PER_TOKEN + 1)
             for number, (images, characters) in enumerate(job.sizes)
         ]
         with self._change:

@@ -16,8 +16,7 @@ from ..model.samples_sugar import Sample
 from ..retrieval.embedder import SugarEmbedder, short_name
 from ..retrieval.explain import Explanation
 from ..retrieval.index import Hit, SugarIndex
-from ..retrieval.prompts import KNOWLEDGE_VQA, RagHit, RagTemplate, prepared
-from ..retrieval.rag import RagAnswer, SugarRag
+from ..retrieval.rag import KNOWLEDGE_VQA, RagAnswer, RagHit, RagTemplate, SugarRag, prepared
 from ..retrieval.store import DamagedIndexError, IndexMismatchError
 from .api_errors import ApiError, invalid
 from .contents import Limits

@@ -23,11 +23,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..data import Document
-from ..data.images import load_image
+from ..data.schema import load_image
 from ..model.samples_sugar import Sample
 from ..retrieval.filters import Filter
 from ..retrieval.index import Hit
-from ..retrieval.prompts import RagHit
+from ..retrieval.rag import RagHit
 from . import schemas
 from .api_errors import ApiError, invalid, of_validation
 from .contents import Contents
