@@ -8,26 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .loading import load_embedder, read_sources
-from .options import (
-    BatchSize,
-    Captions,
-    Columns,
-    Device,
-    DropBrokenImages,
-    DropColumns,
-    Dtype,
-    IdField,
-    ImageRoot,
-    MaxLength,
-    Model,
-    OnError,
-    Positions,
-    Sources,
-    SplitSentences,
-    TextField,
-    Truncate,
-    TruncateDim,
-)
+from .options import Embedding, Reading, Running, Sources, with_options
 from .output import emit, interruptible, name_skipped, say
 
 if TYPE_CHECKING:
@@ -41,29 +22,17 @@ WINDOW = 1024  # documents that are sorted by length together
 Embedded = tuple["Document", "np.ndarray"]
 
 
+@with_options
 def embed(
     sources: Sources,
     output: Annotated[
         Path | None,
         typer.Option(help="Write a .npz file (`ids`, `embeddings`, `slices` if all) instead of lines of JSON."),
     ] = None,
-    positions: Positions = "last",
-    truncate_dim: TruncateDim = None,
-    split_sentences: SplitSentences = False,
-    max_length: MaxLength = None,
-    truncate: Truncate = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 8,
-    text_field: TextField = None,
-    id_field: IdField = None,
-    image_root: ImageRoot = None,
-    captions: Captions = True,
-    columns: Columns = None,
-    drop_columns: DropColumns = None,
-    drop_broken_images: DropBrokenImages = False,
-    on_error: OnError = "raise",
+    *,
+    embedding: Embedding,
+    running: Running,
+    reading: Reading,
 ) -> None:
     """Embed documents, and write one line of JSON for each embedding, or a file for numpy.
 
@@ -75,35 +44,14 @@ def embed(
     if output is not None and output.suffix != ".npz":
         raise typer.BadParameter(f"{output} has another suffix than .npz", param_hint="--output")
     skipped: list[Any] = []
-    documents = read_sources(
-        sources,
-        text_field=text_field,
-        id_field=id_field,
-        image_root=image_root,
-        captions=captions,
-        columns=columns,
-        drop_columns=drop_columns,
-        drop_broken_images=drop_broken_images,
-        on_error=on_error,
-        skipped=skipped,
-    )
-    embedder = load_embedder(
-        model,
-        device,
-        dtype,
-        batch_size,
-        positions=positions,
-        truncate_dim=truncate_dim,
-        split_sentences=split_sentences,
-        max_length=max_length,
-        truncation="slice" if truncate else False,
-    )
-    embedded = _embedded(documents, embedder, on_error, skipped)
+    documents = read_sources(sources, skipped=skipped, **vars(reading))
+    embedder = load_embedder(**vars(running), **embedding.settings)
+    embedded = _embedded(documents, embedder, reading.on_error, skipped)
     with interruptible("what was written so far is whole lines" if output is None else f"{output} was not written"):
         if output is None:
-            _write_lines(embedded, positions)
+            _write_lines(embedded, embedding.positions)
         else:
-            _write_file(embedded, positions, output)
+            _write_file(embedded, embedding.positions, output)
     name_skipped(skipped)
 
 

@@ -7,29 +7,16 @@ import typer
 
 from .loading import join_processes, load_embedder, parse_where, read_sources
 from .options import (
-    BatchSize,
-    Captions,
-    Columns,
-    Device,
-    DropBrokenImages,
-    DropColumns,
-    Dtype,
-    IdField,
-    ImageRoot,
+    Embedding,
     IndexFolder,
     Json,
-    MaxLength,
-    Model,
-    OnError,
     PartDocuments,
-    Positions,
+    Reading,
+    Running,
     Sources,
-    SplitSentences,
     TextCommand,
-    TextField,
-    Truncate,
-    TruncateDim,
     Where,
+    with_options,
 )
 from .output import emit, interruptible, name_skipped, say, show
 
@@ -44,10 +31,10 @@ index_app = typer.Typer(
 
 
 @index_app.command(cls=TextCommand)
+@with_options
 def build(
     index: IndexFolder,
     sources: Sources,
-    positions: Positions = "last",
     vectors: Annotated[
         Literal["float32", "float16", "int8", "binary"], typer.Option(help="How vectors are kept.")
     ] = "float32",
@@ -55,24 +42,12 @@ def build(
     backend_options: Annotated[
         str | None, typer.Option(help='Options of the backend, as JSON: \'{"kind": "hnsw"}\'')
     ] = None,
-    truncate_dim: TruncateDim = None,
-    split_sentences: SplitSentences = False,
-    max_length: MaxLength = None,
-    truncate: Truncate = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there once this is whole.")] = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 8,
-    text_field: TextField = None,
-    id_field: IdField = None,
-    image_root: ImageRoot = None,
-    captions: Captions = True,
-    columns: Columns = None,
-    drop_columns: DropColumns = None,
-    drop_broken_images: DropBrokenImages = False,
+    *,
+    embedding: Embedding,
+    running: Running,
+    reading: Reading,
     part_documents: PartDocuments = 1024,
-    on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
     """Embed documents and make an index of them. An interrupted build resumes.
@@ -86,29 +61,8 @@ def build(
     options = _json_option(backend_options, "--backend-options")
     join_processes()
     skipped: list[Any] = []
-    documents = read_sources(
-        sources,
-        text_field=text_field,
-        id_field=id_field,
-        image_root=image_root,
-        captions=captions,
-        columns=columns,
-        drop_columns=drop_columns,
-        drop_broken_images=drop_broken_images,
-        on_error=on_error,
-        skipped=skipped,
-    )
-    embedder = load_embedder(
-        model,
-        device,
-        dtype,
-        batch_size,
-        positions=positions,
-        truncate_dim=truncate_dim,
-        split_sentences=split_sentences,
-        max_length=max_length,
-        truncation="slice" if truncate else False,
-    )
+    documents = read_sources(sources, skipped=skipped, **vars(reading))
+    embedder = load_embedder(**vars(running), **embedding.settings)
     from sugar_hf.retrieval.index import SugarIndex
 
     with interruptible(_GO_ON):
@@ -120,7 +74,7 @@ def build(
             vectors=vectors,
             backend_options=options,
             overwrite=overwrite,
-            on_error=on_error,
+            on_error=reading.on_error,
             part_documents=part_documents,
         )
     name_skipped(skipped)
@@ -128,25 +82,17 @@ def build(
 
 
 @index_app.command(cls=TextCommand)
+@with_options
 def add(
     index: IndexFolder,
     sources: Sources,
     on_duplicate: Annotated[
         Literal["raise", "skip", "update"], typer.Option(help="What an id that is there already does.")
     ] = "raise",
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 8,
-    text_field: TextField = None,
-    id_field: IdField = None,
-    image_root: ImageRoot = None,
-    captions: Captions = True,
-    columns: Columns = None,
-    drop_columns: DropColumns = None,
-    drop_broken_images: DropBrokenImages = False,
+    *,
+    running: Running,
+    reading: Reading,
     part_documents: PartDocuments = 1024,
-    on_error: OnError = "raise",
     as_json: Json = False,
 ) -> None:
     """Add documents to an index, all or none. An interrupted call resumes when it is repeated.
@@ -160,21 +106,12 @@ def add(
 
     opened = SugarIndex.load(index)
     skipped: list[Any] = []
-    documents = read_sources(
-        sources,
-        text_field=text_field,
-        id_field=id_field,
-        image_root=image_root,
-        captions=captions,
-        columns=columns,
-        drop_columns=drop_columns,
-        drop_broken_images=drop_broken_images,
-        on_error=on_error,
-        skipped=skipped,
-    )
-    opened.embedder = load_embedder(model, device, dtype, batch_size, settings=opened.info()["settings"])
+    documents = read_sources(sources, skipped=skipped, **vars(reading))
+    opened.embedder = load_embedder(**vars(running), settings=opened.info()["settings"])
     with interruptible(_GO_ON):
-        report = opened.add(documents, on_error=on_error, on_duplicate=on_duplicate, part_documents=part_documents)
+        report = opened.add(
+            documents, on_error=reading.on_error, on_duplicate=on_duplicate, part_documents=part_documents
+        )
     name_skipped(skipped)
     shown = {
         "added": report.added,

@@ -1,6 +1,10 @@
 """Options that several commands share, and the order of a query's parts."""
 
+import functools
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +82,71 @@ DropBrokenImages = Annotated[
 Captions = Annotated[
     bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")
 ]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Options of reading documents, those of `read_sources`."""
+
+    text_field: TextField = None
+    id_field: IdField = None
+    image_root: ImageRoot = None
+    captions: Captions = True
+    columns: Columns = None
+    drop_columns: DropColumns = None
+    drop_broken_images: DropBrokenImages = False
+    on_error: OnError = "raise"
+
+
+@dataclass(frozen=True)
+class Running:
+    """Options of running a model, those of `load_embedder`."""
+
+    model: Model = None
+    device: Device = None
+    dtype: Dtype = None
+    batch_size: BatchSize = 8
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Options of new embeddings."""
+
+    positions: Positions = "last"
+    truncate_dim: TruncateDim = None
+    split_sentences: SplitSentences = False
+    max_length: MaxLength = None
+    truncate: Truncate = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return them as the options of `SugarEmbedder`."""
+        settings = dict(vars(self))
+        settings["truncation"] = "slice" if settings.pop("truncate") else False
+        return settings
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, for each parameter of one of the classes above, the options of that class."""
+    signature = inspect.signature(command, eval_str=True)
+    hints: dict[str, Any] = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in fields(group)})
+        command(**values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        options = [*inspect.signature(groups[name], eval_str=True).parameters.values()] if name in groups else []
+        parameters += options or [parameter]
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
 
 IMAGE_OPTION = "--image"
 IMAGE_MARK = "\0image:"  # no argument of a program can hold a NUL

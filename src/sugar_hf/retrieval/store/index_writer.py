@@ -652,7 +652,6 @@ class IndexWriter:
     def _swap(self, manifest: Manifest) -> None:
         """Make a manifest current. Its segments must already be on disk. If that fails, the old one is searched."""
         store, folder, old = self._store, self._store.folder, self.snapshot
-        shares = old.is_beginning_of(manifest)
         with store.guard:
             try:
                 new = Snapshot.open(folder, manifest, old, verify=False, options=store.secrets, is_writer=True)
@@ -660,11 +659,11 @@ class IndexWriter:
                 fsync(*(place for place in (folder / "segments", folder) if place.is_dir()))
                 _make_current(folder, new.manifest)
             except BaseException:
-                if shares and old.backend is not None:
-                    old.backend.trim(old.manifest.rows)
+                if old.backend is not None:
+                    old.backend.trim(len(old.row_document))
                 store.refresh()  # it may be current all the same, if the error came late
                 raise
-            store.snapshot = new
+            store.snapshot, shares = new, new.backend is old.backend
             gone = old.deleted[old.manifest.deleted.before :] if shares and old.manifest.deleted else ()
             with suppress(Exception):  # the write is done; rows that stay take space and are not found
                 if new.backend is not None and len(gone):
