@@ -5,9 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from transformers import PreTrainedModel
-
 from ..model import SugarForConditionalGeneration, SugarGenerationPipeline, SugarProcessor
+from ..model.adapters import is_model
 from ..retrieval.embedder import ModelFingerprint
 
 
@@ -77,6 +76,6 @@ def as_generator(model: Any, processor: Any = None) -> Generator:
     """
     if isinstance(model, Generator):
         return model
-    if isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model"):
+    if is_model(model):
         return SugarGenerator(model, processor)
     raise ValueError(f"{type(model).__name__} generates nothing: pass a model with its processor, or a Generator.")

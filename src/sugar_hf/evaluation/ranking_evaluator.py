@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Document
+from ..model.adapters import is_model
 from ..retrieval.embedder import SugarEmbedder
 from .baselines import Blip2Encoder
 from .embedding_store import EmbeddingStore
@@ -32,7 +32,7 @@ def as_encoder(model: Any, processor: Any = None) -> Encoder:
     """
     if isinstance(model, Encoder):
         return model
-    if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
+    if not is_model(model):
         raise ValueError(
             f"{type(model).__name__} embeds nothing: pass a Sugar model with its processor, or an Encoder."
         )

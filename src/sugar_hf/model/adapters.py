@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from .modeling_sugar import QUANTISED, SugarForConditionalGeneration
@@ -185,6 +186,13 @@ def adapters_are_on(model: nn.Module) -> bool:
     """Whether the model computes with adapters, and not as its base does."""
     # where peft was never imported there are none, and importing it takes a second
     return "peft" in sys.modules and any(not layer.disable_adapters for layer in _found(model))
+
+
+def is_model(candidate: object) -> bool:
+    """Whether an object is a model of transformers, or the `peft.PeftModel` around one."""
+    if isinstance(candidate, PreTrainedModel):
+        return True
+    return "peft" in sys.modules and isinstance(candidate, _peft_classes()[2])
 
 
 def _found(model: nn.Module) -> list[Any]:

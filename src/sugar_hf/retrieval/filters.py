@@ -208,20 +208,6 @@ class _Exists(Filter):
 
 
 @dataclass(frozen=True)
-class _Nothing(Filter):
-    """Holds never: `{"$in": []}`."""
-
-    key: str
-
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        return False
-
-    def milvus(self, field: str) -> str:
-        place = _place(field, "text", self.key)
-        return f"(exists {place} and not exists {place})"
-
-
-@dataclass(frozen=True)
 class _Compared(Filter):
     """The field has a value of the operand's kind that compares so with it; `==` or an order."""
 
@@ -247,7 +233,7 @@ class _Compared(Filter):
 
 @dataclass(frozen=True)
 class _In(Filter):
-    """The field has one of some values, which are kept by kind."""
+    """The field has one of some values, which are kept by kind; it holds never if there are none."""
 
     key: str
     values: Mapping[str, frozenset[str | float | bool]]
@@ -266,6 +252,9 @@ class _In(Filter):
             place = _place(field, kind, self.key)  # milvus-lite knows `in` for plain fields only
             equal = " or ".join(f"{place} == {literal}" for literal in sorted(map(_literal, values)))
             some.append(f"(exists {place} and ({equal}))")
+        if not some:
+            place = _place(field, "text", self.key)
+            return f"(exists {place} and not exists {place})"
         return "(" + " or ".join(some) + ")"
 
 
@@ -310,32 +299,28 @@ def _parse(where: Any, place: str, depth: int) -> Filter:
         elif not isinstance(key, str) or not key or key.startswith("$"):
             raise ValueError(f"{here}: unknown operator; give the name of a field or one of {', '.join(_GROUPS)}.")
         else:
-            parts += _field_conditions(_checked_text(key, here), value, here)
+            operators = value if isinstance(value, Mapping) else {"$eq": value}
+            if not operators:
+                raise ValueError(f"{here}: no condition; give a value or operators such as {{'$gte': 2000}}.")
+            _checked_text(key, here)
+            parts += [_condition(key, name, operand, f"{here}[{_shown(name)}]") for name, operand in operators.items()]
     return parts[0] if len(parts) == 1 else _Group(tuple(parts))
 
 
-def _field_conditions(key: str, value: Any, place: str) -> list[Filter]:
-    """The conditions on one field."""
-    if not isinstance(value, Mapping):
-        value = {"$eq": value}
-    if not value:
-        raise ValueError(f"{place}: no condition; give a value or operators such as {{'$gte': 2000}}.")
-    return [_condition(key, operator, operand, f"{place}[{_shown(operator)}]") for operator, operand in value.items()]
-
-
 def _condition(key: str, operator: Any, operand: Any, place: str) -> Filter:
+    """Read one condition on one field."""
+    if operator in ("$ne", "$nin"):
+        return _Not(_condition(key, {"$ne": "$eq", "$nin": "$in"}[operator], operand, place))
     if operator == "$exists":
         if not isinstance(operand, bool):
             raise ValueError(f"{place}: give True or False; got {_shown(operand)}.")
         return _Exists(key) if operand else _Not(_Exists(key))
-    if operator in ("$eq", "$ne"):
-        equal = _equal(key, operand, place)
-        return equal if operator == "$eq" else _Not(equal)
-    if operator in ("$in", "$nin"):
+    if operator == "$eq":
+        return _Not(_Exists(key)) if operand is None else _Compared(key, "$eq", _scalar(operand, place))
+    if operator == "$in":
         if not isinstance(operand, (list, tuple, set, frozenset)):
             raise ValueError(f"{place}: give a list of values; got {_shown(operand)}.")
-        found = _among(key, operand, place)
-        return found if operator == "$in" else _Not(found)
+        return _among(key, operand, place)
     if operator == "$contains":
         return _Contains(key, _scalar(operand, place))
     if operator in _ORDERS:
@@ -353,13 +338,9 @@ def _among(key: str, operand: Collection[Any], place: str) -> Filter:
             value = _scalar(each, place)
             values.setdefault(str(_kind(value)), set()).add(value)
     some: list[Filter] = [_Not(_Exists(key))] if any(each is None for each in operand) else []
-    if values:
+    if values or not some:
         some.append(_In(key, {kind: frozenset(found) for kind, found in values.items()}))
-    return _Nothing(key) if not some else some[0] if len(some) == 1 else _Group(tuple(some), "or")
-
-
-def _equal(key: str, value: Any, place: str) -> Filter:
-    return _Not(_Exists(key)) if value is None else _Compared(key, "$eq", _scalar(value, place))
+    return some[0] if len(some) == 1 else _Group(tuple(some), "or")
 
 
 def _scalar(value: Any, place: str) -> str | float | bool:
