@@ -5,7 +5,7 @@ content parts; a part is a text, or an image that stands for the next entry of `
 without turns (an article, a caption pair, a story) is a single message of role `document`. TRL's vision trainers read
 the same form.
 
-Pictures in rows are read safely, found by the names that data files give them, and none is lost without a word. How an
+Pictures in rows are read safely, found by the names that data files give them, and none is dropped silently. How an
 image is decoded, and what is refused, is written in `model.images_sugar`, which travels to the Hub.
 """
 

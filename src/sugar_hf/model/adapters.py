@@ -20,7 +20,7 @@ from transformers.utils import is_peft_available
 
 from .modeling_sugar import QUANTISED, SugarForConditionalGeneration
 
-# These ways of starting an adapter change the weights below it, and what they were is gone.
+# These ways of starting an adapter change the weights below it, whose old values are lost.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 

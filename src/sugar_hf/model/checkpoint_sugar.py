@@ -313,7 +313,10 @@ class Adapter:
             )
         revision = settings.get("revision")
         if given is not None and str(path) != str(given):
-            base, revision = str(path), options.get("revision")  # the Auto classes have gone to the base already
+            base, revision = (
+                str(path),
+                options.get("revision"),
+            )  # the Auto classes have resolved the base already
         return cls(str(place), base, revision, adapter_options)
 
     def config(self, options: dict[str, Any]) -> SugarConfig | None:

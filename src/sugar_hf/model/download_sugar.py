@@ -25,7 +25,7 @@ class RefusedError(ValueError):
 def download(url: str, seconds: float, max_bytes: int) -> bytes:
     """Download a file with http or https. Proxies of the environment are used.
 
-    The time counts for everything, from looking up the host to the last byte, redirects too, and whatever drips.
+    The time counts for everything, from looking up the host to the last byte, redirects and slow answers included.
 
     Args:
         url: The address.
@@ -153,12 +153,12 @@ def _is_public(address: str) -> bool:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Looks at whom it is connected to before it says a word: a name may have got another address since."""
+    """Checks the address it is connected to before it sends anything: the name may resolve to another by now."""
 
     def __init__(self, host: str, work: _Download, is_open: bool) -> None:
         super().__init__(host, timeout=work.left)
         self._work, self._is_open = work, is_open
-        self.wire: socket.socket | None = None  # `sock` is gone once the answer has begun
+        self.wire: socket.socket | None = None  # `sock` is None once the answer has begun
 
     def connect(self) -> None:
         super().connect()

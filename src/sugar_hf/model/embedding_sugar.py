@@ -17,7 +17,7 @@ from .processing_sugar import SugarProcessor
 from .samples_sugar import Item, Sample, sample_sizes
 
 UNIT_TOLERANCE = 1e-3
-WINDOW = 16  # batches of texts that are tokenised at once, and put into an order by their tokens
+WINDOW = 16  # batches of texts that are tokenised together, and sorted by their tokens
 # Distances of unit vectors, or of logits relative to their size, that rounding alone may make after dozens of layers.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
@@ -163,7 +163,7 @@ def embed_samples(
         for part, batch in _batches(numbers, features, batch_size) if features is not None else ():
             yield part, embed_features(model, batch, positions, truncate_dim)
 
-    # similar lengths share a batch, and memory runs out at once or never
+    # similar lengths share a batch, and the largest comes first, so that memory runs out early or never
     order = sorted(sizes, key=sizes.__getitem__, reverse=True)
     with_images = [number for number in order if sizes[number][0]]
     bare = [number for number in order if not sizes[number][0]]

@@ -315,7 +315,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return model.train(vlm.training)
 
     def train(self, mode: bool = True) -> "SugarForConditionalGeneration":
-        """Set training mode, as `nn.Module.train` does, but for frozen layers with running statistics.
+        """Set training mode, as `nn.Module.train` does, except of frozen layers with running statistics.
 
         These would move with every batch though nothing of them is trained, and an adapter does not save them.
         """

@@ -66,7 +66,7 @@ class SugarProcessor(ProcessorMixin):
     Samples without roles are written as their texts and images in order, each stripped, with one newline between
     them, no chat template, and the tokenizer's own bos. Chats go through the model's chat template; where it would
     move the images of a message, the message is written as one text with the images in place. Whitespace around a
-    text is dropped but for that between it and an image, and two texts in a row have a newline between them.
+    text is dropped, except between it and an image, and two texts in a row have a newline between them.
 
     Calls may run in threads side by side: none changes the processor, its tokenizer or its image processor.
 
@@ -275,7 +275,7 @@ class SugarProcessor(ProcessorMixin):
         folder = Path(save_directory)
         self.backbone_processor.save_pretrained(folder)
         settings = self.to_dict()
-        if self._auto_class is not None:  # loaded from the Hub with its code: the code goes along
+        if self._auto_class is not None:  # loaded from the Hub with its code, which is saved too
             custom_object_save(self, folder, config=settings)
         file = folder / PROCESSOR_FILE
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -288,7 +288,7 @@ class SugarProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SugarProcessor":
         """Load the processor of a Sugar checkpoint, or wrap that of a plain vision-language model.
 
-        A video processor is kept where it can be had, and left out where it cannot (without torchvision).
+        A video processor is kept if it can be loaded, and left out if it cannot (without torchvision).
 
         Args:
             pretrained_model_name_or_path: Hub name or folder.
@@ -385,8 +385,8 @@ def _prefix(parts: list[Part], characters: int, images: int) -> tuple[tuple[Part
 def load_backbone_processor(path: Any, **kwargs: Any) -> ProcessorMixin:
     """Load the backbone's processor of a Sugar checkpoint, or that of a plain vision-language model.
 
-    A video processor is kept where it can be had. Where it cannot (torchvision is missing, or the folder has no
-    settings for it), it is left out: Sugar reads texts and images. Pillow resizes images wherever the family has code
+    A video processor is kept if it can be loaded. If it cannot (torchvision is missing, or the folder has no settings
+    for it), it is left out: Sugar reads texts and images. Pillow resizes images wherever the family has code
     for that, even if torchvision is installed: its pixels differ a little, and so would the vectors of an index.
 
     Args:
@@ -463,7 +463,7 @@ def _has_video_processor(path: Any, **kwargs: Any) -> bool:
 
 
 class _NoVideo:
-    """Stands in the place of a video processor that cannot be had: all of its settings are None."""
+    """Stand-in for a video processor that cannot be loaded: all of its settings are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -477,7 +477,7 @@ class _NoVideo:
 
 
 class _WithoutVideo(ProcessorMixin):
-    """Stands between a family's class and `ProcessorMixin`: passes on by name what the family passes up."""
+    """Base between a family's class and `ProcessorMixin`: passes by name what the family passes by place."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         named = dict(zip(self._all_parts, args, strict=False)) | kwargs

@@ -149,7 +149,7 @@ def parse_sample(sample: Sample, where: str, split_sentences: bool = False) -> l
 
     Args:
         sample: See [`Sample`]. A str is a text. A part is `{"type": "text", "text": ...}` or
-            `{"type": "image", "image"|"path"|"base64"|"url": ...}`. Nothing is downloaded but what stands under `url`.
+            `{"type": "image", "image"|"path"|"base64"|"url": ...}`. Only what is under `url` is downloaded.
         where: Name of the sample for error messages.
         split_sentences: Make one slice of each sentence instead of each text.
 
@@ -326,7 +326,7 @@ class TextPiece:
         is_target: Whether a model learns to write it.
         ends_turn: Whether the end-of-turn token after it is learnt too.
         lead: Characters before it that are learnt too: what the template writes after the generation prompt.
-        steers: Whether control tokens in it count as such, but for placeholders of images.
+        steers: Whether control tokens in it count as such; placeholders of images never do.
     """
 
     text: str

@@ -136,8 +136,8 @@ def _rules(backbone: ProcessorMixin) -> tuple[Any, ...]:
 
 # --- which characters of a written sample belong to which of its images
 #
-# Most processors replace an image's placeholder in one place of transformers, which tells what stands where. What it
-# tells is checked. Where it tells nothing (a processor that replaces placeholders by its own code, a version of
+# Most processors replace an image's placeholder in one place of transformers, which reports what it has written where.
+# The report is checked. Where there is none (a processor that replaces placeholders by its own code, a version of
 # transformers that works otherwise), each image is written out alone, and its tokens are counted.
 
 
@@ -178,7 +178,7 @@ def recorded_spans(text: str, record: list[Any], count: int) -> list[Run] | None
 
 
 class ImageCounter:
-    """Tells where images are by writing each of them out alone.
+    """Find where images are by writing each of them out alone.
 
     Args:
         backbone: The backbone's processor.
@@ -269,7 +269,7 @@ class _TextReached(Exception):  # noqa: N818
 
 
 class _Reader:
-    """Stands in for a tokenizer to read what it is given."""
+    """Stand-in for a tokenizer that reads what it is given."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

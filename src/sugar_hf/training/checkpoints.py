@@ -196,7 +196,7 @@ class AtomicCheckpoints(Trainer):
         """Load the weights of a whole model; return False for adapters and sharded models, which the base can load.
 
         The base trainer takes the names of weights from the file. `save_pretrained` writes many backbones under other
-        names, so that none of their weights would be loaded, with no more than a warning.
+        names, so that none of their weights would be loaded, with only a warning.
         """
         whole = isinstance(self.model, SugarForConditionalGeneration)
         if not whole or checkpoint is None or self._is_sharded:

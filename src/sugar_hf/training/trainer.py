@@ -411,7 +411,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
 
     @contextlib.contextmanager
     def _no_reduction(self, model: nn.Module) -> Iterator[None]:
-        """Keep gradients in this process, but for sharded ones, which would need the memory of the whole model."""
+        """Keep gradients in this process, except sharded ones, which would need the memory of the whole model."""
         state = self.accelerator.gradient_state
         was_last = state.sync_gradients
         state._set_sync_gradients(False)  # DeepSpeed takes its optimizer step where this is set
