@@ -6,6 +6,7 @@
 # make test-newest       the tests with the newest versions that pyproject.toml allows today
 # make test-lowest       the tests with the lowest that it allows
 # make test-torchvision  the families and the processors where torchvision is installed
+# make test-space    the page of a Space on the real Gradio, in headless Chromium if there is one
 # make test-install      install the package as a user does, and use it
 # make lab    the paper's experiments on the picturebook, hours; what is done already is not done again
 # make lab-quick  the same, far smaller, to see that all of it runs
@@ -24,6 +25,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 READY := .venv/.ready
+SPACE := .venv-space/.ready
 DEMO := .venv/.demo
 NEWEST := .venv-newest/.ready-$(shell date +%F)
 LOWEST := .venv-lowest/.ready
@@ -33,7 +35,7 @@ export HF_HUB_OFFLINE := 1
 export MPLBACKEND := Agg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-lab test-slow test-families test-newest test-lowest test-torchvision test-install lab lab-quick docs check clean
+.PHONY: demo test test-lab test-slow test-families test-newest test-lowest test-torchvision test-space test-install lab lab-quick docs check clean
 
 demo: $(DEMO)
 	@.venv/bin/python examples/demo.py $(PHOTOS)
@@ -58,6 +60,9 @@ test-lowest: $(LOWEST)
 
 test-torchvision: $(TORCHVISION)
 	@OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n $(WORKERS) tests/families tests/model $(ARGS)
+
+test-space: $(READY) $(SPACE)
+	@SUGAR_SPACE_PYTHON=$(CURDIR)/.venv-space/bin/python .venv/bin/python -m pytest -m slow tests/retrieval/test_space.py $(ARGS)
 
 # As a user has it, so without constraints, and new each time.
 test-install:
@@ -124,6 +129,14 @@ $(TORCHVISION): pyproject.toml constraints.txt Makefile
 	@sed 's/^torch==.*/torch==2.14.1\ntorchvision==0.29.1/' constraints.txt > .cache/torchvision.txt
 	$(call environment,.venv-torchvision,-c .cache/torchvision.txt)
 	@$(call pip,.venv-torchvision,-c .cache/torchvision.txt) torchvision
+	@touch $@
+
+# Gradio takes no Pillow as new as the pin. Everything else is as it is pinned.
+$(SPACE): pyproject.toml constraints.txt src/sugar_hf/retrieval/space.py
+	@mkdir -p .cache
+	@sed '/^pillow==/d' constraints.txt > .cache/space.txt
+	$(call base,.venv-space,-c .cache/space.txt)
+	@$(call pip,.venv-space,-c .cache/space.txt) -e . spaces "$$(sed -n 's/^GRADIO, PILLOW = "\(.*\)", .*/gradio==\1/p' src/sugar_hf/retrieval/space.py)"
 	@touch $@
 
 clean:

@@ -37,6 +37,7 @@ class FakeHub:
         folder_path,
         path_in_repo="",
         ignore_patterns=None,
+        allow_patterns=None,
         delete_patterns=None,
         run_as_future=False,
         **options,
@@ -47,7 +48,7 @@ class FakeHub:
                 if fnmatch.fnmatch(name, pattern):
                     (target / name).unlink()
         names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-        sent = list(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        sent = list(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
         for name in sent:
             place = target / path_in_repo / name
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from .output import visible
 from .report_command import report
 from .search_command import search
 from .serve_command import serve
+from .space_command import space
 
 HELP = """Train Sugar models, index interleaved documents, search them, answer with what is found, serve, and measure.
 
@@ -86,6 +87,7 @@ app.command(cls=TextCommand)(ask)
 app.command(cls=TextCommand)(explain)
 app.command(cls=TextCommand)(embed)
 app.command()(export)
+app.command()(space)
 app.command()(evaluate)
 app.command()(report)
 app.command()(serve)

@@ -51,7 +51,7 @@ def model_card(
     named = given.get("base_model")
     details: dict[str, str] = {}
     if named is not None:
-        linked = [_linked(each) for each in ([named] if isinstance(named, str) else named)]
+        linked = [linked(each) for each in ([named] if isinstance(named, str) else named)]
         at = f" at revision `{in_code(revision)}`" if revision and named == base else ""
         details["Base model"] = ", ".join(linked) + at
     details["Backbone"] = f"type `{in_code(model.config.vlm_config.model_type)}`"
@@ -110,9 +110,10 @@ def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else in_cell("" if value is None else value)
 
 
-def _linked(name: object) -> str:
+def linked(name: object, kind: str = "") -> str:
+    """A name, as a link to its page if it is one of the Hub; `kind` is `datasets/` for a data set."""
     text = in_code(name)
-    return f"[{text}](https://huggingface.co/{text})" if _HUB_NAME.fullmatch(text) else f"`{text}`"
+    return f"[{text}](https://huggingface.co/{kind}{text})" if _HUB_NAME.fullmatch(text) else f"`{text}`"
 
 
 def without_html(text: str) -> str:
