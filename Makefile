@@ -62,7 +62,7 @@ test-torchvision: $(TORCHVISION)
 	@OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -n $(WORKERS) tests/families tests/model $(ARGS)
 
 test-space: $(READY) $(SPACE)
-	@SUGAR_SPACE_PYTHON=$(CURDIR)/.venv-space/bin/python .venv/bin/python -m pytest -m slow tests/retrieval/test_space.py $(ARGS)
+	@SUGAR_SPACE_PYTHON=$(CURDIR)/.venv-space/bin/python .venv/bin/python -m pytest -m slow tests/cli/test_space.py $(ARGS)
 
 # As a user has it, so without constraints, and new each time.
 test-install:
@@ -132,11 +132,11 @@ $(TORCHVISION): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 # Gradio takes no Pillow as new as the pin. Everything else is as it is pinned.
-$(SPACE): pyproject.toml constraints.txt src/sugar_hf/retrieval/space.py
+$(SPACE): pyproject.toml constraints.txt src/sugar_cli/space_files.py
 	@mkdir -p .cache
 	@sed '/^pillow==/d' constraints.txt > .cache/space.txt
 	$(call base,.venv-space,-c .cache/space.txt)
-	@$(call pip,.venv-space,-c .cache/space.txt) -e . spaces "$$(sed -n 's/^GRADIO, PILLOW = "\(.*\)", .*/gradio==\1/p' src/sugar_hf/retrieval/space.py)"
+	@$(call pip,.venv-space,-c .cache/space.txt) -e . spaces "$$(sed -n 's/^GRADIO, PILLOW = "\(.*\)", .*/gradio==\1/p' src/sugar_cli/space_files.py)"
 	@touch $@
 
 clean:

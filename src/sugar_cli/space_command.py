@@ -38,7 +38,7 @@ def space(
       sugar-hf space page --model you/sugar --hardware cpu-basic --push you/sugar-page
       cd page && python app.py
     """
-    from sugar_hf.retrieval.space import GRADIO, push_space, write_space
+    from .space_files import GRADIO, push_space, write_space
 
     write_space(
         folder,

@@ -28,6 +28,7 @@ COMMANDS = [
     ["evaluate"],
     ["report"],
     ["serve"],
+    ["space"],
     *(["index", name] for name in ("build", "add", "delete", "info", "compact", "push")),
 ]
 

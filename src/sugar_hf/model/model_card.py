@@ -51,9 +51,9 @@ def model_card(
     named = given.get("base_model")
     details: dict[str, str] = {}
     if named is not None:
-        linked = [linked(each) for each in ([named] if isinstance(named, str) else named)]
+        links = [linked(each) for each in ([named] if isinstance(named, str) else named)]
         at = f" at revision `{in_code(revision)}`" if revision and named == base else ""
-        details["Base model"] = ", ".join(linked) + at
+        details["Base model"] = ", ".join(links) + at
     details["Backbone"] = f"type `{in_code(model.config.vlm_config.model_type)}`"
     details["Embeddings"] = (
         f"{model.config.retrieval_dim} dimensions, compared by cosine; the tokens of an image are pooled by "

@@ -20,9 +20,9 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from sugar_cli.space_command import space
+from sugar_cli.space_files import APP, GRADIO, push_space, write_space
 from sugar_hf import SugarEmbedder, SugarIndex, picturebook
 from sugar_hf.data import as_document
-from sugar_hf.retrieval.space import APP, GRADIO, push_space, write_space
 
 MINI = picturebook.checkpoint("mini-sugar")
 FILES = ["README.md", "app.py", "requirements.txt", "space.json"]

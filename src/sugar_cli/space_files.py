@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, SpaceCardData
 
-from ..model.model_card import in_line, is_hub_name, linked, without_html
+from sugar_hf.model.model_card import in_line, is_hub_name, linked, without_html
 
 APP = Path(__file__).with_name("space_app.py")
 #: The release of Gradio that the page was tried with, and the newest Pillow that it takes.
