@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from browser import CHROMIUM, Browser
 from hub_stand_in import put_in_place
 from huggingface_hub import RepoCard, SpaceCardData
 from packaging.requirements import Requirement
@@ -192,10 +193,9 @@ def served(tmp_path, index):
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(served, tmp_path):
-    browsing = pytest.importorskip("browser")
-    if browsing.CHROMIUM is None:
+    if CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    page = browsing.Browser(tmp_path / "chromium")
+    page = Browser(tmp_path / "chromium")
     try:
         page.open(served)
         page.wait("document.querySelector('#search')")
