@@ -186,7 +186,9 @@ def _texts(values):
 
 for _what, _kind in (("an absolute path", "absolute"), ("`..`", "above")):
 
-    @refused("Paths and addresses", f"A manifest that names {_what}", DamagedIndexError, "is no name of a file")
+    @refused(
+        "Paths and addresses", f"A manifest that names {_what}", DamagedIndexError, "is not the name of an index file"
+    )
     def _(place, kind=_kind):
         current = json.loads((place.index_folder / "CURRENT").read_bytes())
         values = json.loads((place.index_folder / current["manifest"]).read_bytes())
@@ -195,7 +197,9 @@ for _what, _kind in (("an absolute path", "absolute"), ("`..`", "above")):
         rewrite(place, lambda values, current: _texts(values).update(name=name))
         place.index()
 
-    @refused("Paths and addresses", f"CURRENT that names {_what}", DamagedIndexError, "is no name of a file")
+    @refused(
+        "Paths and addresses", f"CURRENT that names {_what}", DamagedIndexError, "is not the name of an index file"
+    )
     def _(place, kind=_kind):
         current = json.loads((place.index_folder / "CURRENT").read_bytes())
         there = _move_out(place, current["manifest"])

@@ -192,7 +192,7 @@ def test_flat_and_small_indexes_save_nothing(tmp_path):
 def test_a_graph_of_other_vectors(tmp_path):
     make("float32", GRAPH)[0].save(tmp_path)
     codec = Codec.fit("float32", [unit(2, dim=8)])
-    with pytest.raises(ValueError, match="no graph of vectors of 8 dimensions"):
+    with pytest.raises(ValueError, match="not a graph of vectors of 8 dimensions"):
         FaissBackend(codec, options=GRAPH, folder=tmp_path)
 
 

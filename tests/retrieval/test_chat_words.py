@@ -168,7 +168,7 @@ def test_a_saved_chat_goes_on(chat, tmp_path):
 def test_what_cannot_be_saved(subtests):
     for chat_, reason in [
         ("Find it.", "messages has to be a list"),
-        ([user(object())], "JSON does not know"),
+        ([user(object())], "JSON cannot represent"),
         ([user(Image.new("F", (4, 4)))], "mode 'F'"),
     ]:
         with subtests.test(chat_=f"{chat_!r:.60}", reason=reason), pytest.raises(ValueError, match=reason):

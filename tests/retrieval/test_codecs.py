@@ -117,9 +117,9 @@ def test_wrong_vectors(subtests):
 def test_wrong_fits_and_descriptions():
     with pytest.raises(ValueError, match=r"vectors='pq': give one of 'float32'"):
         Codec.fit("pq", [unit(3)])
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="there are none"):
         Codec.fit("int8", [])
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="there are none"):
         Codec.fit("float32", [unit(0)])
     known = Codec.fit("int8", [unit(10)]).to_dict()
     for wrong in (

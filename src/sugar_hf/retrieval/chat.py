@@ -116,7 +116,7 @@ def chat_to_json(messages: Sequence[Mapping[str, Any]]) -> str:
     try:
         return json.dumps(saved)
     except TypeError as error:
-        raise ValueError(f"the chat holds something that JSON does not know ({error})") from error
+        raise ValueError(f"the chat holds something that JSON cannot represent ({error})") from error
 
 
 def _as_json(part: Any) -> Any:

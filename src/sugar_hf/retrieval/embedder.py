@@ -166,9 +166,9 @@ class ModelFingerprint:
             is_good = is_good and bool(np.isfinite([x for row in probe for x in row]).all())
             is_good = is_good and len({len(row) for row in probe}) == 1
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"it is no fingerprint of a model ({type(error).__name__}: {error})") from error
+            raise ValueError(f"it is not the fingerprint of a model ({type(error).__name__}: {error})") from error
         if not is_good:
-            raise ValueError("it is no fingerprint of a model")
+            raise ValueError("it is not the fingerprint of a model")
         return cls(parts, probe)
 
     def difference(self, other: "ModelFingerprint") -> str | None:

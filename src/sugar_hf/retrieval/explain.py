@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from ..data.documents import Document
+from ..model import SugarProcessor
+from ..model.samples_sugar import Sample
 from ..structure import (
     SliceFeatures,
     StructureLossConfig,
@@ -104,10 +106,10 @@ class Explanation:
 
 
 def explain(
-    query: Any,
-    document: Any,
+    query: Sample | Document,
+    document: Sample | Document,
     model: Any,
-    processor: Any,
+    processor: SugarProcessor,
     *,
     teacher: TripleTeacher | None = None,
     embeddings: str = "slice",

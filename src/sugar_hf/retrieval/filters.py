@@ -65,7 +65,7 @@ class Filter(ABC):
         found = _parse(where, "where", 0)
         if (count := sum(1 for _ in found.conditions())) > _MOST:
             raise ValueError(
-                f"where: {count} conditions, {_MOST} at the most are tried. For many values of one field use $in."
+                f"where: {count} conditions, but at most {_MOST} are tried. For many values of one field use $in."
             )
         return found
 
@@ -366,9 +366,7 @@ def _checked_text(text: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(
-            f"{place}: {text!r:.80} is no valid Unicode text (it has half of a surrogate pair)."
-        ) from None
+        raise ValueError(f"{place}: {text!r:.80} is not valid Unicode (it has half of a surrogate pair).") from None
     return text
 
 

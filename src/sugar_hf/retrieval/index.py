@@ -12,6 +12,7 @@ from ..data.containers import ColumnChoice
 from ..data.documents import Document
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.pipeline_sugar import split_inputs
+from ..model.samples_sugar import Sample
 from .embedder import ModelFingerprint, SugarEmbedder, origin_of, why_another
 from .explain import Explanation, explain
 from .filters import Filter
@@ -450,7 +451,7 @@ class SugarIndex:
             found.append([Hit(document.id, *row) for document, *row in zip(documents, *columns, strict=True)])
         return found
 
-    def explain(self, query: Any, hit: Hit | str, **options: Any) -> Explanation:
+    def explain(self, query: Sample, hit: Hit | str, **options: Any) -> Explanation:
         """Explain why a document was found: compare its slices with the query's, as this index embeds them.
 
         Args:

@@ -173,8 +173,8 @@ def pull(
     if manifest.graph is not None or "uri" in manifest.spec.backend_options:
         # FAISS reads graphs without checking them, and a server would be sent this user's token
         raise DamagedIndexError(
-            f"{repo_id} was not written by push_to_hub: it comes with a graph or the address of a server. To trust it "
-            "all the same, download it and use SugarIndex.load."
+            f"{repo_id} was not written by push_to_hub: it comes with a graph or the address of a server. If you "
+            "trust it, download it and use SugarIndex.load."
         )
     return folder
 

@@ -294,14 +294,14 @@ class SugarRag:
                 warnings.warn(str(check), stacklevel=4)
         return self._is_exact
 
-    def find(self, query: Any, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def find(self, query: Sample, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
         embedding = self.embedder.encode([query], show_progress=False, names=["query"])
         hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
         return [hit for hit in hits if self.min_score is None or hit.score >= self.min_score]
 
     @torch.no_grad()
-    def generate(self, sample: Any, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
+    def generate(self, sample: Sample, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
         """Answer one question without searching. Arguments are those of [`answer`]."""
         asked = Question.read(sample)
         features = self._prepared([self._as_prompt(asked.parts, asked)])

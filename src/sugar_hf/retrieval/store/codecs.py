@@ -55,7 +55,7 @@ class Codec:
                 if not has_ranges:
                     break
         if low is None or high is None:
-            raise ValueError(f"vectors={name!r} needs vectors to be fitted to, and there is none.")
+            raise ValueError(f"vectors={name!r} is fitted to vectors, but there are none.")
         # a dimension that never changes still has a range to be divided by
         ranges = (low, np.maximum(high - low, np.float32(1e-6))) if has_ranges else ()
         return _KINDS[name](len(low), *ranges)
@@ -69,12 +69,12 @@ class Codec:
         """
         name, dim = values.get("name"), values.get("dim")
         if name not in CODECS or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"No description of a codec: name {name!r}, dim {dim!r}.")
+            raise ValueError(f"Not the description of a codec: name {name!r}, dim {dim!r}.")
         if not issubclass(_KINDS[name], Int8Codec):
             return _KINDS[name](dim)
         low, span = (np.asarray(values.get(key), dtype=np.float32) for key in ("low", "span"))
         if low.shape != (dim,) or span.shape != (dim,) or not np.isfinite(low + span).all() or not (span > 0).all():
-            raise ValueError(f"The ranges of the {name} codec are no {dim} finite numbers each.")
+            raise ValueError(f"The ranges of the {name} codec are not {dim} finite numbers each.")
         return _KINDS[name](dim, low, span)
 
     def to_dict(self) -> dict[str, Any]:

@@ -198,7 +198,8 @@ def write_lock(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise PermissionError(
-            f"{folder} cannot be written ({error}). It can be searched; to change it, copy it to a folder of yours."
+            f"{folder} cannot be written ({error}). It can be searched; to change it, copy it to a folder that "
+            "you can write."
         ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
@@ -376,8 +377,8 @@ class PendingParts:
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             remove(path)
             raise DamagedIndexError(
-                f"part {number} of the write is missing or damaged ({error}) Start the same write again: what is "
-                "damaged is made anew."
+                f"part {number} of the write is missing or damaged ({error}). Repeat the same call: damaged parts are "
+                "embedded again."
             ) from error
 
     def _path(self, number: int) -> Path:

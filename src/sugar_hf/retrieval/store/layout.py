@@ -136,7 +136,7 @@ def checked_name(name: Any) -> str:
         ValueError: It is something else.
     """
     if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a file of an index")
+        raise ValueError(f"{name!r} is not the name of an index file")
     return name
 
 
@@ -397,9 +397,9 @@ class IndexSpec:
             raise ValueError("dim is 0")
         for name in ("positions", "vectors", "backend"):
             if not isinstance(values[name], str):
-                raise ValueError(f"{name} is no text")
+                raise ValueError(f"{name} is not a string")
         if not isinstance(spec.backend_options, dict):
-            raise ValueError("backend_options are no options")
+            raise ValueError("backend_options is not an object")
         for name in ("settings", "fingerprint"):
             if not isinstance(values[name], dict | None):
                 raise ValueError(f"{name} is neither null nor an object")
@@ -480,7 +480,7 @@ class Manifest:
             TypeError: Something is of another type.
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise ValueError("it is no manifest of an index")
+            raise ValueError("it is not the manifest of an index")
         if values["version"] != VERSION:
             raise ValueError(
                 f"it has version {values['version']!r} of the format, and this sugar-hf reads version {VERSION}. "
@@ -513,7 +513,7 @@ class Manifest:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r:.40} is no count")
+        raise ValueError(f"{value!r:.40} is not a count")
     return value
 
 
@@ -627,10 +627,10 @@ class Segment:
         try:
             found = [json.loads(text) for text in texts]
             if not all(isinstance(values, dict) for values in found):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
             raise DamagedIndexError(
-                f"{self.entry.texts.name} has metadata that is no JSON ({error}). {FIX}."
+                f"{self.entry.texts.name} has metadata that is not JSON ({error}). {FIX}."
             ) from error
         return found
 

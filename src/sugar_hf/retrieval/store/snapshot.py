@@ -246,7 +246,9 @@ class Snapshot:
         try:
             return Document.from_row(row)
         except (BadSampleError, RecursionError) as error:
-            raise DamagedIndexError(f"{segment.entry.texts.name} holds no document ({error}). {FIX}.") from error
+            raise DamagedIndexError(
+                f"{segment.entry.texts.name} holds something that is not a document ({error}). {FIX}."
+            ) from error
 
     def documents(self, numbers: Sequence[DocumentNumber]) -> list[Document]:
         """Read several documents."""
@@ -307,7 +309,7 @@ class Snapshot:
         choice = self._choice(backend, where)
         limit = min(count, MOST_RESULTS) if backend.filters_metadata else count
         if min(top_k, len(self.live_numbers)) > limit:
-            raise ValueError(f"top_k={top_k}: this backend gives {limit} results at the most. Ask for fewer.")
+            raise ValueError(f"top_k={top_k}: this backend gives at most {limit} results. Ask for fewer.")
         width = min(limit, 4 * top_k if self.manifest.spec.positions == "all" else top_k)
         while True:
             scores, rows = backend.search(queries, width, row_count=count, **choice)

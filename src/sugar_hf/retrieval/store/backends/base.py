@@ -61,7 +61,7 @@ class BackendOptions:
         for name, (least, most) in self.bounds.items():
             value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at the most.")
+                raise ValueError(f"{name}={value!r:.40}: give a whole number of {least} or more, {most} at most.")
 
     @classmethod
     def read(cls, values: Mapping[str, Any], backend: str) -> Self:

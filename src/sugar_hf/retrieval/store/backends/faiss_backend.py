@@ -364,7 +364,7 @@ def read_graph(path: Path, dim: int) -> Any:
         faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
         graph = faiss.read_index(reader, faiss.IO_FLAG_SKIP_STORAGE)
         if not isinstance(graph, faiss.IndexHNSW):
-            raise ValueError("it is no graph")
+            raise ValueError("it is not a graph")
     return graph
 
 
@@ -372,11 +372,11 @@ def _check_graph(data: bytes, dim: int) -> None:
     """Raise a ValueError if any number in the file of a graph leads nowhere."""
     kind, width, count, _, _, _, metric = _HEADER.unpack_from(data)
     if kind not in _KINDS:
-        raise ValueError(f"{kind!r} is no graph")
+        raise ValueError(f"{kind!r} is not a graph")
     if width != dim:
-        raise ValueError(f"it is no graph of vectors of {dim} dimensions")
+        raise ValueError(f"it is not a graph of vectors of {dim} dimensions")
     if metric != faiss.METRIC_INNER_PRODUCT or count < 1:
-        raise ValueError("it is no graph of inner products")
+        raise ValueError("it is not a graph of inner products")
     place = _HEADER.size
     arrays: list[np.ndarray] = []
     for type_ in _TYPES:
