@@ -1,0 +1,143 @@
+"""PDF to documents: each page is a picture of itself, and its text."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .documents import Document
+from .errors import BadSampleError
+from .sections import Block, Notes, cut_text, page_document
+
+_PDFIUM = threading.Lock()  # PDFium may be used by one thread at a time
+_PASSWORD = 4  # FPDF_ERR_PASSWORD
+_SECURITY = 5  # FPDF_ERR_SECURITY
+_QUALITY = 90
+_SIDE = 16_384  # pixels: a page may be much longer than wide
+_MOST_UNREADABLE = 0.1  # share of a page's characters
+_HYPHEN = re.compile("[\ufffe\x02]\n?")  # as PDFium writes one at the end of a line
+_BAD_CATEGORIES = ("Co", "Cn", "Cs", "Cc")
+
+
+def pdf_documents(
+    file: Path, name: str, notes: Notes, *, pixels: int, length: int
+) -> Iterator[Document | BadSampleError]:
+    """Read the pages of a PDF, one at a time.
+
+    A page's document is a JPEG of the page, then its text, if it has any. Text whose font does not say which letters
+    its shapes are is left out, and counted in `notes`. A page with more text than a document may have becomes several
+    documents, each with the picture.
+
+    Args:
+        file: The PDF.
+        name: What to call it.
+        notes: Counts the pages whose text is left out.
+        pixels: Pixels of the picture of a page, about.
+        length: Characters of text of a document.
+
+    Yields:
+        A document of id `name#p1`, `name#p2`, ..., with `page` among its metadata; or why a page, or all of them,
+        cannot be read.
+
+    Raises:
+        ImportError: pypdfium2 is not installed.
+    """
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise ImportError("PDF needs pypdfium2: pip install 'sugar-hf[documents]'") from error
+
+    try:
+        with _PDFIUM:
+            pdf = pypdfium2.PdfDocument(file)
+    except (pypdfium2.PdfiumError, OSError) as error:
+        yield _unread(error)
+        return
+    try:
+        with _PDFIUM:
+            count, title = len(pdf), pdf.get_metadata_value("Title").strip("\0 \t\r\n") or None
+        if not count:
+            yield BadSampleError("the PDF has no pages", mend="Fetch the file again")
+        for number in range(1, count + 1):
+            try:
+                with _PDFIUM:
+                    picture, text = _read_page(pdf, number - 1, pixels)
+            except (pypdfium2.PdfiumError, BadSampleError, ValueError, OSError, MemoryError) as error:
+                fault = error if isinstance(error, BadSampleError) else BadSampleError(f"the page is damaged ({error})")
+                fault.mend = fault.mend or "Mend the PDF, or leave the page out"
+                yield fault.at(sample=f"{name}#p{number}")
+                continue
+            if text is None:
+                what = "pages whose fonts do not say which letters they show: their text is left out"
+                notes.add(what, f"{name}#p{number}")
+            pieces: list[str | None] = [*cut_text(text or "", length)] or [None]
+            for part, piece in enumerate(pieces, start=1):
+                sample: list[Block] = [picture, *([piece] if piece else [])]
+                metadata = {"file": name, "page": number, "title": title} | ({"part": part} if part > 1 else {})
+                yield page_document(name, f"p{number}" + (f"-part-{part}" if part > 1 else ""), sample, metadata)
+    finally:
+        with _PDFIUM:
+            pdf.close()
+
+
+def _unread(error: Exception) -> BadSampleError:
+    code = vars(error).get("err_code")
+    if code == _PASSWORD:
+        mend = "Save it without one (qpdf --decrypt --password=... in.pdf out.pdf)"
+        return BadSampleError("the PDF is encrypted, and opens with a password alone", mend=mend)
+    if code == _SECURITY:
+        return BadSampleError("the PDF is encrypted in a way that is not known", mend="Save it without encryption")
+    return BadSampleError(f"the PDF is damaged, or none ({error})", mend="Fetch the file again")
+
+
+def _read_page(pdf: Any, index: int, pixels: int) -> tuple[bytes, str | None]:
+    """The picture of a page, and its text; None if that cannot be read."""
+    page = pdf[index]
+    try:
+        width, height = page.get_size()
+        if not (width > 0 and height > 0):
+            raise BadSampleError(f"the page has the size {width:g} x {height:g}")
+        scale = min((pixels / (width * height)) ** 0.5, _SIDE / max(width, height))
+        bitmap = page.render(scale=scale)
+        try:
+            image = bitmap.to_pil()
+            image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+        finally:
+            bitmap.close()
+        textpage = page.get_textpage()
+        try:
+            text = _readable(textpage)
+        finally:
+            textpage.close()
+    finally:
+        page.close()
+    return buffer.getvalue(), text
+
+
+def _readable(textpage: Any) -> str | None:
+    """The text of a page without what is no character; None if much of it is none."""
+    from pypdfium2 import raw
+
+    text = _HYPHEN.sub("", textpage.get_text_bounded(errors="replace").replace("\r\n", "\n").replace("\r", "\n"))
+    said = [character for character in text if not character.isspace()]
+    bad = {character for character in set(said) if _is_bad(character)}
+    unknown = sum(character in bad for character in said)
+    # fonts without a table of their characters: PDFium then gives the numbers of their shapes, which look like letters
+    unmapped = sum(
+        raw.FPDFText_HasUnicodeMapError(textpage, index) == 1 and raw.FPDFText_IsGenerated(textpage, index) == 0
+        for index in range(textpage.count_chars())
+    )
+    if max(unknown, unmapped) > _MOST_UNREADABLE * len(said):
+        return None
+    return "".join(character for character in text if character not in bad).strip()
+
+
+def _is_bad(character: str) -> bool:
+    return character == "\ufffd" or unicodedata.category(character) in _BAD_CATEGORIES
