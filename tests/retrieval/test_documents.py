@@ -264,17 +264,17 @@ def album(tmp_path):
 
 def test_a_folder_of_images(album):
     found = {document.id: flat(document.load()) for document in read_documents(album)}
-    assert list(found) == ["a.png", "c.png", "notes.md", "sea/b.PNG"]
+    assert list(found) == ["notes.md#notes", "a.png", "c.png", "sea/b.PNG"]
     assert found["a.png"] == [RED]
     assert found["c.png"][1] == "a meadow"
     assert found["sea/b.PNG"] == [((6, 4), (0, 0, 255)), "the sea"]
-    assert found["notes.md"] == ["# Notes"]
+    assert found["notes.md#notes"] == ["Notes"]
 
 
 def test_without_captions_texts_are_documents(album):
     (album / "c.json").unlink()
     ids = [document.id for document in read_documents(album, captions=False)]
-    assert ids == ["a.png", "c.png", "notes.md", "sea/b.PNG", "sea/b.txt"]
+    assert ids == ["notes.md#notes", "a.png", "c.png", "sea/b.PNG", "sea/b.txt"]
 
 
 def test_other_files_are_counted(album):
@@ -405,11 +405,11 @@ def test_single_files_and_wrong_paths(photo, tmp_path):
     assert (document.id, flat(document.load())) == ("red.png", [RED])
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read_documents(tmp_path / "none")
-    (tmp_path / "x.pdf").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"x.pdf' is none of the files that are read"):
-        read_documents(tmp_path / "x.pdf")
+    (tmp_path / "x.docx").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x.docx' is none of the files that are read"):
+        read_documents(tmp_path / "x.docx")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image or text file"):
+    with pytest.raises(ValueError, match="no image, page or text file"):
         read_documents(tmp_path / "empty")
     with pytest.raises(ValueError, match="on_error"):
         read_documents(photo, on_error="ignore")

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from .conversations import decode_base64
 from .errors import BadSampleError
-from .formats import ImageSource
+from .formats import ImageSource, decode_base64
 from .sections import Notes, Section, slug
 
 #: Elements that are left out: they are no content, or lead to other pages.
@@ -30,19 +29,36 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LISTS = frozenset({"ul", "ol", "dl"})
 _ITEMS = frozenset({"li", "dt", "dd"})
 _BLOCKS = frozenset(
-    {"p", "div", "section", "article", "aside", "main", "header", "footer", "figure", "figcaption", "blockquote", "pre"}
+    {
+        "p",
+        "div",
+        "section",
+        "article",
+        "aside",
+        "main",
+        "header",
+        "footer",
+        "figure",
+        "figcaption",
+        "blockquote",
+        "pre",
+    }
     | {"address", "details", "summary", "form", "fieldset", "legend", "center", "hr", "caption", "body"}
 )
 _ANCHORED = frozenset({"section", "div", "article", "a", "span", "main"})
 _VECTORS = (".svg", ".svgz")
 
 _SPACE = re.compile(r"[ \t\r\n\f\xa0]+")
-_CELL, _BREAK = "\x1f", "\x1e"  # libxml2 gives no control characters
+_CELL, _BREAK = "\x1f", "\x1e"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
-_CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.+-]+)""", re.IGNORECASE)
+_CHARSET = re.compile(
+    rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.+-]+)""", re.IGNORECASE
+)
 _HEAD = 4096  # bytes in which a page may say its encoding
 _END = "sugar-hf-end-of-page"
 _DEEPEST = 1000
+_CHUNK = 2**14
 _LONGEST_HEADING = 300
 _LONGEST_NAME = 4096
 _LONG_LIST = 1000  # characters behind which a list or table goes on in another slice
@@ -96,11 +112,16 @@ def html_sections(
     parser = etree.HTMLParser(target=reader, encoding="utf-8", huge_tree=True, no_network=True)
     text = _CDATA.sub(lambda found: html.escape(found[1]), text) + f'<p id="{_END}"></p>'
     # half a surrogate pair, which a program may give, has no bytes
-    etree.fromstring(text.encode("utf-8", "replace"), parser)
+    data = text.encode("utf-8", "replace")
+    for start in range(0, len(data), _CHUNK):  # an error of the reader ends the parser between two of them
+        parser.feed(data[start : start + _CHUNK])
+    parser.close()
     if not reader.is_whole:
         mend = "Close it, or fetch the file again"
         raise BadSampleError("the page breaks off within a tag, comment, script or navigation", mend=mend)
-    return reader.title, [section for section in reader.sections if section.blocks or section.headings or section.fault]
+    return reader.title, [
+        section for section in reader.sections if section.blocks or section.headings or section.fault
+    ]
 
 
 def decode_html(data: bytes) -> str:
@@ -109,7 +130,11 @@ def decode_html(data: bytes) -> str:
     Raises:
         BadSampleError: It says no encoding and is not UTF-8, or is not in the encoding that it names.
     """
-    for mark, name in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
         if data.startswith(mark):
             return _decoded(data, name, "its byte order mark names")
     said = _CHARSET.search(data[:_HEAD])
@@ -161,14 +186,18 @@ class _Pictures:
             return self._of_data(src)
         field = "img"
         if len(src) > _LONGEST_NAME:
-            raise BadSampleError(f"the name has {len(src)} characters", field=field, mend="Replace or remove the picture")
+            raise BadSampleError(
+                f"the name has {len(src)} characters", field=field, mend="Replace or remove the picture"
+            )
         try:
             address = urlsplit(urljoin(self.base, src))
         except ValueError as error:
             raise BadSampleError(f"{src[:200]!r} is no address ({error})", field=field) from error
         if address.scheme.lower() == "file":
             mend = "Name it relative to the page"
-            raise BadSampleError(f"{src[:200]!r} is an address, and files are not read by address", field=field, mend=mend)
+            raise BadSampleError(
+                f"{src[:200]!r} is an address, and files are not read by address", field=field, mend=mend
+            )
         if address.scheme or address.netloc:
             what = "pictures at addresses, which are not fetched: their alt texts stand in their places"
             self.notes.add(what, f"{self.where}: {src[:200]}")
@@ -209,7 +238,7 @@ class _Reader:
         self._path: list[tuple[int, str]] = []
         self._depth = self._skipped = self._preformatted = 0
         self._lists: list[int | None] = []  # for each list that is open the number of its next item, if it has such
-        self._tables = 0
+        self._tables = self._cells = 0  # tables that are open, and cells of the row
         self._prefix = ""
         self._run: list[str] = []  # texts of the line
         self._lines: list[str] = []  # lines of the slice
@@ -270,6 +299,7 @@ class _Reader:
     def data(self, data: str) -> None:
         if self._skipped:
             return
+        data = _CONTROL.sub("\ufffd", data)
         if self._in_title:
             self.title = (self.title or "") + data
         elif self._heading is not None:
@@ -291,7 +321,9 @@ class _Reader:
         if tag in _LISTS:
             self._end_line() if self._lists or self._tables else self._end_block()
             start = attributes.get("start", "")
-            self._lists.append((int(start) if start.isascii() and start.isdigit() else 1) if tag == "ol" else None)
+            self._lists.append(
+                (int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 1) if tag == "ol" else None
+            )
         elif tag in _ITEMS:
             self._end_line()
             self._end_long_block()
@@ -306,9 +338,11 @@ class _Reader:
         elif tag == "tr":
             self._end_line()
             self._end_long_block()
+            self._cells = 0
         elif tag in ("td", "th"):
-            if self._run:
+            if self._cells:
                 self._run.append(_CELL)
+            self._cells += 1
         elif tag in _BLOCKS:
             self._between()
         if tag == "pre":

@@ -16,7 +16,7 @@ from .formats import ImageSource
 from .html_pages import decode_html, html_sections
 from .markdown_pages import markdown_html
 from .pdf_pages import pdf_documents
-from .sections import MIN_SECTION_LENGTH, Notes, section_documents
+from .sections import Notes, Section, section_documents
 
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 MARKDOWN_SUFFIXES = (".md", ".markdown")
@@ -25,6 +25,7 @@ PAGE_SUFFIXES = (".pdf", *HTML_SUFFIXES, *MARKDOWN_SUFFIXES)
 SECTION_LENGTH = 4000
 PAGE_PIXELS = 1_000_000
 MAX_FILE_BYTES = 64 * 2**20  # of a file that is read whole
+_SHORTEST = 200
 _LEAST_PIXELS = 10_000
 
 
@@ -34,7 +35,7 @@ class PageOptions:
 
     Args:
         section_length: Characters of a document, a picture counting for 1,000 of them. What is longer becomes several.
-        page_pixels: Pixels of the picture of a page of a PDF, about.
+        page_pixels: Pixels of the picture of a page of a PDF, about; at most Pillow's limit.
 
     Raises:
         ValueError: One of them has a value that it cannot have.
@@ -44,11 +45,10 @@ class PageOptions:
     page_pixels: int = PAGE_PIXELS
 
     def __post_init__(self) -> None:
-        if self.section_length < MIN_SECTION_LENGTH:
-            raise ValueError(f"section_length={self.section_length}: give {MIN_SECTION_LENGTH} characters or more.")
-        most = Image.MAX_IMAGE_PIXELS
-        if self.page_pixels < _LEAST_PIXELS or (most is not None and self.page_pixels > most):
-            raise ValueError(f"page_pixels={self.page_pixels}: give {_LEAST_PIXELS} to {most}, Pillow's limit.")
+        if self.section_length < _SHORTEST:
+            raise ValueError(f"section_length={self.section_length}: give {_SHORTEST} characters or more.")
+        if self.page_pixels < _LEAST_PIXELS:
+            raise ValueError(f"page_pixels={self.page_pixels}: give {_LEAST_PIXELS} or more.")
 
 
 def is_page_file(file: Path) -> bool:
@@ -63,11 +63,11 @@ def read_page_file(
 
     | file | a document | its id | its metadata |
     |---|---|---|---|
-    | PDF | a page: its picture, then its text | `name#p3` | `file`, `page`, `title` |
-    | HTML, Markdown | a section: path of headings, paragraphs, pictures | `name#anchor` or `name#number` | `file`,
-      `title`, `headings` |
+    | PDF | the picture of a page, then its text | `name#p3` | `file`, `page`, `title` |
+    | others | the path of headings, then paragraphs and pictures | `name#anchor` | `file`, `title`, `headings` |
 
-    A document that is longer than `section_length` becomes several, `name#anchor-part-2` with the number under `part`.
+    A section without an anchor has its number in the id. What stands in front of the first heading has the id `name`.
+    What is longer than `section_length` becomes several documents: `name#anchor-part-2`, with its number under `part`.
 
     Args:
         file: The file.
@@ -92,7 +92,8 @@ def _documents(
     if not file.is_file():  # a named pipe or a device would block or never end
         yield BadSampleError("no regular file", mend="Check the path")
     elif file.suffix.lower() == ".pdf":
-        yield from pdf_documents(file, name, notes, pixels=options.page_pixels, length=options.section_length)
+        pixels = min(options.page_pixels, Image.MAX_IMAGE_PIXELS or options.page_pixels)
+        yield from pdf_documents(file, name, notes, pixels=pixels, length=options.section_length)
     else:
         try:
             title, sections = _sections(file, name, images, notes)
@@ -105,7 +106,7 @@ def _documents(
         yield from section_documents(sections, name, title, options.section_length)
 
 
-def _sections(file: Path, name: str, images: ImageSource, notes: Notes):  # type: ignore[no-untyped-def]
+def _sections(file: Path, name: str, images: ImageSource, notes: Notes) -> tuple[str | None, list[Section]]:
     try:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:

@@ -68,7 +68,9 @@ def pdf_documents(
                 with _PDFIUM:
                     picture, text = _read_page(pdf, number - 1, pixels)
             except (pypdfium2.PdfiumError, BadSampleError, ValueError, OSError, MemoryError) as error:
-                fault = error if isinstance(error, BadSampleError) else BadSampleError(f"the page is damaged ({error})")
+                fault = (
+                    error if isinstance(error, BadSampleError) else BadSampleError(f"the page is damaged ({error})")
+                )
                 fault.mend = fault.mend or "Mend the PDF, or leave the page out"
                 yield fault.at(sample=f"{name}#p{number}")
                 continue
@@ -79,7 +81,7 @@ def pdf_documents(
             for part, piece in enumerate(pieces, start=1):
                 sample: list[Block] = [picture, *([piece] if piece else [])]
                 metadata = {"file": name, "page": number, "title": title} | ({"part": part} if part > 1 else {})
-                yield page_document(name, f"p{number}" + (f"-part-{part}" if part > 1 else ""), sample, metadata)
+                yield page_document(f"{name}#p{number}" + (f"-part-{part}" if part > 1 else ""), sample, metadata)
     finally:
         with _PDFIUM:
             pdf.close()

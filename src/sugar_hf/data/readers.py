@@ -20,6 +20,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
 
 from .containers import (
     DATA_SUFFIXES,
@@ -39,12 +40,14 @@ from .containers import (
 from .documents import Document, as_document, row_document, row_id
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
+from .pages import PAGE_PIXELS, SECTION_LENGTH, PageOptions, is_page_file, read_page_file
 from .schema import FEATURES, IMAGE_SUFFIXES, kind, validate_row
+from .sections import Notes
 
 T = TypeVar("T")
-Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat"]
+Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat", "documents"]
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = (".txt",)
 _CAPTION_SUFFIXES = (".txt", ".json")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _NAMED = 5  # how many skipped rows the warning names
@@ -61,6 +64,8 @@ class ReadOptions(TypedDict, total=False):
     drop_broken_images: bool
     columns: Sequence[str] | None
     drop_columns: Sequence[str] | None
+    section_length: int
+    page_pixels: int
     skipped: list[BadSampleError] | None
     show_progress: bool
 
@@ -76,6 +81,8 @@ def load_dataset_file(
     drop_broken_images: bool = False,
     columns: Sequence[str] | None = None,
     drop_columns: Sequence[str] | None = None,
+    section_length: int = SECTION_LENGTH,
+    page_pixels: int = PAGE_PIXELS,
     skipped: list[BadSampleError] | None = None,
     show_progress: bool = True,
 ) -> Dataset:
@@ -90,14 +97,17 @@ def load_dataset_file(
     | `pairs` | folder | ImageFolder with `metadata.csv` or `.jsonl`, or `x.jpg` beside `x.txt` or `x.json` |
     | `pairs` | webdataset `.tar`, or a folder of them | an image and a caption |
     | `chat` | JSON lines | `messages` with `role` and `content`, and `images`; the forms of TRL and ms-swift |
+    | `documents` | PDF, HTML, Markdown, or a folder of them | a page or section: its texts and pictures in order |
 
     Each kind of row may come in each container: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` (all but Parquet also
     with `.gz`, `.bz2` or `.xz` behind), webdataset shards, or the folder that `Dataset.save_to_disk` wrote. Empty
-    cells are no images. A row with pictures, films or sounds that nothing uses is broken.
+    cells are no images. A row with pictures, films or sounds that nothing uses is broken. `documents` makes a row of
+    each document that [`read_documents`] finds, whatever the file.
 
     Args:
         path: The file or folder.
-        format: One of the table, or `auto`: found by the keys of the first row that parses.
+        format: One of the table, or `auto`: found by the file's suffix, or the keys of the first row that parses. A
+            folder with PDF, HTML or Markdown, and without a caption beside an image, is one of `documents`.
         image_root: Where relative image names start. Default: the folder of the data file. Every image must lie in it.
         on_error: `raise` at the first broken row, or `skip` broken rows, count them in a warning and list them in
             `skipped`. A file that is damaged as a whole raises in both cases.
@@ -106,10 +116,12 @@ def load_dataset_file(
             of `to_sample` when its turn comes.
         allow_outside_root: Accept image paths outside `image_root`; only for data files that you trust.
         drop_broken_images: In `mmc4` and `obelics`, leave out a broken image, or a place with neither text nor image,
-            instead of its whole document. Web documents lose links all the time. Each place left out is counted and
-            listed like a skipped row.
+            instead of its whole document. In HTML and Markdown its `alt` text stands in its place. Web documents lose
+            links all the time. Each place left out is counted and listed like a skipped row.
         columns: Read these columns alone.
         drop_columns: Read all columns but these.
+        section_length: See [`read_documents`].
+        page_pixels: See [`read_documents`].
         skipped: A list to which the error of every row or image left out is appended.
         show_progress: Show a progress bar where reading takes longer than two seconds.
 
@@ -121,8 +133,8 @@ def load_dataset_file(
         FileNotFoundError: There is no such path.
         ValueError: The format is unknown or cannot be found, or no row is usable.
     """
-    if format != "auto" and format not in PARSERS:
-        raise ValueError(f"unknown format {format!r}: use auto, {', '.join(PARSERS)}")
+    if format not in ("auto", "documents", *PARSERS):
+        raise ValueError(f"unknown format {format!r}: use auto, {', '.join(PARSERS)}, documents")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     file = _data_file(Path(path)) or Path(path)
@@ -130,10 +142,15 @@ def load_dataset_file(
     root = Path(image_root) if image_root is not None else file if is_folder else file.parent
     images = ImageSource(os.path.abspath(root), allow_outside_root, validate_images, drop_broken_images)
     choice = ColumnChoice.of(columns, drop_columns)
-    name = _detect(file, choice) if format == "auto" else format
+    options = PageOptions(section_length, page_pixels)
     left_out: list[BadSampleError] = []
-    raws = iter_rows(file, show_progress, choice=choice)
-    dataset = _write(_read(raws, lambda raw: _as_row(raw, name, images), images, on_error, left_out, choice))
+    if format == "documents" or (format == "auto" and _has_pages(file)):
+        documents = _read_documents(file, images, choice, options, on_error, left_out)
+        dataset = _write(_document_rows(documents, file, images, on_error, left_out, show_progress))
+    else:
+        name = _detect(file, choice) if format == "auto" else format
+        raws = iter_rows(file, show_progress, choice=choice)
+        dataset = _write(_read(raws, lambda raw: _as_row(raw, name, images), images, on_error, left_out, choice))
     if skipped is not None:
         skipped.extend(left_out)
     if dataset is None:
@@ -183,6 +200,8 @@ def read_documents(
     columns: Sequence[str] | None = None,
     drop_columns: Sequence[str] | None = None,
     drop_broken_images: bool = False,
+    section_length: int = SECTION_LENGTH,
+    page_pixels: int = PAGE_PIXELS,
     on_error: str = "raise",
     skipped: list[BadSampleError] | None = None,
 ) -> Iterator[Document]:
@@ -190,7 +209,10 @@ def read_documents(
 
     | path | a document |
     |---|---|
-    | folder of images and texts | each image, with its caption in `x.txt` or `x.json`; each other `.txt`, `.md` |
+    | `.pdf` | each page: its picture, then its text |
+    | `.html`, `.htm`, `.xhtml`, `.md`, `.markdown` | each section, with its pictures in their places |
+    | folder of these, images and texts | what is in them; each image, with its caption in `x.txt` or `x.json`; each
+      other `.txt` |
     | folder with `metadata.jsonl`, `.csv` or `.parquet` (ImageFolder) | each row of that file |
     | folder that `Dataset.save_to_disk` wrote | each row |
     | `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` | each row; all but Parquet also with `.gz`, `.bz2`, `.xz` behind |
@@ -202,18 +224,24 @@ def read_documents(
     `txt`); other columns become metadata. Cells of CSV get the type of their column: numbers, truth values or texts;
     empty ones are absent. In `{"document": [...]}` a string is a text, and `{"image": "a.jpg"}` an image.
 
+    [`read_page_file`] says what becomes of pages and sections, which need `pip install 'sugar-hf[documents]'`. In a
+    folder they come first; an image that one of them shows, and that has no caption, is no document of its own.
+
     Args:
         path: A folder or file.
         text_field: The column that holds the text, if it is not `text`, `caption` or `txt`.
         id_field: The column that holds the id, if it is not `id`, `key` or `file_name`. Rows without one are called
             by file and number, files by their path below the folder.
-        image_root: Where image names in rows start, and which they may not leave; the folder in which the file (or the
-            saved data set) lies when `None`.
+        image_root: Where image names in rows start, and which they may not leave, nor those in pages; the folder, or
+            that in which the file (or the saved data set) lies, when `None`.
         captions: In a folder of images, whether text files beside images are their captions, or documents.
         columns: Read these columns of rows alone.
         drop_columns: Read all columns but these.
         drop_broken_images: Leave a broken image, or a place with neither text nor image, out of a web document (MMC4,
-            OBELICS) instead of the whole document.
+            OBELICS) instead of the whole document. In HTML and Markdown its `alt` text stands in its place.
+        section_length: Characters of a section or page, a picture counting for 1,000 of them. What is longer becomes
+            several documents, cut between paragraphs. Some four characters are a token of English.
+        page_pixels: Pixels of the picture of a page of a PDF, about.
         on_error: `"raise"` at the first broken row, or `"skip"` those.
         skipped: A list to which the error of each skipped row, and of each place left out, is appended.
 
@@ -226,26 +254,42 @@ def read_documents(
             that an option names.
         BadSampleError: A row is broken; the error names file, line and field.
     """
-    file = Path(path)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-    choice = ColumnChoice.of(columns, drop_columns)
+    file = Path(path)
+    is_folder = file.is_dir() and not is_saved(file) and not shards_of(file)
+    root = image_root or (file if is_folder else file.parent)
+    images = ImageSource(os.path.abspath(root), validate=False, drop_broken=drop_broken_images, front=False)
+    choice, options = ColumnChoice.of(columns, drop_columns), PageOptions(section_length, page_pixels)
+    left_out: list[BadSampleError] = [] if skipped is None else skipped
+    return _read_documents(file, images, choice, options, on_error, left_out, text_field, id_field, captions)
+
+
+def _read_documents(
+    file: Path,
+    images: ImageSource,
+    choice: ColumnChoice,
+    options: PageOptions,
+    on_error: str,
+    left_out: list[BadSampleError],
+    text_field: str | None = None,
+    id_field: str | None = None,
+    captions: bool = True,
+) -> Iterator[Document]:
     if not file.exists():
         raise FileNotFoundError(f"no file or folder {str(file)!r}{hub_hint(file)}")
-    left_out: list[BadSampleError] = [] if skipped is None else skipped
     if file.is_dir() and not is_saved(file):
         metadata = _data_file(file)
         if metadata is None and not shards_of(file):
-            return _files(file, captions, on_error, left_out)
+            return _files(file, captions, images, options, on_error, left_out)
         file = metadata or file
     suffix = file.suffix.lower()
+    if is_page_file(file):
+        return _pages([(file.name, file)], file, images, options, on_error, left_out)
     if suffix in TEXT_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return _each([(file.name, [file])], on_error, left_out)
     if not file.is_dir() and data_suffix(file) not in DATA_SUFFIXES:
         raise unread_file(file)
-    images = ImageSource(
-        os.path.abspath(image_root or file.parent), validate=False, drop_broken=drop_broken_images, front=False
-    )
     texts = frozenset(name for name in (text_field, id_field) if name is not None)
     raws = iter_rows(file, show_progress=False, choice=choice, texts=texts)
     parse = partial(_as_document, text_field=text_field, id_field=id_field, images=images)
@@ -405,17 +449,24 @@ def _as_given(stored: dict[str, Any]) -> Path | bytes:
 # ---- Files ----
 
 
-def _files(folder: Path, captions: bool, on_error: str, left_out: list[BadSampleError]) -> Iterator[Document]:
-    images: list[Path] = []
+def _files(
+    folder: Path,
+    captions: bool,
+    images: ImageSource,
+    options: PageOptions,
+    on_error: str,
+    left_out: list[BadSampleError],
+) -> Iterator[Document]:
+    entries: list[list[Path]] = []
+    pages: list[Path] = []
     others: set[Path] = set()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            # Shards of webdataset tools leave counts beside the data.
-            if not name.startswith(".") and not name.endswith("_stats.json"):
-                file = Path(parent, name)
-                images.append(file) if file.suffix.lower() in IMAGE_SUFFIXES else others.add(file)
-    entries = [[image] for image in images]
+    for file in _walk(folder):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            entries.append([file])
+        elif is_page_file(file):
+            pages.append(file)
+        else:
+            others.add(file)
     for entry in entries if captions else []:
         beside = [entry[0].with_suffix(suffix) for suffix in _CAPTION_SUFFIXES]
         entry += [file for file in beside if file in others][:1]
@@ -424,11 +475,113 @@ def _files(folder: Path, captions: bool, on_error: str, left_out: list[BadSample
     alone = Counter(file.suffix or "no suffix" for file in others if file.suffix.lower() not in TEXT_SUFFIXES)
     if alone:
         counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(alone.items()))
-        warnings.warn(f"{folder}: files that are neither images nor texts are left alone ({counts})", stacklevel=3)
-    if not entries:
+        warnings.warn(
+            f"{folder}: files that are neither images, pages nor texts are left alone ({counts})", stacklevel=4
+        )
+    if not entries and not pages:
         mend = "Pass one of the data files. " if any(data_suffix(file) in DATA_SUFFIXES for file in others) else ""
-        raise ValueError(f"{str(folder)!r} has no image or text file. {mend}Images: {', '.join(IMAGE_SUFFIXES)}")
-    return _each(sorted((entry[0].relative_to(folder).as_posix(), entry) for entry in entries), on_error, left_out)
+        raise ValueError(f"{str(folder)!r} has no image, page or text file. {mend}Images: {', '.join(IMAGE_SUFFIXES)}")
+    return _pages_and_others(
+        _pages(
+            sorted((file.relative_to(folder).as_posix(), file) for file in pages),
+            folder,
+            images,
+            options,
+            on_error,
+            left_out,
+        ),
+        sorted((entry[0].relative_to(folder).as_posix(), entry) for entry in entries),
+        on_error,
+        left_out,
+    )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            # Shards of webdataset tools leave counts beside the data.
+            if not name.startswith(".") and not name.endswith("_stats.json"):
+                yield Path(parent, name)
+
+
+def _has_pages(path: Path) -> bool:
+    """Whether a path is read as pages and sections, if nothing is said: a folder of captioned images is not."""
+    if not path.is_dir():
+        return is_page_file(path)
+    if is_saved(path) or shards_of(path):
+        return False
+    files = set(_walk(path))
+    captioned = (
+        file.with_suffix(suffix) in files
+        for file in files
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        for suffix in _CAPTION_SUFFIXES
+    )
+    return any(map(is_page_file, files)) and not any(captioned)
+
+
+def _pages(
+    files: list[tuple[str, Path]],
+    path: Path,
+    images: ImageSource,
+    options: PageOptions,
+    on_error: str,
+    left_out: list[BadSampleError],
+) -> Iterator[Document]:
+    notes = Notes()
+    for name, file in files:
+        for found in read_page_file(file, name, images, options, notes):
+            if isinstance(found, Document):
+                yield found
+            elif on_error == "raise":
+                raise found
+            else:
+                left_out.append(found)
+        left_out.extend(images.dropped)
+        images.dropped.clear()
+    notes.warn(path)
+
+
+def _pages_and_others(
+    pages: Iterator[Document], entries: list[tuple[str, list[Path]]], on_error: str, left_out: list[BadSampleError]
+) -> Iterator[Document]:
+    shown: set[str] = set()
+    for document in pages:
+        shown.update(str(source) for source in document.content.images if isinstance(source, Path))
+        yield document
+    left = [(name, files) for name, files in entries if len(files) > 1 or os.path.abspath(files[0]) not in shown]
+    yield from _each(left, on_error, left_out)
+
+
+def _document_rows(
+    documents: Iterator[Document],
+    file: Path,
+    images: ImageSource,
+    on_error: str,
+    left_out: list[BadSampleError],
+    show_progress: bool,
+) -> Iterator[dict[str, Any]]:
+    bar = tqdm(documents, desc=f"reading {file.name}", unit=" documents", delay=2.0, disable=not show_progress)
+    for document in bar:
+        try:
+            stored = [
+                {"bytes": source, "path": None}
+                if isinstance(source, bytes)
+                else images.take(os.path.abspath(source), f"images[{i}]")
+                for i, source in enumerate(document.content.images)
+            ]
+            source = str(file.parent / document.id) if file.is_file() else str(file / document.id)
+            row = {"id": document.id, "source": source, "messages": document.content.messages, "images": stored}
+            validate_row(row)
+        except BadSampleError as error:
+            error.at(file=str(file), sample=document.id)
+            if on_error == "raise":
+                raise
+            left_out.append(error)
+            continue
+        yield row
 
 
 def _each(entries: list[tuple[str, list[Path]]], on_error: str, left_out: list[BadSampleError]) -> Iterator[Document]:

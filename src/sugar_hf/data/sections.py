@@ -7,14 +7,15 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from .documents import MAX_ID_BYTES, Document, check_id
+from .documents import Document
 from .errors import BadSampleError
 
 #: Characters for which a picture counts in the length of a section: some 250 tokens, as image processors have them.
 PICTURE_LENGTH = 1000
-MIN_SECTION_LENGTH = 200
 
 Block = str | Path | bytes
 
@@ -102,38 +103,42 @@ def section_documents(
         length: Characters of a document; a section that is longer becomes several.
 
     Yields:
-        A document of id `name#anchor`, or `name#number` where a section has no anchor; or why a section is no document.
+        A document of id `name#anchor`; `name#number` where a section has no anchor; `name` where it has no heading; or
+        why a section is no document.
     """
     anchors = Anchors()
-    given = list(sections)
-    for number, section in enumerate(given, start=1):
-        after = given[number].headings if number < len(given) else []
+    given, number = list(sections), 0
+    for section, next_one in zip_longest(given, given[1:]):
+        number += bool(section.headings)
+        after = [] if next_one is None else next_one.headings
         if section.fault is None and not section.blocks and after[: len(section.headings)] == section.headings:
             continue
         anchor = section.anchor or ""
         is_usable = 0 < len(anchor.encode("utf-8", "replace")) <= _LONGEST_ANCHOR and not _BAD_ANCHOR.search(anchor)
-        anchor = anchors.take(anchor if is_usable else str(number))
+        anchor = anchors.take(anchor if is_usable else str(number)) if section.headings else ""
         if section.fault is not None:
-            yield section.fault.at(sample=f"{name}#{anchor}")
+            yield section.fault.at(sample=_id(name, anchor))
             continue
         front = " > ".join(section.headings) or title
         metadata = {"file": name, "title": title, "headings": section.headings}
         for part, blocks in enumerate(cut_blocks(section.blocks, length), start=1):
-            key = anchor if part == 1 else anchors.take(f"{anchor}-part-{part}")
+            key = anchor if part == 1 else anchors.take(f"{anchor}-part-{part}".lstrip("-"))
             sample = [*([front] if front else []), *blocks]
-            yield page_document(name, key, sample, metadata | ({"part": part} if part > 1 else {}))
+            yield page_document(_id(name, key), sample, metadata | ({"part": part} if part > 1 else {}))
 
 
-def page_document(name: str, key: str, sample: list[Block], metadata: dict) -> Document | BadSampleError:
-    """A document of a file, or what is wrong with it."""
+def _id(name: str, key: str) -> str:
+    return f"{name}#{key}" if key else name
+
+
+def page_document(name: str, sample: list[Block], metadata: dict[str, Any]) -> Document | BadSampleError:
+    """A document with what is known of it, or why it is none."""
     try:
-        if len(f"{name}#{key}".encode("utf-8", "replace")) > MAX_ID_BYTES:
-            mend = "Shorten the names of its folders"
-            raise BadSampleError(f"the name of the file is too long for an id: {name[:80]!r}...", field="id", mend=mend)
-        known = {field: value for field, value in metadata.items() if value not in (None, [])}
-        return Document(check_id(f"{name}#{key}"), sample, known)
+        document = Document(name, sample, {key: value for key, value in metadata.items() if value not in (None, [])})
+        _ = document.content
+        return document
     except BadSampleError as error:
-        return error
+        return error.at(sample=name)
 
 
 def cut_blocks(blocks: Iterable[Block], length: int) -> list[list[Block]]:
@@ -173,10 +178,3 @@ def cut_text(text: str, length: int) -> list[str]:
         start = end
     pieces.append(text[start:].strip())
     return [piece for piece in pieces if piece]
-
-
-def checked_length(length: int) -> int:
-    """Return the length of sections, or raise a ValueError."""
-    if length < MIN_SECTION_LENGTH:
-        raise ValueError(f"section_length={length}: give {MIN_SECTION_LENGTH} characters or more.")
-    return length

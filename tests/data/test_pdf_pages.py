@@ -1,0 +1,167 @@
+"""Each page of a PDF becomes a picture and its text; what cannot be read is named."""
+
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sugar_hf.data import BadSampleError, load_dataset_file, read_documents
+
+pytest.importorskip("pypdfium2")
+
+HELVETICA = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"
+# A font whose numbers of shapes say nothing of the letters that they show.
+NAMELESS = (
+    b"<< /Type /Font /Subtype /Type0 /BaseFont /X /Encoding /Identity-H /DescendantFonts [<< /Type /Font "
+    b"/Subtype /CIDFontType2 /BaseFont /X /CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> "
+    b"/FontDescriptor << /Type /FontDescriptor /FontName /X /Flags 4 >> >>] >>"
+)
+
+
+def text(words, size=20):
+    return b"BT /F1 %d Tf 20 200 Td (%s) Tj ET" % (size, words)
+
+
+def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b""):
+    """A PDF of pages that are given by what draws them."""
+    kids = b" ".join(b"%d 0 R" % (3 + 2 * i) for i in range(len(pages)))
+    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(pages), kids)]
+    for i, drawn in enumerate(pages):
+        resources = b"/Resources << /Font << /F1 %s >> >> /Contents %d 0 R" % (font, 4 + 2 * i)
+        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] %s >>" % (*size, resources))
+        objects.append(b"<< /Length %d >> stream\n%s\nendstream" % (len(drawn), drawn))
+    parts, places, at = [b"%PDF-1.4\n"], [], 9
+    for number, each in enumerate(objects, start=1):
+        parts.append(b"%d 0 obj\n%s\nendobj\n" % (number, each))
+        places.append(at)
+        at += len(parts[-1])
+    parts.append(b"xref\n0 %d\n0000000000 65535 f \n" % (len(places) + 1))
+    parts += [b"%010d 00000 n \n" % place for place in places]
+    parts.append(b"trailer << /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (len(places) + 1, trailer, at))
+    return b"".join(parts)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes a PDF and returns its path."""
+
+    def write(data):
+        (tmp_path / "a.pdf").write_bytes(data)
+        return tmp_path / "a.pdf"
+
+    return write
+
+
+def test_pages_are_a_picture_and_their_text(written):
+    file = written(pdf([text(b"Hello one"), b"1 0 0 rg 0 0 300 400 re f", text(b"Three")]))
+    first, second, third = read_documents(file)
+    assert [each.id for each in (first, second, third)] == ["a.pdf#p1", "a.pdf#p2", "a.pdf#p3"]
+    assert third.metadata == {"file": "a.pdf", "page": 3}
+    picture, words = first.load()
+    assert words == "Hello one"
+    assert picture.width * picture.height == pytest.approx(1_000_000, rel=0.01)
+    assert picture.width / picture.height == pytest.approx(300 / 400, rel=0.01)
+    [red] = second.load()  # without text, as a scan is
+    np.testing.assert_allclose(np.asarray(red).mean((0, 1)), [254, 0, 0], atol=2)
+
+
+def test_a_pdf_of_pictures(tmp_path):
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "scan.pdf", "PDF", title="A scan")
+    [page] = read_documents(tmp_path / "scan.pdf", page_pixels=10_000)
+    assert page.metadata == {"file": "scan.pdf", "page": 1, "title": "A scan"}
+    [picture] = page.load()
+    assert picture.width * picture.height == pytest.approx(10_000, rel=0.03)
+    with pytest.raises(ValueError, match="page_pixels=100"):
+        read_documents(tmp_path / "scan.pdf", page_pixels=100)
+
+
+def test_documents_can_be_pickled_and_stored(written):
+    [page] = read_documents(written(pdf([text(b"Hello")])), page_pixels=10_000)
+    assert pickle.loads(pickle.dumps(page)).digest == page.digest
+    assert page.to_row()["images"][0]["bytes"] == page.sample[0]
+
+
+def test_many_pages_are_read_one_at_a_time(written):
+    file = written(pdf([text(b"Page %d" % number) for number in range(2000)]))
+    assert [page.sample[1] for page in islice(read_documents(file), 3)] == ["Page 0", "Page 1", "Page 2"]
+
+
+def test_pages_of_any_size_have_pictures_of_one_size(written, subtests):
+    for size in ((200_000, 200_000), (10, 10), (10, 1500)):
+        with subtests.test(size=size):
+            [page] = read_documents(written(pdf([text(b"Hi", 1)], size=size)))
+            picture = Image.open(io.BytesIO(page.sample[0]))
+            assert 900_000 < picture.width * picture.height < 1_100_000
+
+
+def test_text_without_letters_is_left_out_and_counted(written):
+    with pytest.warns(UserWarning, match=r"1 pages whose fonts do not say.*a.pdf#p1"):
+        [page] = read_documents(written(pdf([b"BT /F1 20 Tf 20 200 Td <0041004200430044> Tj ET"], font=NAMELESS)))
+    assert len(page.sample) == 1
+
+
+def test_much_text_makes_several_documents(written):
+    lines = [b"line %d of the text" % number for number in range(90)]
+    drawn = b"BT /F1 4 Tf 4 TL 5 390 Td " + b" ".join(b"(%s) '" % line for line in lines) + b" ET"
+    first, *others = read_documents(written(pdf([drawn])), section_length=500)
+    assert [each.id for each in others] == ["a.pdf#p1-part-2", "a.pdf#p1-part-3", "a.pdf#p1-part-4"]
+    assert all(each.sample[0] == first.sample[0] for each in others)
+    assert others[0].metadata == {"file": "a.pdf", "page": 1, "part": 2}
+    found = [line.strip() for each in (first, *others) for line in each.sample[1].split("\n")]
+    assert found == [line.decode() for line in lines]
+
+
+def test_what_cannot_be_opened_is_named(written, subtests):
+    whole = pdf([text(b"Hello")])
+    owner = b"/V 1 /R 2 /P -4 /O <%s> /U <%s>" % (b"ab" * 32, b"cd" * 32)
+    locked = b"/ID [<%s> <%s>] /Encrypt << /Filter /Standard %s >>" % (b"00" * 16, b"00" * 16, owner)
+    for data, message in [
+        (pdf([text(b"x")], trailer=locked), "encrypted, and opens with a password"),
+        (pdf([text(b"x")], trailer=b"/Encrypt << /Filter /Foo /V 9 >>"), "encrypted in a way that is not known"),
+        (whole[:300], "damaged"),
+        (b"", "damaged"),
+        (b"<html>", "damaged"),
+        (pdf([]), "damaged, or none"),
+    ]:
+        with subtests.test(data=data[:300]):
+            file = written(data)
+            with pytest.raises(BadSampleError, match=message) as caught:
+                list(read_documents(file))
+            assert caught.value.file == str(file)
+            skipped = []
+            assert list(read_documents(file, on_error="skip", skipped=skipped)) == []
+            assert len(skipped) == 1
+
+
+def test_a_damaged_page_does_not_cost_the_others(written):
+    pages = pdf([text(b"one"), text(b"two"), text(b"three")])
+    file = written(pages.replace(b"5 0 obj\n<<", b"5 0 obj\n[["))
+    with pytest.raises(BadSampleError, match="the page is damaged") as caught:
+        list(read_documents(file))
+    assert caught.value.sample == "a.pdf#p2"
+    skipped = []
+    found = [each.id for each in read_documents(file, on_error="skip", skipped=skipped)]
+    assert found == ["a.pdf#p1", "a.pdf#p3"]
+    assert [error.sample for error in skipped] == ["a.pdf#p2"]
+
+
+def test_threads_may_read_at_once(written):
+    file = written(pdf([text(b"Page %d" % number) for number in range(20)]))
+
+    def read(_):
+        return [page.digest for page in read_documents(file, page_pixels=10_000)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(8)))
+    assert all(each == found[0] for each in found)
+
+
+def test_pages_are_rows_for_training(written):
+    rows = load_dataset_file(written(pdf([text(b"Hello one"), text(b"two")])))
+    assert rows["id"][:] == ["a.pdf#p1", "a.pdf#p2"]
+    assert [part["type"] for part in rows[0]["messages"][0]["content"]] == ["image", "text"]
+    assert rows[1]["images"][0]["bytes"].startswith(b"\xff\xd8")
