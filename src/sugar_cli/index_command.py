@@ -54,6 +54,7 @@ def build(
 
     \b
       sugar-hf index build photos.index ~/Photos
+      sugar-hf index build manual.index ~/Manuals --positions all
       sugar-hf index build stories.index stories.jsonl --positions all --vectors int8
       sugar-hf index build big.index data/*.parquet --backend-options '{"kind": "hnsw"}' --on-error skip
       torchrun --nproc_per_node 8 -m sugar_cli index build big.index data/*.parquet

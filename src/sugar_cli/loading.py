@@ -105,6 +105,8 @@ def read_sources(
     columns: list[str] | None = None,
     drop_columns: list[str] | None = None,
     drop_broken_images: bool = False,
+    section_length: int = 4000,
+    page_pixels: int = 1_000_000,
 ) -> Iterator["Document"]:
     """The documents of all sources, in order.
 
@@ -126,6 +128,8 @@ def read_sources(
             columns=columns or None,
             drop_columns=drop_columns or None,
             drop_broken_images=drop_broken_images,
+            section_length=section_length,
+            page_pixels=page_pixels,
             on_error=on_error,
             skipped=skipped,
         )

@@ -16,8 +16,9 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="Folders of images and texts, .jsonl, .json, .csv, .tsv or .parquet files, webdataset .tar shards, saved "
-        "data sets, single images or texts, or the drawn world: picturebook:test/story?size=100",
+        help="Folders of PDF, HTML, Markdown, images and texts, or one such file; .jsonl, .json, .csv, .tsv or "
+        ".parquet files, webdataset .tar shards, saved data sets, or the drawn world: "
+        "picturebook:test/story?size=100",
         show_default=False,
     ),
 ]
@@ -65,7 +66,7 @@ TextField = Annotated[str | None, typer.Option(help="Column of the text. Default
 IdField = Annotated[str | None, typer.Option(help="Column of the id. Default: id, key or file_name.")]
 ImageRoot = Annotated[
     Path | None,
-    typer.Option(help="Folder that image names in rows may not leave. Default: the file's."),
+    typer.Option(help="Folder that image names in rows and pages may not leave. Default: the file's."),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -77,11 +78,15 @@ DropColumns = Annotated[
 ]
 DropBrokenImages = Annotated[
     bool,
-    typer.Option("--drop-broken-images", help="Leave broken images out of web documents instead of the documents."),
+    typer.Option("--drop-broken-images", help="Leave broken images out of web documents and pages, which stay."),
 ]
 Captions = Annotated[
     bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")
 ]
+SectionLength = Annotated[
+    int, typer.Option(help="Characters of a section or page; what is longer becomes several documents.")
+]
+PagePixels = Annotated[int, typer.Option(help="Pixels of the picture of a page of a PDF, about.")]
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Reading:
     columns: Columns = None
     drop_columns: DropColumns = None
     drop_broken_images: DropBrokenImages = False
+    section_length: SectionLength = 4000
+    page_pixels: PagePixels = 1_000_000
     on_error: OnError = "raise"
 
 

@@ -106,7 +106,8 @@ def test_long_sections_are_cut_between_paragraphs(page):
 def test_pictures_that_are_not_read_leave_their_alternative(page):
     html = (
         '<p>a <img src="http://x.org/a.png" alt="far"> b <img src="//x.org/a.png" alt="away"> '
-        '<img src="d.svg" alt="drawn"><img alt="nothing"><img src="data:image/svg+xml,x" alt="inline"><svg aria-label="label"><text>no</text></svg>'
+        '<img src="d.svg" alt="drawn"><img alt="nothing">'
+        '<img src="data:image/svg+xml,x" alt="inline"><svg aria-label="label"><text>no</text></svg>'
     )
     with pytest.warns(UserWarning, match=r"2 pictures at addresses.*http://x.org/a.png.*2 drawings") as said:
         assert page(html) == {"a.html": ["a far b away drawn nothing inline label"]}

@@ -213,6 +213,10 @@ def folder(tmp_path, monkeypatch):
     turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a red house."}]
     rows = [{"id": str(i), "image": "a.png", "conversations": turns} for i in range(3)]
     (tmp_path / "llava_v1_5_mix.json").write_text(json.dumps(rows))
+    (tmp_path / "manual").mkdir()
+    page = "<title>The guide</title><p>Hello.<h1>Start</h1><h2 id=install>Install</h2><p>Unpack it."
+    (tmp_path / "manual" / "guide.html").write_text(page)
+    picture(13).save(tmp_path / "manual" / "poster.pdf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path

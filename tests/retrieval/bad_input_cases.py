@@ -65,6 +65,19 @@ def used(group, what, says):
     return enter
 
 
+# A PDF of an empty page. Nobody knows its password.
+ENCRYPTED_PDF = b"".join(
+    (
+        b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog /Pages 2 0 R >>\nendobj\n",
+        b"2 0 obj\n<< /Type /Pages /Count 1 /Kids [3 0 R] >>\nendobj\n",
+        b"3 0 obj\n<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] >>\nendobj\n",
+        b"xref\n0 4\n0000000000 65535 f \n0000000009 00000 n \n0000000058 00000 n \n0000000115 00000 n \n",
+        b"trailer << /Size 4 /Root 1 0 R /ID [<00> <00>] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 ",
+        b"/O <" + b"ab" * 32 + b"> /U <" + b"cd" * 32 + b"> >> >>\nstartxref\n186\n%%EOF\n",
+    )
+)
+
+
 class Place:
     """Where a case happens.
 
@@ -292,6 +305,50 @@ def _(place):
 @refused("Texts and documents", "A text file that is not UTF-8", BadSampleError, "is not UTF-8")
 def _(place):
     list(read_documents(place.file("a.txt", "caf\u00e9".encode("latin-1"))))
+
+
+for _what, _name, _data, _says in (
+    ("An encrypted PDF", "a.pdf", ENCRYPTED_PDF, "is encrypted, and opens with a password alone"),
+    ("A damaged PDF", "a.pdf", b"%PDF-1.4 cut off", "the PDF is damaged, or none"),
+    ("HTML with a picture outside the image root", "a.html", b"a<img src='../b.png'>", "lies outside the image root"),
+    ("HTML with a picture under `file:`", "a.html", b"<img src='file:///b.png'>", "files are not read by address"),
+    ("HTML in an encoding that it does not name", "a.html", b"caf\xe9", "not UTF-8, and it names no encoding"),
+    ("HTML with 100,000 nested tags", "a.html", b"<div>" * 100_000, "tags are nested more than 1000 deep"),
+    ("HTML with a comment that does not end", "a.html", b"a <!-- b", "the page breaks off"),
+    ("Markdown with 100 nested quotations", "a.md", b">" * 100 + b"a", "blocks are nested more than 100 deep"),
+    ("HTML or Markdown without text and picture", "a.md", b"", "the page has neither text nor picture"),
+):
+
+    @refused("Texts and documents", _what, BadSampleError, _says)
+    def _(place, name=_name, data=_data):
+        list(read_documents(place.file(name, data)))
+
+
+@used("Texts and documents", "HTML with entities of entities, or of files", "they stay as they are written")
+def _(place):
+    bomb = b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;"><!ENTITY d SYSTEM "file:///etc/passwd">]><p>&c; &d;'
+    [document] = read_documents(place.file("a.html", bomb))
+    assert document.sample[-1] == "&c; &d;"
+
+
+@used("Texts and documents", "A picture at an address in HTML or Markdown", "its `alt` in its place, and a warning")
+def _(place):
+    with pytest.warns(UserWarning, match="1 pictures at addresses"):
+        [document] = read_documents(place.file("a.md", b"a ![cat](https://x.org/cat.png)"))
+    assert document.sample == ["a cat"]
+
+
+@used("Texts and documents", "Two sections with one anchor", "`a.html#b` and `a.html#b-1`")
+def _(place):
+    found = read_documents(place.file("a.html", b"<h1 id=b>c</h1><h1 id=b>d</h1>"))
+    assert [document.id for document in found] == ["a.html#b", "a.html#b-1"]
+
+
+@used("Texts and documents", "A page of a PDF without text", "the picture of the page alone")
+def _(place):
+    Image.new("RGB", (60, 40)).save(place.folder / "a.pdf", "PDF")
+    [document] = read_documents(place.folder / "a.pdf")
+    assert len(document.sample) == 1
 
 
 @refused("Texts and documents", "A JSON lines file that is not UTF-8", BadSampleError, "invalid JSON ('utf-8' codec")
