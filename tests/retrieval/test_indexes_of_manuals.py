@@ -46,5 +46,5 @@ def test_hits_name_section_page_and_slice(index):
     ]
     [page] = index.search("a cat", where={"page": 1}, top_k=10)
     assert page.id == "scan.pdf#p1"
-    assert page.document.load()[0].size == (1225, 816)
+    assert page.document.load()[0].size == (1225, 817)
     assert {hit.id for hit in index.search("a", where={"file": "a.html"})} == {"a.html#red", "a.html#red-1"}
