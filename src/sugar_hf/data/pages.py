@@ -36,24 +36,22 @@ class PageOptions:
     Args:
         section_length: Characters of a document, a picture counting for 1,000 of them. What is longer becomes several.
         page_pixels: Pixels of the picture of a page of a PDF, about; at most Pillow's limit.
-
-    Raises:
-        ValueError: One of them has a value that it cannot have.
     """
 
     section_length: int = SECTION_LENGTH
     page_pixels: int = PAGE_PIXELS
 
-    def __post_init__(self) -> None:
+    def checked(self) -> PageOptions:
+        """Return them.
+
+        Raises:
+            ValueError: One of them has a value that it cannot have.
+        """
         if self.section_length < _SHORTEST:
             raise ValueError(f"section_length={self.section_length}: give {_SHORTEST} characters or more.")
         if self.page_pixels < _LEAST_PIXELS:
             raise ValueError(f"page_pixels={self.page_pixels}: give {_LEAST_PIXELS} or more.")
-
-
-def is_page_file(file: Path) -> bool:
-    """Whether a file is one of those that are read here, by its name."""
-    return file.suffix.lower() in PAGE_SUFFIXES
+        return self
 
 
 def read_page_file(

@@ -40,7 +40,7 @@ from .containers import (
 from .documents import Document, as_document, row_document, row_id
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
-from .pages import PAGE_PIXELS, SECTION_LENGTH, PageOptions, is_page_file, read_page_file
+from .pages import PAGE_PIXELS, PAGE_SUFFIXES, SECTION_LENGTH, PageOptions, read_page_file
 from .schema import FEATURES, IMAGE_SUFFIXES, kind, validate_row
 from .sections import Notes
 
@@ -284,7 +284,7 @@ def _read_documents(
             return _files(file, captions, images, options, on_error, left_out)
         file = metadata or file
     suffix = file.suffix.lower()
-    if is_page_file(file):
+    if suffix in PAGE_SUFFIXES:
         return _pages([(file.name, file)], file, images, options, on_error, left_out)
     if suffix in TEXT_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return _each([(file.name, [file])], on_error, left_out)
@@ -463,7 +463,7 @@ def _files(
     for file in _walk(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             entries.append([file])
-        elif is_page_file(file):
+        elif file.suffix.lower() in PAGE_SUFFIXES:
             pages.append(file)
         else:
             others.add(file)
@@ -509,7 +509,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _has_pages(path: Path) -> bool:
     """Whether a path is read as pages and sections, if nothing is said: a folder of captioned images is not."""
     if not path.is_dir():
-        return is_page_file(path)
+        return path.suffix.lower() in PAGE_SUFFIXES
     if is_saved(path) or shards_of(path):
         return False
     files = set(_walk(path))
@@ -519,10 +519,21 @@ def _has_pages(path: Path) -> bool:
         if file.suffix.lower() in IMAGE_SUFFIXES
         for suffix in _CAPTION_SUFFIXES
     )
-    return any(map(is_page_file, files)) and not any(captioned)
+    return any(file.suffix.lower() in PAGE_SUFFIXES for file in files) and not any(captioned)
 
 
 def _pages(
+    files: list[tuple[str, Path]],
+    path: Path,
+    images: ImageSource,
+    options: PageOptions,
+    on_error: str,
+    left_out: list[BadSampleError],
+) -> Iterator[Document]:
+    return _page_stream(files, path, images, options.checked(), on_error, left_out)
+
+
+def _page_stream(
     files: list[tuple[str, Path]],
     path: Path,
     images: ImageSource,
