@@ -67,4 +67,5 @@ def put_in_place(monkeypatch, root: Path) -> FakeHub:
     hub = FakeHub(root)
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: hub.create_repo(repo_id, **options))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: hub.upload_folder(**options))
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, repo_id, **options: sorted(hub.files(repo_id)))
     return hub

@@ -15,6 +15,7 @@ except ImportError:
 
 import gradio as gr
 import torch
+from gradio.utils import get_upload_folder
 
 from sugar_hf import SugarForConditionalGeneration, SugarIndex, SugarProcessor, SugarRag
 from sugar_hf.retrieval import SugarEmbedder
@@ -104,7 +105,10 @@ def _chat_parts(content: Any) -> list[dict[str, Any]]:
         if isinstance(part, dict) and isinstance(part.get("file"), dict):
             part = part["file"]
         if isinstance(part, dict) and part.get("path"):
-            parts.append({"type": "image", "path": str(part["path"])})
+            file = Path(str(part["path"])).resolve()
+            if not file.is_relative_to(Path(get_upload_folder()).resolve()):
+                raise gr.Error("Upload the picture.", print_exception=False)
+            parts.append({"type": "image", "path": str(file)})
             continue
         text = part.get("text") if isinstance(part, dict) else part
         if isinstance(text, str) and text.strip():

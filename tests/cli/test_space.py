@@ -48,7 +48,9 @@ def started(folder, monkeypatch, with_gpu=False):
     """The names of the page's file, run with something in Gradio's place that takes whatever it is given."""
     gradio = MagicMock()
     gradio.Error = Refused
+    gradio.utils.get_upload_folder = lambda: str(folder.parent)
     monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setitem(sys.modules, "gradio.utils", gradio.utils)
     lent = MagicMock()
     lent.GPU = lambda function: lent.functions.append(function.__name__) or function
     lent.functions = []
@@ -92,7 +94,7 @@ def test_the_requirements_are_within_the_bounds_of_the_package(tmp_path):
 
 
 def test_the_page_searches_answers_and_chats(tmp_path, index, monkeypatch):
-    page, gradio, lent = started(write_space(tmp_path, str(MINI), str(index)), monkeypatch, with_gpu=True)
+    page, gradio, lent = started(write_space(tmp_path / "page", str(MINI), str(index)), monkeypatch, with_gpu=True)
     assert lent.functions == ["chat", "search", "answer", "compare"]
     text = page["shown"](SugarIndex.load(index).documents[3])[0].split(".")[0]
     rows, pictures = page["search"](text, None)
@@ -117,7 +119,7 @@ def test_the_page_searches_answers_and_chats(tmp_path, index, monkeypatch):
 
 
 def test_without_an_index_the_page_compares(tmp_path, monkeypatch):
-    page, gradio, _ = started(write_space(tmp_path, str(MINI)), monkeypatch)
+    page, gradio, _ = started(write_space(tmp_path / "page", str(MINI)), monkeypatch)
     red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
     rows, pictures = page["compare"]("a red thing", None, "a dog\n\n a cat ", [(red, None), (blue, "caption")])
     assert sorted(row[3] for row in rows) == ["a cat", "a dog", "a picture", "a picture"]
@@ -128,7 +130,7 @@ def test_without_an_index_the_page_compares(tmp_path, monkeypatch):
 
 
 def test_visitors_are_told_what_is_wrong(tmp_path, monkeypatch):
-    page, *_ = started(write_space(tmp_path, str(MINI)), monkeypatch)
+    page, *_ = started(write_space(tmp_path / "page", str(MINI)), monkeypatch)
     with pytest.raises(Refused, match="Write something"):
         page["compare"](" ", None, "a dog", None)
     with pytest.raises(Refused, match="Give some words"):
@@ -137,6 +139,9 @@ def test_visitors_are_told_what_is_wrong(tmp_path, monkeypatch):
         page["chat"]({"text": "", "files": []}, [])
     with pytest.raises(Refused, match="characters"):
         page["compare"]("a" * 20_001, None, "a dog", None)
+    for forged in ("/etc/passwd", str(tmp_path / ".." / ".." / "a.png")):
+        with pytest.raises(Refused, match="Upload the picture"):
+            page["chat"]({"text": "what?", "files": []}, [{"role": "user", "content": {"path": forged}}])
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(Refused, match=r"no\.png|image"):
         page["chat"]({"text": "what?", "files": [str(tmp_path / "no.png")]}, [])

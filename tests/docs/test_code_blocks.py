@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import typer
 from builders import picture
+from hub_stand_in import put_in_place
 from serving_tools import running
 
 from sugar_cli import main
@@ -180,6 +181,11 @@ def read_curl(words: list[str]) -> None:
     assert [word for word in words if word.startswith(f"http://{SERVER}/v1/")]
 
 
+def read_elsewhere(words: list[str]) -> None:
+    """A program of others, which is not here: a document says where it was only read of."""
+    assert words[0] not in PROGRAM.commands
+
+
 READERS = {
     "sugar-hf": read_ours,
     "curl": read_curl,
@@ -187,6 +193,7 @@ READERS = {
     "pip": read_pip,
     "python": read_python,
     "torchrun": read_python,
+    "vllm": read_elsewhere,
 }
 
 
@@ -219,6 +226,7 @@ def folder(tmp_path, monkeypatch):
     picture(13).save(tmp_path / "manual" / "poster.pdf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    put_in_place(monkeypatch, tmp_path / "hub")
     return tmp_path
 
 

@@ -171,7 +171,7 @@ def test_the_form_of_the_folder(exported):
     card = (folder / "README.md").read_text()
     for form, reason in report.forms.items():
         assert f"| {form} | {reason or 'yes'} |" in card
-    assert "--runner pooling --chat-template embedding_template.jinja" in card
+    assert "--runner pooling --convert embed \\\n  --chat-template embedding_template.jinja" in card
 
 
 def test_a_backbone_in_half_precision_is_embedded_in_float32(tmp_path):

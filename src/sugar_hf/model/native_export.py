@@ -346,7 +346,8 @@ model.encode(["a red cat", {{"image": image, "text": "a red cat"}}])  # (2, {mod
 ```
 
 ```bash
-vllm serve {code} --runner pooling --chat-template {EMBEDDING_TEMPLATE}
+vllm serve {code} --runner pooling --convert embed \\
+  --chat-template {EMBEDDING_TEMPLATE} --chat-template-content-format openai
 ```
 
 An engine takes the state of the last token. Sugar takes that of the last slice. The vectors are the same for:
