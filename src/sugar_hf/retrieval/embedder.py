@@ -80,11 +80,7 @@ class EmbeddingSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EmbeddingSettings":
-        """Read `to_dict` back.
-
-        Raises:
-            ValueError: A field is missing, unknown or of another type.
-        """
+        """Read `to_dict` back."""
         if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"unknown embedding settings: {', '.join(unknown)}")
         if missing := sorted({"dim", "retrieval_dim"} - values.keys()):
@@ -151,11 +147,7 @@ class ModelFingerprint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelFingerprint":
-        """Read `to_dict` back.
-
-        Raises:
-            ValueError: Something is missing, or of another type.
-        """
+        """Read `to_dict` back."""
         try:
             parts = {name: dict(part) for name, part in values["parts"].items()}
             probe = tuple(tuple(float(x) for x in row) for row in values["probe"])
@@ -499,11 +491,7 @@ class DocumentRun:
         return measured
 
     def report(self, faults: Faults, count: int) -> None:
-        """Note what is wrong with documents, by number, and how many are done with.
-
-        Raises:
-            BadSampleError: Errors are not to be skipped.
-        """
+        """Note what is wrong with documents, by number, and how many are done with."""
         for number, fault in sorted(faults.items()):
             error, name = fault, self.documents[number].id
             if not isinstance(error, BadSampleError):  # what the processor says of a sample without a name
@@ -541,11 +529,7 @@ def origin_of(embedder: SugarEmbedder) -> tuple[EmbeddingSettings, dict[str, Any
 
 
 def check_origin(settings: Mapping[str, Any] | None, fingerprint: Mapping[str, Any] | None) -> None:
-    """Refuse what an index kept if it cannot be read; `None` stands for vectors from elsewhere.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
+    """Refuse what an index kept if it cannot be read; `None` stands for vectors from elsewhere."""
     if settings is not None:
         EmbeddingSettings.from_dict(settings)
     if fingerprint is not None:
@@ -559,17 +543,10 @@ def why_another(
     settings: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any] | None,
 ) -> tuple[str | None, ModelFingerprint]:
-    """Say why an embedder's embeddings cannot be compared with those of an index.
+    """Say why an embedder's embeddings cannot be compared with those of an index; `None` if they can.
 
-    Args:
-        embedder: The embedder.
-        known: The fingerprint that its model had when it was found to be right.
-        dim: Width of the index's vectors.
-        settings: What the index kept of the embedder that made it; `None` for vectors from elsewhere.
-        fingerprint: Likewise.
-
-    Returns:
-        Why; `None` if they can be compared. And the fingerprint that its model has now.
+    Nothing is compared while the fingerprint of the model is the one that is `known` to be right. The fingerprint that
+    it has now is returned, too.
     """
     now = embedder.fingerprint
     if now is known:

@@ -639,14 +639,7 @@ def check_embedder(
 ) -> ModelFingerprint:
     """Refuse an embedder whose embeddings cannot be compared with those of an index. Returns its model's fingerprint.
 
-    Args:
-        spec: How the index is made.
-        embedder: The embedder.
-        folder: The folder of the index.
-        known: The fingerprint of a model that was found to be right.
-
-    Raises:
-        IndexMismatchError: Names what differs.
+    `known` is the fingerprint of a model that was found to be right.
     """
     reason, fingerprint = why_another(embedder, known, spec.dim, spec.settings, spec.fingerprint)
     if reason is not None:

@@ -120,9 +120,6 @@ def export(
 
     Returns:
         The folder.
-
-    Raises:
-        DamagedIndexError: A file is missing or damaged.
     """
     manifest = store.snapshot.manifest
     (folder / "segments").mkdir(parents=True)

@@ -62,11 +62,7 @@ class Codec:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Codec:
-        """Read `to_dict` back.
-
-        Raises:
-            ValueError: It does not describe a codec.
-        """
+        """Read `to_dict` back."""
         name, dim = values.get("name"), values.get("dim")
         if name not in CODECS or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"Not the description of a codec: name {name!r}, dim {dim!r}.")
@@ -82,11 +78,7 @@ class Codec:
         return {"name": self.name, "dim": self.dim}
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Turn vectors (n, d) float32 into codes (n, w) of `code_dtype`.
-
-        Raises:
-            ValueError: The vectors are no finite numbers of width d.
-        """
+        """Turn vectors (n, d) float32 into codes (n, w) of `code_dtype`."""
         return _checked(vectors, self.dim).astype(self.code_dtype, copy=False)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

@@ -97,11 +97,7 @@ def remove(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: It cannot be written; the disk may be full.
-    """
+    """Write a safetensors file."""
     try:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=header)
     except SafetensorError as error:
@@ -358,11 +354,7 @@ class PendingParts:
         return sorted(int(match[1]) for match in names if match)
 
     def read(self, number: int, key: str | None = None) -> PendingPart:
-        """Open a part; one of these documents, if a key is given.
-
-        Raises:
-            DamagedIndexError: It is missing, or anything else is wrong with it. It is removed.
-        """
+        """Open a part; one of these documents, if a key is given."""
         path, numbers = self._path(number), (np.int32, (None,))
         forms = {"vectors": (np.float32, (None, self.dim)), "document": numbers, "slice": numbers}
         try:
@@ -731,11 +723,7 @@ def _with_graph(folder: Path, snapshot: Snapshot) -> Manifest:
 def _replaced_documents(
     parts: Sequence[PendingPart], known: Snapshot | None, on_duplicate: str
 ) -> list[DocumentNumber]:
-    """Return the numbers of the documents that the parts replace.
-
-    Raises:
-        DuplicateIdError: An id comes twice, or is known and not to be updated.
-    """
+    """Return the numbers of the documents that the parts replace."""
     seen: set[str] = set()
     twice: list[str] = []
     replaced: list[DocumentNumber] = []

@@ -92,11 +92,7 @@ class FileEntry:
 
     @classmethod
     def from_dict(cls, values: Any) -> "FileEntry":
-        """Read an entry of a manifest.
-
-        Raises:
-            ValueError: It is no entry, or its name is none that an index gives.
-        """
+        """Read an entry of a manifest."""
         name, size, sha256 = values["name"], values["size"], values["sha256"]
         if type(size) is not int or not 0 <= size < 2**63 or not isinstance(sha256, str):
             raise ValueError(f"the entry of {name!r} has no size and digest")
@@ -108,10 +104,6 @@ class FileEntry:
         Args:
             folder: Where it is.
             verify: Compare the content, not only the size.
-
-        Raises:
-            MissingFileError: It is missing.
-            DamagedIndexError: It is not as it was written.
         """
         path = inside(folder, self.name)
         try:
@@ -130,22 +122,14 @@ class FileEntry:
 
 
 def checked_name(name: Any) -> str:
-    """Return a file name that an index may have given: no path, nothing hidden.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return a file name that an index may have given: no path, nothing hidden. Others are refused."""
     if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of an index file")
     return name
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder.
-
-    Raises:
-        DamagedIndexError: The file is a link that leads out of the folder.
-    """
+    """Return the path of a file in a folder; a link that leads out of it is refused."""
     path = folder / checked_name(name)
     if path.is_symlink():
         _check_link(path, folder)
@@ -189,10 +173,6 @@ def map_table(path: Path, entry: FileEntry | None = None) -> pa.Table:
     Args:
         path: The file.
         entry: What its content has to be; anything when `None`.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is no such file.
     """
     if entry is not None:
         entry.check(path.parent, verify=True)
@@ -253,12 +233,7 @@ def _check_nulls(table: pa.Table) -> None:
 
 
 def open_tensors(path: Path) -> Any:
-    """Open a safetensors file without reading it.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is none.
-    """
+    """Open a safetensors file without reading it."""
     with checked_read(path):
         return safe_open(path, framework="numpy")
 
@@ -269,9 +244,6 @@ def check_tensors(tensors: Any, forms: Mapping[str, tuple[Any, tuple[int | None,
     Args:
         tensors: The file.
         forms: Type and shape of each tensor; `None` stands for the length of the first.
-
-    Raises:
-        ValueError: It is none of these.
     """
     names = set(tensors.keys())
     length = None
@@ -290,12 +262,7 @@ def check_tensors(tensors: Any, forms: Mapping[str, tuple[Any, tuple[int | None,
 def read_tensors(
     path: Path, forms: Mapping[str, tuple[Any, tuple[int | None, ...]]]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read a safetensors file: its tensors, which have to be of these forms (see [`check_tensors`]), and its header.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is another file.
-    """
+    """Read a safetensors file: its tensors, which have to be of these forms, see [`check_tensors`], and its header."""
     with checked_read(path), open_tensors(path) as file:
         check_tensors(file, forms)
         return {name: file.get_tensor(name) for name in forms}, file.metadata() or {}
@@ -386,12 +353,7 @@ class IndexSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "IndexSpec":
-        """Read `vars` of a specification back, from a dict that may hold more.
-
-        Raises:
-            ValueError: A value is of another type.
-            KeyError: One is missing.
-        """
+        """Read `vars` of a specification back, from a dict that may hold more."""
         spec = cls(**{name: values[name] for name in cls.__dataclass_fields__})
         if not _count(spec.dim):
             raise ValueError("dim is 0")
@@ -460,11 +422,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, data: bytes) -> "Manifest":
-        """Read a manifest from the content of its file.
-
-        Raises:
-            DamagedIndexError: It cannot be read, or is of another version.
-        """
+        """Read a manifest from the content of its file."""
         try:
             return cls.from_dict(json.loads(data))
         except Exception as error:  # any, as the content may be somebody else's
@@ -472,13 +430,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Manifest":
-        """Read the values of a manifest's file.
-
-        Raises:
-            ValueError: The version is another one.
-            KeyError: Something is missing.
-            TypeError: Something is of another type.
-        """
+        """Read the values of a manifest's file."""
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError("it is not the manifest of an index")
         if values["version"] != VERSION:
@@ -576,10 +528,6 @@ class Segment:
             codec: How vectors are stored.
             positions: `"last"` or `"all"`.
             verify: Compare the digests, too.
-
-        Raises:
-            MissingFileError: A file is missing.
-            DamagedIndexError: A file is damaged.
         """
         texts, vectors = entry.check(folder, verify)
         segment = cls(entry, map_table(texts), open_tensors(vectors))

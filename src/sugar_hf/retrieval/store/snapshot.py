@@ -234,11 +234,7 @@ class Snapshot:
         return number if number is not None and self.live[number] else None
 
     def document(self, number: DocumentNumber) -> Document:
-        """Read a document.
-
-        Raises:
-            DamagedIndexError: What is stored is no document.
-        """
+        """Read a document."""
         ends = self._document_ends
         at = int(np.searchsorted(ends, number, side="right"))
         segment = self.segments[at]
@@ -377,11 +373,7 @@ class Snapshot:
 
 
 def check_spec(spec: IndexSpec) -> None:
-    """Refuse a specification that no index can have.
-
-    Raises:
-        ValueError: Names the field.
-    """
+    """Refuse a specification that no index can have."""
     for name, value, known in (
         ("backend", spec.backend, BACKENDS),
         ("vectors", spec.vectors, CODECS),
@@ -417,11 +409,7 @@ def checked_spec(spec: IndexSpec) -> tuple[IndexSpec, dict[str, Any]]:
 
 
 def _checked_codec(manifest: Manifest, previous: Snapshot | None) -> Codec | None:
-    """Return the codec of a manifest. Refuses a manifest that says what no index can be.
-
-    Raises:
-        Exception: Any, as a library meets what it does not expect.
-    """
+    """Return the codec of a manifest. Refuses a manifest that says what no index can be."""
     spec = manifest.spec
     if previous is None or previous.manifest.spec != spec:
         check_spec(spec)
@@ -571,11 +559,7 @@ class IndexStore:
         return self.snapshot.manifest.spec
 
     def refresh(self) -> bool:
-        """Open the newest snapshot, if it is another. Returns whether it is.
-
-        Raises:
-            DamagedIndexError: A file is missing or damaged.
-        """
+        """Open the newest snapshot, if it is another. Returns whether it is."""
         with self.guard:
             old = self.snapshot
             self.snapshot = _open_snapshot(self.folder, old, True, self.secrets)

@@ -65,11 +65,7 @@ class BackendOptions:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], backend: str) -> Self:
-        """Make the options of a backend from a dict.
-
-        Raises:
-            ValueError: There is no such option, or it has a value that it cannot have.
-        """
+        """Make the options of a backend from a dict."""
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(names)):
             raise ValueError(f"Unknown option {unknown[0]!r} of the {backend} backend; there are {', '.join(names)}.")
@@ -111,11 +107,7 @@ class VectorBackend(ABC):
         """
 
     def check_rows(self) -> None:
-        """Refuse what was saved if it is not of the rows that were added.
-
-        Raises:
-            ValueError: It is of another state.
-        """
+        """Refuse what was saved if it is not of the rows that were added."""
         return
 
     @abstractmethod
@@ -199,11 +191,7 @@ class VectorBackend(ABC):
 
 
 def check_top_k(top_k: Any) -> int:
-    """Return how many results are wanted.
-
-    Raises:
-        ValueError: It is no whole number of 1 or more.
-    """
+    """Return how many results are wanted."""
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):
         raise ValueError(f"top_k={top_k!r:.40}: give a whole number of 1 or more, not a {type(top_k).__name__}.")
     if top_k < 1:

@@ -90,11 +90,7 @@ class FaissBackend(VectorBackend):
         return int((self._storage if self._signs is None else self._signs).ntotal)
 
     def check_rows(self) -> None:
-        """Refuse a graph of other rows.
-
-        Raises:
-            ValueError: It is of another state.
-        """
+        """Refuse a graph of other rows."""
         if self._graph is not None and self._graph.ntotal != len(self):
             raise ValueError(
                 f"The saved graph is of {self._graph.ntotal} rows, but {len(self)} are there: it is of another state."
@@ -190,11 +186,7 @@ class FaissBackend(VectorBackend):
         excluded: np.ndarray | None,
         where: Filter | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search. Refuses a filter on metadata, more rows than there are, and a graph of other rows.
-
-        Raises:
-            ValueError: One of these.
-        """
+        """Search. Refuses a filter on metadata, more rows than there are, and a graph of other rows."""
         if where is not None:
             raise ValueError("FAISS knows no metadata: evaluate the filter and give the allowed rows.")
         if row_count > len(self):
@@ -352,10 +344,6 @@ def read_graph(path: Path, dim: int) -> Any:
     Args:
         path: The file.
         dim: Width of the vectors.
-
-    Raises:
-        MissingFileError: It is not there.
-        DamagedIndexError: It is no graph of such vectors.
     """
     with checked_read(path):
         data = path.read_bytes()

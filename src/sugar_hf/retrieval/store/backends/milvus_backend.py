@@ -161,11 +161,7 @@ class MilvusBackend(VectorBackend):
         excluded: np.ndarray | None,
         where: Filter | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search. Refuses `allowed`, which would have to list rows.
-
-        Raises:
-            ValueError: It is given.
-        """
+        """Search. Refuses `allowed`, which would have to list rows."""
         if allowed is not None:
             raise ValueError("Milvus filters by itself: give `where` and `excluded` instead of `allowed`.")
         conditions = [f"row < {int(row_count)}"]
@@ -225,11 +221,7 @@ def public_address(uri: Any) -> str:
 
 
 def _import_milvus(local: bool) -> Any:
-    """The module pymilvus.
-
-    Raises:
-        ImportError: It is not installed, or with local files milvus-lite is not.
-    """
+    """The module pymilvus."""
     try:
         import pymilvus
 
