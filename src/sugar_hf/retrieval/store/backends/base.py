@@ -15,6 +15,11 @@ from ..codecs import Codec
 FILLED_UP = 128
 MOST = 2**20  # of any count: without an upper bound an option could take all memory
 
+#: Which rows may be found: `allowed`, `excluded` and `where` of [`VectorBackend.search`].
+Choice = tuple[np.ndarray | None, np.ndarray | None, Filter | None]
+#: Scores (q, k), best first, and row numbers (q, k).
+Found = tuple[np.ndarray, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -151,22 +156,14 @@ class VectorBackend(ABC):
         if not np.isfinite(queries).all():
             raise ValueError(f"Query {int(np.argmax(~np.isfinite(queries).all(1)))} has NaN or infinite numbers.")
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        scores, rows = self._search(queries, top_k, row_count, allowed, excluded, where)
+        scores, rows = self._search(queries, top_k, row_count, (allowed, excluded, where))
         missing = ((0, 0), (0, top_k - rows.shape[1]))
         rows = np.pad(rows.astype(np.int64), missing, constant_values=-1)
         scores = np.pad(scores.astype(np.float32), missing)
         return np.where(rows < 0, np.float32(-np.inf), scores), rows
 
     @abstractmethod
-    def _search(
-        self,
-        queries: np.ndarray,
-        top_k: int,
-        row_count: int,
-        allowed: np.ndarray | None,
-        excluded: np.ndarray | None,
-        where: Filter | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, queries: np.ndarray, top_k: int, row_count: int, choice: Choice) -> Found:
         """Do what `search` says with arguments that are checked; short results need not be filled up."""
 
     @abstractmethod

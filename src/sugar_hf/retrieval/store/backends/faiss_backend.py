@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 import faiss
 import numpy as np
 
-from ...filters import Filter
 from ..codecs import BinaryCodec, Codec, Int8Codec
 from ..layout import checked_read
-from .base import MOST, BackendOptions, Rows, VectorBackend
+from .base import MOST, BackendOptions, Choice, Found, Rows, VectorBackend
 
 GRAPH_FILE = "graph.faiss"
 # Rows that join the graph at once: each call costs time in proportion to all rows.
@@ -177,16 +176,9 @@ class FaissBackend(VectorBackend):
 
     # ---- Searching ----
 
-    def _search(
-        self,
-        queries: np.ndarray,
-        top_k: int,
-        row_count: int,
-        allowed: np.ndarray | None,
-        excluded: np.ndarray | None,
-        where: Filter | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, queries: np.ndarray, top_k: int, row_count: int, choice: Choice) -> Found:
         """Search. Refuses a filter on metadata, more rows than there are, and a graph of other rows."""
+        allowed, excluded, where = choice
         if where is not None:
             raise ValueError("FAISS knows no metadata: evaluate the filter and give the allowed rows.")
         if row_count > len(self):

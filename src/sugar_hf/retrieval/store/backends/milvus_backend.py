@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...filters import Filter, typed_metadata
+from ...filters import typed_metadata
 from ..codecs import Codec
-from .base import MOST, BackendOptions, Rows, VectorBackend
+from .base import MOST, BackendOptions, Choice, Found, Rows, VectorBackend
 
 LOCAL_NAME = "milvus.db"
 TOKEN_VARIABLE = "MILVUS_TOKEN"
@@ -152,16 +152,9 @@ class MilvusBackend(VectorBackend):
 
     # ---- Searching ----
 
-    def _search(
-        self,
-        queries: np.ndarray,
-        top_k: int,
-        row_count: int,
-        allowed: np.ndarray | None,
-        excluded: np.ndarray | None,
-        where: Filter | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, queries: np.ndarray, top_k: int, row_count: int, choice: Choice) -> Found:
         """Search. Refuses `allowed`, which would have to list rows."""
+        allowed, excluded, where = choice
         if allowed is not None:
             raise ValueError("Milvus filters by itself: give `where` and `excluded` instead of `allowed`.")
         conditions = [f"row < {int(row_count)}"]
