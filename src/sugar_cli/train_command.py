@@ -407,7 +407,7 @@ def main(command: list[str] | None = None, program: str | None = None) -> None:
     folder = Path(arguments.output_dir)
     adapter = folder / "adapter"
     if script.lora:
-        trainer.save_model(str(adapter))
+        trainer.save_model(str(adapter), _internal_call=True)  # what is pushed is the merged model, below
     plugin = trainer.accelerator.state.deepspeed_plugin
     if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):  # no process has the whole model
         if script.lora:
@@ -423,5 +423,6 @@ def main(command: list[str] | None = None, program: str | None = None) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     print(f"saved to {folder}")
-    if script.push_to is not None:
-        push_to_hub(model, processor, script.push_to, training=record)
+    for repository in {script.push_to, trainer.hub_model_id} - {None}:
+        access = {"token": arguments.hub_token, "private": arguments.hub_private_repo}
+        push_to_hub(model, processor, repository, training=record, **access)

@@ -9,6 +9,7 @@ import datasets
 import pytest
 import torch
 from builders import build_tiny_llava, picture
+from hub_stand_in import put_in_place
 from tiny_teachers import save_tiny_teachers
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -102,6 +103,36 @@ def test_lora_saves_the_adapter_and_the_merged_model(script, files, tmp_path):
     assert merged.keys() == model.state_dict().keys()
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
     assert AutoProcessor.from_pretrained(tmp_path / "merged").chat_template is not None
+
+
+def test_a_run_is_pushed_with_the_card_of_its_training(script, files, tmp_path, monkeypatch):
+    hub = put_in_place(monkeypatch, tmp_path / "hub")
+    push = [
+        "--lora",
+        "--lora_r",
+        "4",
+        "--push_to_hub",
+        "--hub_model_id",
+        "me/run",
+        "--hub_strategy",
+        "end",
+        "--logging_steps",
+        "1",
+    ]
+    script.main(command(files, tmp_path / "run", *push, "--push_to", "me/copy"))
+    assert len(hub.commits) == 2
+    for name in ("me/run", "me/copy"):
+        assert "model.safetensors" in hub.files(name)
+        assert not [file for file in hub.files(name) if "adapter" in file or file.endswith(".bin")]
+        card = (hub.folder(name) / "README.md").read_text()
+        assert "### Adapter\n\n- `default`: LORA, `r` 4" in card
+        assert "### Losses" in card
+        assert str(tmp_path) not in card
+        assert str(files) not in card
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+    model = SugarForConditionalGeneration.from_pretrained(tmp_path / "run").state_dict()
+    pushed = SugarForConditionalGeneration.from_pretrained(hub.folder("me/run")).state_dict()
+    assert all(torch.equal(pushed[name], value) for name, value in model.items())
 
 
 def test_sugar_checkpoint_is_trained_further(script, files, tmp_path):

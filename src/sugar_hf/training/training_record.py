@@ -167,7 +167,8 @@ def _datasets(trainer: Trainer) -> list[dict[str, Any]]:
             "title": title,
             "name": _name(each),
             "size": f"{len(each):,} samples" if has_length(each) else "streamed",
-            "examples": [example(row) for row in islice(_rows(each), EXAMPLES)],
+            # a stream may be shuffled or far away: its first rows may cost what its first thousand do
+            "examples": [example(row) for row in islice(_rows(each), EXAMPLES)] if has_length(each) else [],
         }
         for title, each in data.items()
         if each is not None
