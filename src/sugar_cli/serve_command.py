@@ -57,7 +57,8 @@ def serve(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of inputs that are embedded together.")] = 16_384,
     batch_wait_ms: Annotated[
         float, typer.Option(min=0, help="How long a batch waits for as many requests as the last one had.")
-    ] = 4.0,
+    ] = 2.0,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests in progress; more get 429.")] = 256,
     queue: Annotated[int, typer.Option(min=1, help="Generations that may wait; more get 429.")] = 32,
     top_k: Annotated[int, typer.Option(min=1, help="Documents that an answer looks for.")] = 5,
     min_score: Annotated[float | None, typer.Option(help="Answers leave out documents below this cosine.")] = None,
@@ -114,6 +115,7 @@ def serve(
             generate_with=generate_with,
             batch_tokens=batch_tokens,
             batch_wait=batch_wait_ms / 1000,
+            most_requests=max_requests,
             most_generations_waiting=queue,
             max_context_tokens=max_context_tokens,
             refresh_seconds=refresh_seconds,

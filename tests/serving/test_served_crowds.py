@@ -139,6 +139,18 @@ def test_a_full_queue_answers_429(mini, stories, slow):
         assert server.post(CHAT, max_tokens=2, **WHO).status_code == 200
 
 
+def test_too_many_requests_answer_429(mini, slow):
+    with running(Engine(mini, options=ServingOptions(most_requests=1))) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.post, CHAT, max_tokens=1, **WHO)
+        eventually(lambda: slow.calls == 1)
+        refused = server.post("/v1/embeddings", input="a")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+        assert server.http.get("/health").status_code == 200
+        slow.more.release(10)
+        assert first.result().status_code == 200
+        assert server.post("/v1/embeddings", input="a").status_code == 200
+
+
 def test_too_many_inputs_answer_429(mini):
     with running(Engine(mini, options=ServingOptions(most_inputs_waiting=3))) as server:
         holds, goes = threading.Event(), threading.Event()
@@ -151,6 +163,18 @@ def test_too_many_inputs_answer_429(mini):
             goes.set()
             assert waiting.result().status_code == 200
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+
+
+def test_a_second_signal_ends_it_at_once(mini, slow):
+    with running(Engine(mini)) as server, ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(server.post, CHAT, max_tokens=3, **WHO)
+        eventually(lambda: slow.calls == 1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        server.server.handle_exit(signal.SIGTERM, None)
+        server.thread.join(30)
+        assert not server.thread.is_alive()
+        assert begun.exception() is not None or begun.result().status_code != 200
+    server.engine.stop()
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -124,6 +124,8 @@ def test_explain(served, index):
     assert found["document"] == expected["document"]
     assert found["score"] == pytest.approx(hit.score, abs=1e-5)
     assert served.post("/v1/explain", query=QUERY, id="none").status_code == 404
+    long = served.post("/v1/explain", query="so many words " * 2000, id=hit.id)
+    assert (long.status_code, long.json()["error"]["param"]) == (400, "query")
 
 
 def test_pictures_are_those_of_the_documents_alone(served, index, rows, subtests):

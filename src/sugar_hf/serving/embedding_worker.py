@@ -160,6 +160,8 @@ class EmbeddingWorker:
             for number, (images, characters) in enumerate(job.sizes)
         ]
         with self._change:
+            if self._stopped:
+                raise RuntimeError("the server was stopped")
             if self._waiting and len(self._waiting) + len(items) > self.most_waiting:
                 self._metrics.refused.labels(QUEUE).inc()
                 raise QueueFullError(1)
@@ -171,6 +173,8 @@ class EmbeddingWorker:
         """Run something else that uses the model, between two batches."""
         future: Future[T] = Future()
         with self._change:
+            if self._stopped:
+                raise RuntimeError("the server was stopped")
             if len(self._calls) >= self.most_waiting:
                 raise QueueFullError(1)
             self._calls.append((work, future))
@@ -199,8 +203,10 @@ class EmbeddingWorker:
                     _answer(work, future)
                 if batch := self._take():
                     self._run(batch)
-        for item in self._waiting:
-            item.job.fail(RuntimeError("the server was stopped"))
+        for job in (item.job for item in self._waiting):
+            job.fail(RuntimeError("the server was stopped"))
+        for _, future in self._calls:
+            future.set_exception(RuntimeError("the server was stopped"))
 
     def _take(self) -> list[_Item]:
         """Take the next batch off the queue."""

@@ -43,6 +43,7 @@ class ServingOptions:
             always the model's.
         batch_tokens: Of one batch of inputs that are embedded: its inputs times the tokens of the longest.
         batch_wait: How many seconds a batch waits for as many requests as the last one had.
+        most_requests: How many requests may be in progress.
         most_inputs_waiting: How many inputs may wait to be embedded.
         most_generations_waiting: How many generations may wait.
         template: Words of the prompt of an answer from documents.
@@ -58,7 +59,8 @@ class ServingOptions:
     dimensions: tuple[int, ...] = ()
     generate_with: Literal["model", "base"] = "model"
     batch_tokens: int = 16_384
-    batch_wait: float = 0.004
+    batch_wait: float = 0.002
+    most_requests: int = 256
     most_inputs_waiting: int = 4096
     most_generations_waiting: int = 32
     template: RagTemplate = KNOWLEDGE_VQA
@@ -118,7 +120,8 @@ class Engine:
         self.limits = options.limits
         if options.generate_with not in GENERATORS:
             raise ValueError(f"generate_with={options.generate_with!r}: give one of {', '.join(GENERATORS)}.")
-        for name in ("batch_tokens", "most_inputs_waiting", "most_generations_waiting", "top_k", "max_context_tokens"):
+        counts = ("batch_tokens", "most_requests", "most_inputs_waiting", "most_generations_waiting", "top_k")
+        for name in (*counts, "max_context_tokens"):
             if vars(options)[name] < 1:
                 raise ValueError(f"{name}={vars(options)[name]}: give 1 or more.")
         if wrong := [size for size in options.dimensions if not 1 <= size <= embedder.dim]:

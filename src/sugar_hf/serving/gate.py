@@ -41,6 +41,7 @@ class Gate:
         paths: The routes there are, by which requests are counted.
         api_key: The key that requests have to give; none when `None`.
         body_bytes: The most bytes of a body.
+        most_requests: The most requests in progress.
         hosts: The names under which the server may be asked; any when `None`. On a machine's own address this keeps
             out web pages whose name was made to lead there.
     """
@@ -54,10 +55,11 @@ class Gate:
         paths: Collection[str],
         api_key: str | None,
         body_bytes: int,
+        most_requests: int,
         hosts: Collection[str] | None,
     ) -> None:
         self.app, self.traffic, self.metrics = app, traffic, metrics
-        self.paths, self.body_bytes, self.hosts = paths, body_bytes, hosts
+        self.paths, self.body_bytes, self.most_requests, self.hosts = paths, body_bytes, most_requests, hosts
         self._key = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +109,9 @@ class Gate:
         if self.traffic.is_draining and path not in OPEN:
             closing = {"Retry-After": "5", "Connection": "close"}
             raise ApiError(503, "the server is about to end.", code="shutting_down", headers=closing)
+        if self.traffic.in_progress > self.most_requests and path not in OPEN:
+            message = f"the server has {self.most_requests} requests in progress, which is all it takes."
+            raise ApiError(429, message, code="too_many_requests", headers={"Retry-After": "1"})
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
             if kind != b"application/json":  # a web page of elsewhere cannot send this without being asked first

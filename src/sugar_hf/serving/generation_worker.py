@@ -154,6 +154,8 @@ class GenerationWorker:
         """
         future: Future[Any] = Future()
         with self._change:
+            if self._stopped:
+                raise RuntimeError("the server was stopped")
             if len(self._waiting) >= self.most_waiting:
                 self._metrics.refused.labels(QUEUE).inc()
                 raise QueueFullError(min(60, max(1, round(self._seconds * len(self._waiting)))))

@@ -26,7 +26,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Request(BaseModel):
-    """What all requests share: no unknown fields, no NaN, no text in the place of a number. Null is as if left out."""
+    """What all requests share: no unknown fields, no NaN, no text in the place of a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -102,8 +102,10 @@ class EmbeddingRequest(_Request):
     )
     messages: Chat | Annotated[list[Chat], Field(min_length=1)] | None = Field(None, description="A chat, or several.")
     dimensions: int | None = Field(None, ge=1, description="Width of the vectors; the server says which it has.")
-    encoding_format: Literal["float", "base64"] = "float"
-    positions: Literal["last", "all"] = Field("last", description="A vector for each input, or for each slice end.")
+    encoding_format: Literal["float", "base64"] | None = "float"
+    positions: Literal["last", "all"] | None = Field(
+        "last", description="A vector for each input, or for each slice end."
+    )
 
 
 class RerankRequest(_Request):

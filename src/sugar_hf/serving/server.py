@@ -41,6 +41,7 @@ from .streams import ClientGone, Pieces, stream, until_left, whole
 PAGE = Path(__file__).with_name("page") / "index.html"
 THUMBNAIL = 256
 MANY_NUMBERS = 20_000  # in a response: more are written by another thread
+MANY_CHARACTERS = 100_000  # in a request: more are read by another thread
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schemas.ErrorResponse, "description": "The request cannot be served; `param` names the field."},
     "5XX": {"model": schemas.ErrorResponse, "description": "The server cannot serve it now."},
@@ -87,6 +88,7 @@ def create_app(engine: Engine, *, api_key: str | None = None, hosts: Collection[
         paths=frozenset(app.openapi()["paths"]) | {"/", "/metrics", "/openapi.json"},
         api_key=api_key,
         body_bytes=engine.limits.body_bytes,
+        most_requests=engine.options.most_requests,
         hosts=None if hosts is None else frozenset(hosts),
     )
     return app
@@ -233,12 +235,14 @@ class _Routes:
     async def explain(self, request: Request, body: schemas.ExplainRequest) -> Response:
         """Compare a query with a document, slice by slice."""
         self._check_model(body)
-        index = self.engine.opened_index()
-        query, _ = await self._query(body)
-        if body.id not in index:
-            raise ApiError(404, f"there is no document of the id {body.id!r}.", "id", "no_document")
-        found = await until_left(request, asyncio.wrap_future(self.engine.explain(query, body.id, body.slice)))
-        shown = found.to_dict()
+        self.engine.opened_index()
+        query, name = await self._query(body)
+        await self._embed(request, [query], [name])  # says if it is too long
+        try:
+            explaining = await asyncio.to_thread(self.engine.explain, query, body.id, body.slice)
+        except KeyError as error:
+            raise ApiError(404, f"there is no document of the id {body.id!r}.", "id", "no_document") from error
+        shown = (await until_left(request, asyncio.wrap_future(explaining))).to_dict()
         kept = ("query", "document", "score", "embeddings", "model")
         return _json({name: shown[name] for name in kept})
 
@@ -418,8 +422,9 @@ class _Routes:
 
 
 async def _read(read: Any, items: Sequence[Any]) -> Any:
-    """Read inputs: texts at once, images in another thread."""
-    return read() if all(isinstance(item, str) for item in items) else await asyncio.to_thread(read)
+    """Read inputs: short texts at once, all else in another thread."""
+    is_short = all(isinstance(item, str) for item in items) and sum(map(len, items)) < MANY_CHARACTERS
+    return read() if is_short else await asyncio.to_thread(read)
 
 
 def _check_turns(messages: list[schemas.Message] | None) -> None:

@@ -28,7 +28,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or end."""
         if self.traffic.is_draining:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
             return
         self.traffic.is_draining = True
         self._end = time.monotonic() + self.drain_seconds
