@@ -106,8 +106,11 @@ def test_what_is_drawn_depends_on_the_seed(client):
     draw(8)
     assert draw(7) == first
     assert len({draw(seed) for seed in (None, None, None, None)}) > 1
-    greedy = said(client, messages=asked(QUESTIONS[1]), temperature=0, seed=1).choices[0].message.content
-    assert greedy == said(client, messages=asked(QUESTIONS[1])).choices[0].message.content
+    likeliest = said(client, messages=asked(QUESTIONS[1])).choices[0].message.content
+    for temperature in (0, 5e-324, 1e-3):
+        found = said(client, messages=asked(QUESTIONS[1]), temperature=temperature, seed=1)
+        assert found.choices[0].message.content == likeliest
+    assert said(client, messages=asked(QUESTIONS[1]), top_p=5e-324, seed=1).choices[0].message.content == likeliest
 
 
 def test_what_is_not_supported_is_refused_by_name(served, subtests):

@@ -88,6 +88,17 @@ def test_the_documents_of_a_streamed_answer_come_first(served):
     assert (last["finish_reason"], last["usage"]) == (whole["finish_reason"], whole["usage"])
 
 
+def test_what_is_drawn_of_an_answer_depends_on_the_seed(served):
+    def draw(seed):
+        body = {"query": "what comes?", "top_k": 2, "temperature": 2.0, "top_p": 0.95, "max_tokens": 16, "seed": seed}
+        found = served.post("/v1/answer", **body).json()
+        assert len(found["documents"]) == 2
+        return found["answer"]
+
+    assert draw(7) == draw(7)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
 def test_the_question_may_come_first(mini, stories, index):
     options = ServingOptions(template=QUESTION_FIRST, top_k=3)
     rag = SugarRag(mini.model, mini.processor, index, template=QUESTION_FIRST, top_k=3)

@@ -27,6 +27,7 @@ from .server_metrics import Metrics
 GENERATORS = ("model", "base")
 CONTEXT = "max_position_embeddings"
 DEFAULT_INPUT_TOKENS = 8192
+COLDEST = 0.01  # below it, what is divided by the temperature may overflow, and the likeliest token is drawn anyway
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,7 +77,7 @@ class Wanted:
 
     Args:
         new_tokens: The most tokens.
-        temperature: 0 for the likeliest tokens; what the model's configuration says when `None`.
+        temperature: Below 0.01 for the likeliest tokens; what the model's configuration says when `None`.
         top_p: The share of the likeliest tokens that are drawn from.
         seed: Of what is drawn.
     """
@@ -296,7 +297,9 @@ class Engine:
 
         def work() -> Generated:
             self._seed(options, wanted)
-            found = rag.answer({"query": question}, names=[param], on_found=on_found, **search, **options)
+            # documents and drawing both have a `top_k`
+            given: dict[str, Any] = {"names": [param], "on_found": on_found, "generate_kwargs": options}
+            found = rag.answer({"query": question}, **search, **given)
             self._count(found.prompt_tokens, watch)
             return Generated(found.prompt_tokens, found)
 
@@ -336,7 +339,7 @@ class Engine:
             "num_return_sequences": 1,
             "stopping_criteria": [watch],
         }
-        if wanted.temperature == 0:
+        if wanted.temperature is not None and wanted.temperature < COLDEST:
             options["do_sample"] = False
         elif wanted.temperature is not None or wanted.top_p is not None:
             options |= {"do_sample": True, "top_k": config.top_k or 0}
