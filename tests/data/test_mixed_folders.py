@@ -1,6 +1,7 @@
 """A folder of PDF, HTML, Markdown, images and texts is read as a whole, by readers for indexes and for training."""
 
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def test_what_is_not_installed_is_named(manuals, monkeypatch, subtests):
             patched.setitem(sys.modules, package, None)
             with pytest.raises(ImportError, match=r"pip install 'sugar-hf\[documents\]'"):
                 list(read_documents(manuals / name, on_error="skip"))
+
+
+def test_what_is_not_read_is_counted(manuals, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.html").write_text("b")
+    (manuals / "linked.html").symlink_to(tmp_path / "elsewhere")
+    (manuals / "a.docx").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left alone \(.docx: 1, linked folder: 1\)"):
+        assert [document.id for document in read_documents(manuals)] == IDS
+    with tarfile.open(tmp_path / "elsewhere" / "0.tar", "w") as shard:
+        shard.add(manuals / "notes.txt", "1.txt")
+    with pytest.warns(UserWarning, match=r"files beside the shards are left alone \(.html: 1\)"):
+        assert [document.id for document in read_documents(tmp_path / "elsewhere")] == ["1"]

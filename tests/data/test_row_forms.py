@@ -228,7 +228,7 @@ def test_rows_of_trl_get_an_id_and_a_source():
 
 def test_a_name_of_the_hub_is_told_how_to_be_read():
     for name in ("HuggingFaceM4/VQAv2", "imdb"):
-        with pytest.raises(FileNotFoundError, match=rf"load_dataset\('{name}', split=...\)"):
+        with pytest.raises(FileNotFoundError, match=rf"hf://datasets/{name}\?split=..."):
             load_dataset_file(name)
 
 

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
+from .coco import coco_rows, is_coco
 from .errors import BadSampleError
 from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS
 from .schema import IMAGE_SUFFIXES, names_media
@@ -62,6 +63,11 @@ _HINTS = {
     ".xls": "Save it as CSV",
     ".ndjson": "Name it .jsonl",
     ".yaml": "Write it as JSON lines",
+    ".docx": "Save it as PDF or HTML",
+    ".odt": "Save it as PDF or HTML",
+    ".pptx": "Save it as PDF",
+    ".epub": "Unpack it as a .zip, and pass the folder",
+    ".rst": "Write it as HTML or Markdown (pandoc)",
 }
 _INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
@@ -120,7 +126,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 def unread_file(path: Path) -> ValueError:
     """The error for a file of a kind that is not read, with what to do."""
-    known = f"{', '.join(DATA_SUFFIXES)} files (also with {', '.join(COMPRESSED)} behind), and folders"
+    known = f"{', '.join(DATA_SUFFIXES)} (also with {', '.join(COMPRESSED)} behind), PDF, HTML, Markdown, and folders"
     hint = _HINTS.get(path.suffix.lower(), "")
     return ValueError(f"{str(path)!r} is none of the files that are read: readers know {known}. {hint}".rstrip(" ."))
 
@@ -159,7 +165,7 @@ def iter_rows(
         return _chosen(_pair_files(path, show_progress), choice)
     suffix = data_suffix(path)
     if suffix in (".json", ".jsonl"):
-        return _chosen(_json(path, show_progress), choice)
+        return _chosen(_with_captions(_json(path, show_progress)), choice)
     if suffix in (".csv", ".tsv"):
         return _csv(path, show_progress, choice, _TEXT_COLUMNS | texts, "\t" if suffix == ".tsv" else ",")
     if suffix == ".tar":
@@ -169,14 +175,16 @@ def iter_rows(
     raise unread_file(path)
 
 
+def is_hub(path: Path) -> bool:
+    """Whether a path is the address of a data set on the Hub: `hf://datasets/user/name?split=train`."""
+    return path.parts[:2] == ("hf:", "datasets")
+
+
 def hub_hint(path: Path) -> str:
     """What to do if a path that is not there is the name of a data set on the Hub; empty if it is no such name."""
     if path.is_absolute() or not 1 <= len(path.parts) <= 2 or path.suffix or path.parts[0] in (".", ".."):
         return ""
-    return (
-        f". If it is a data set of the Hub, load it with datasets.load_dataset({str(path)!r}, split=...), and pass "
-        "its rows on (SugarTrainer and SugarIndex take them), or the folder that its save_to_disk writes"
-    )
+    return f". If it is a data set of the Hub, write hf://datasets/{path.as_posix()}?split=..."
 
 
 def _chosen(rows: Iterator[RawRow], choice: ColumnChoice) -> Iterator[RawRow]:
@@ -250,6 +258,19 @@ def _json(path: Path, show_progress: bool) -> Iterator[RawRow]:
     if first.startswith("[") or (first.startswith("{") and _is_spread(path, first)):
         return _json_text(path, show_progress, is_array=first.startswith("["))
     return _json_lines(path, encoding, show_progress)
+
+
+def _with_captions(raws: Iterator[RawRow]) -> Iterator[RawRow]:
+    """Rows as they are, but for a file of COCO's, whose one object is a row for each image."""
+    for raw in raws:
+        if not isinstance(raw.value, dict) or "annotations" not in raw.value or not is_coco(raw.value):
+            yield raw
+            continue
+        for number, row in enumerate(coco_rows(raw.value)):
+            if isinstance(row, BadSampleError):
+                yield RawRow(raw.file, number, None, error=row)
+            else:
+                yield RawRow(raw.file, number, None, row)
 
 
 def _is_spread(path: Path, first: str) -> bool:

@@ -250,7 +250,7 @@ def parse_obelics(row: Row, images: Images) -> Parsed:
 
 
 def parse_pair(row: Row, images: Images) -> Parsed:
-    """An image and its caption, as COYO, webdataset tools and ImageFolder metadata name them.
+    """An image and its caption, or several, as COYO, webdataset tools and ImageFolder metadata name them.
 
     The image comes first, so that the caption is what a language model learns to say.
     """
@@ -263,12 +263,18 @@ def parse_pair(row: Row, images: Images) -> Parsed:
     if not flat.images:
         raise BadSampleError("no image", field="image", mend=f"Give it under one of {', '.join(IMAGE_KEYS)}")
     if flat.text_key is None:
-        if any(key in row and row[key] is not None for key in PAIR_TEXT_KEYS):
-            key = next(key for key in PAIR_TEXT_KEYS if row.get(key) is not None)
-            check_text(row[key], key)
+        for key in PAIR_TEXT_KEYS:
+            if row.get(key) is not None:
+                _captions(row[key], key)
         raise BadSampleError("no caption", field="text", mend=f"Give it under one of {', '.join(PAIR_TEXT_KEYS)}")
-    text = check_text(row[flat.text_key], flat.text_key)
-    return _document([*(image_part() for _ in flat.images), text_part(text)]), flat.images
+    captions = _captions(row[flat.text_key], flat.text_key)
+    return _document([*(image_part() for _ in flat.images), *captions]), flat.images
+
+
+def _captions(value: Any, key: str) -> list[Part]:
+    if not isinstance(value, list | tuple):
+        return [text_part(check_text(value, key))]
+    return [text_part(check_text(text, f"{key}[{i}]")) for i, text in enumerate(value)]
 
 
 @dataclass(frozen=True)

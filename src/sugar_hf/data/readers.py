@@ -30,6 +30,7 @@ from .containers import (
     data_suffix,
     decode_text,
     hub_hint,
+    is_hub,
     is_saved,
     iter_rows,
     read_caption,
@@ -40,6 +41,7 @@ from .containers import (
 from .documents import Document, as_document, row_document, row_id
 from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
+from .hub_rows import hub_rows
 from .pages import PAGE_PIXELS, PAGE_SUFFIXES, SECTION_LENGTH, PageOptions, read_page_file
 from .schema import FEATURES, IMAGE_SUFFIXES, kind, validate_row
 from .sections import Notes
@@ -96,13 +98,15 @@ def load_dataset_file(
     | `pairs` | JSON lines, CSV, Parquet | an image (`image`, `file_name`, ...) and a caption (`text` or `caption`) |
     | `pairs` | folder | ImageFolder with `metadata.csv` or `.jsonl`, or `x.jpg` beside `x.txt` or `x.json` |
     | `pairs` | webdataset `.tar`, or a folder of them | an image and a caption |
+    | `pairs` | `captions_*.json` of COCO | an image and its captions; `image_root` is the folder of the images |
     | `chat` | JSON lines | `messages` with `role` and `content`, and `images`; the forms of TRL and ms-swift |
     | `documents` | PDF, HTML, Markdown, or a folder of them | a page or section: its texts and pictures in order |
 
     Each kind of row may come in each container: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` (all but Parquet also
-    with `.gz`, `.bz2` or `.xz` behind), webdataset shards, or the folder that `Dataset.save_to_disk` wrote. Empty
-    cells are no images. A row with pictures, films or sounds that nothing uses is broken. `documents` makes a row of
-    each document that [`read_documents`] finds, whatever the file.
+    with `.gz`, `.bz2` or `.xz` behind), webdataset shards, the folder that `Dataset.save_to_disk` wrote, or a data set
+    of the Hub, `hf://datasets/user/name?split=train`. Empty cells are no images. A row with pictures, films or sounds
+    that nothing uses is broken. `documents` makes a row of each document that [`read_documents`] finds, whatever the
+    file.
 
     Args:
         path: The file or folder.
@@ -149,7 +153,7 @@ def load_dataset_file(
         dataset = _write(_document_rows(documents, file, images, on_error, left_out, show_progress))
     else:
         name = _detect(file, choice) if format == "auto" else format
-        raws = iter_rows(file, show_progress, choice=choice)
+        raws = _raws(file, show_progress, choice)
         dataset = _write(_read(raws, lambda raw: _as_row(raw, name, images), images, on_error, left_out, choice))
     if skipped is not None:
         skipped.extend(left_out)
@@ -217,6 +221,8 @@ def read_documents(
     | folder that `Dataset.save_to_disk` wrote | each row |
     | `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` | each row; all but Parquet also with `.gz`, `.bz2`, `.xz` behind |
     | webdataset `.tar`, or a folder of them | each row |
+    | `captions_*.json` of COCO | each image, with its captions; `image_root` is the folder of the images |
+    | `hf://datasets/user/name?split=train` | each row of that data set on the Hub |
     | one image or text file | that file |
 
     Rows are read as [`as_document`] reads them from a data set or a program: LLaVA, ShareGPT, TRL, MMC4, OBELICS;
@@ -276,22 +282,25 @@ def _read_documents(
     id_field: str | None = None,
     captions: bool = True,
 ) -> Iterator[Document]:
-    if not file.exists():
+    if not is_hub(file) and not file.exists():
         raise FileNotFoundError(f"no file or folder {str(file)!r}{hub_hint(file)}")
     if file.is_dir() and not is_saved(file):
         metadata = _data_file(file)
-        if metadata is None and not shards_of(file):
+        shards = shards_of(file) if metadata is None else []
+        if metadata is None and not shards:
             return _files(file, captions, images, options, on_error, left_out)
+        if shards:
+            _warn_alone(file, "files beside the shards", [each for each in _walk(file) if each not in shards])
         file = metadata or file
     suffix = file.suffix.lower()
     if suffix in PAGE_SUFFIXES:
         return _pages([(file.name, file)], file, images, options, on_error, left_out)
     if suffix in TEXT_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return _each([(file.name, [file])], on_error, left_out)
-    if not file.is_dir() and data_suffix(file) not in DATA_SUFFIXES:
+    if not file.is_dir() and not is_hub(file) and data_suffix(file) not in DATA_SUFFIXES:
         raise unread_file(file)
     texts = frozenset(name for name in (text_field, id_field) if name is not None)
-    raws = iter_rows(file, show_progress=False, choice=choice, texts=texts)
+    raws = _raws(file, False, choice, texts)
     parse = partial(_as_document, text_field=text_field, id_field=id_field, images=images)
     return _read(raws, parse, images, on_error, left_out, choice)
 
@@ -333,9 +342,15 @@ def _data_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
+def _raws(
+    file: Path, show_progress: bool, choice: ColumnChoice, texts: frozenset[str] = frozenset()
+) -> Iterator[RawRow]:
+    return hub_rows(file, choice) if is_hub(file) else iter_rows(file, show_progress, choice=choice, texts=texts)
+
+
 def _detect(file: Path, choice: ColumnChoice) -> str:
     fault: BadSampleError | None = None
-    for number, raw in enumerate(iter_rows(file, show_progress=False, choice=choice)):
+    for number, raw in enumerate(_raws(file, False, choice)):
         name = detect(raw.value)
         if raw.error is not None and fault is None:
             fault = _locate(raw.error, raw)
@@ -461,7 +476,9 @@ def _files(
     pages: list[Path] = []
     others: set[Path] = set()
     for file in _walk(folder):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.is_dir():
+            others.add(file)
+        elif file.suffix.lower() in IMAGE_SUFFIXES:
             entries.append([file])
         elif file.suffix.lower() in PAGE_SUFFIXES:
             pages.append(file)
@@ -471,13 +488,9 @@ def _files(
         beside = [entry[0].with_suffix(suffix) for suffix in _CAPTION_SUFFIXES]
         entry += [file for file in beside if file in others][:1]
     others -= {file for entry in entries for file in entry[1:]}
-    entries += [[file] for file in others if file.suffix.lower() in TEXT_SUFFIXES]
-    alone = Counter(file.suffix or "no suffix" for file in others if file.suffix.lower() not in TEXT_SUFFIXES)
-    if alone:
-        counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(alone.items()))
-        warnings.warn(
-            f"{folder}: files that are neither images, pages nor texts are left alone ({counts})", stacklevel=4
-        )
+    entries += [[file] for file in others if file.suffix.lower() in TEXT_SUFFIXES and not file.is_dir()]
+    alone = [file for file in others if file.is_dir() or file.suffix.lower() not in TEXT_SUFFIXES]
+    _warn_alone(folder, "files that are neither images, pages nor texts", alone)
     if not entries and not pages:
         mend = "Pass one of the data files. " if any(data_suffix(file) in DATA_SUFFIXES for file in others) else ""
         raise ValueError(f"{str(folder)!r} has no image, page or text file. {mend}Images: {', '.join(IMAGE_SUFFIXES)}")
@@ -496,10 +509,18 @@ def _files(
     )
 
 
+def _warn_alone(folder: Path, what: str, files: list[Path]) -> None:
+    if files:
+        kinds = Counter("linked folder" if file.is_dir() else file.suffix or "no suffix" for file in files)
+        counts = ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items()))
+        warnings.warn(f"{folder}: {what} are left alone ({counts})", stacklevel=5)
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder that are not hidden."""
+    """The files below a folder that are not hidden, and links to folders, which are not followed."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in names:
             # Shards of webdataset tools leave counts beside the data.
             if not name.startswith(".") and not name.endswith("_stats.json"):
