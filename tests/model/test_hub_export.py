@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import picture
 from hub_stand_in import put_in_place
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -254,6 +255,24 @@ def test_adapters_must_be_merged_first(fresh_llava, tmp_path):
         export_for_hub(adapted, processor, tmp_path)
     with pytest.raises(ValueError, match="merge_adapter"):  # an adapter of transformers' own integration
         export_for_hub(model, processor, tmp_path)
+
+
+def test_a_base_of_the_hub_is_named_with_its_revision_and_a_folder_is_not(fresh_llava, tmp_path):
+    model, _ = fresh_llava
+    model.config.name_or_path = str(tmp_path)
+    model.vlm.config.name_or_path = "llava-hf/llava-1.5-7b-hf"
+    model.vlm.config._commit_hash = "b234b804b114d9e37bb655e11cbbb5f5e971b7a9"
+    card = ModelCard(model_card(model, "me/tiny"))
+    assert card.data.base_model == "llava-hf/llava-1.5-7b-hf"
+    assert (
+        "(https://huggingface.co/llava-hf/llava-1.5-7b-hf) at revision `b234b804b114d9e37bb655e11cbbb5f5e971b7a9`"
+        in card.text
+    )
+    assert str(tmp_path) not in str(card)
+    again = ModelCard(model_card(model, "llava-hf/llava-1.5-7b-hf"))  # a model is not made of itself
+    assert again.data.base_model is None
+    named = model_card(model, "me/tiny", card_data={"base_model": "you/other"})
+    assert "at revision" not in named
 
 
 def test_what_people_write_into_a_card_is_shown_and_not_obeyed(llava):

@@ -269,7 +269,7 @@ def _write_modules(
             "message": {**forward, "format": "structured"},
         },
         "module_output_name": "token_embeddings",
-        # the head computes in float32, and its layers take no other input
+        # in which the head computes; its layers are loaded in the backbone's type
         "model_kwargs": {"dtype": "float32"},
         "processing_kwargs": {
             "text": {"truncation": False, "padding_side": "left"},

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -355,7 +356,7 @@ def _environment(trainer: Trainer) -> dict[str, str]:
     found["Hardware"] = f"{count} × {in_line(device)}"
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if seconds:
-        found["Training time"] = f"{sum(seconds) / 60:.1f} minutes"
+        found["Training time"] = str(timedelta(seconds=round(sum(seconds))))
     return found
 
 
