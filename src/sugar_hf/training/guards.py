@@ -42,7 +42,6 @@ TRAINER_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "_save_checkpoint": (("model", "trial"), "atomic checkpoints"),
     "_push_from_checkpoint": (("checkpoint_folder",), "atomic checkpoints"),
     "_finish_current_push": ((), "uploads to the Hub"),
-    "init_hf_repo": (("token", "private"), "uploads to the Hub"),
     "_load_from_checkpoint": (("resume_from_checkpoint", "model"), "resuming"),
     "_load_best_model": ((), "load_best_model_at_end"),
     "save_model": (("output_dir", "_internal_call"), "saving"),

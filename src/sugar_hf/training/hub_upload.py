@@ -71,10 +71,11 @@ class HubUploads(Trainer):
 
     args: Any
     model: Any
+    hub_model_id: str | None
     push_in_progress: Any = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, as the base trainer does.
+        """Make the repository, as the base trainer does; the first process alone does it.
 
         Raises:
             ValueError: The model has an adapter whose base has no name, so that no one could load it.
@@ -86,10 +87,18 @@ class HubUploads(Trainer):
                     "merged nor loaded elsewhere. Save the base with save_pretrained, load it from there, and put the "
                     "adapter onto that."
                 )
-        super().init_hf_repo(token=token, private=private)
-        if self.is_world_process_zero():
-            for left in Path(self.args.output_dir).glob(f"{UPLOADS}*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        made = hf_api().create_repo(
+            args.hub_model_id or Path(args.output_dir).absolute().name,
+            token=args.hub_token if token is None else token,
+            private=args.hub_private_repo if private is None else private,
+            exist_ok=True,
+        )
+        self.hub_model_id, self.push_in_progress = made.repo_id, None
+        for left in Path(args.output_dir).glob(f"{UPLOADS}*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def _bases(self) -> dict[str, str | None]:
         sugar = sugar_model(self.model)
