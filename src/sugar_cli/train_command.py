@@ -423,6 +423,6 @@ def main(command: list[str] | None = None, program: str | None = None) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     print(f"saved to {folder}")
-    for repository in {script.push_to, trainer.hub_model_id} - {None}:
+    for repository in filter(None, {script.push_to, trainer.hub_model_id}):
         access = {"token": arguments.hub_token, "private": arguments.hub_private_repo}
         push_to_hub(model, processor, repository, training=record, **access)
