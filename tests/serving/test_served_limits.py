@@ -206,7 +206,7 @@ def test_the_key(mini, stories):
                 assert fault(found) == (401, None, "invalid_api_key")
                 assert found.headers["www-authenticate"] == "Bearer"
             assert server.http.post(EMBED, json={"input": "a"}, headers=headers).status_code == 401
-        for path in ("/", "/health", "/ready"):
+        for path in ("/", "/docs", "/health", "/ready"):
             assert server.http.get(path).status_code == 200
         assert [model.id for model in server.openai("sesame").models.list()] == ["mini-sugar"]
 

@@ -40,6 +40,16 @@ def test_the_document_names_all_routes(served):
     assert set(served.http.get("/openapi.json").json()["paths"]) == ROUTES
 
 
+def test_a_page_shows_it(served):
+    page = served.http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for route in ROUTES:
+        assert f" {route}</code>" in page.text
+    for field in ("encoding_format", "stream_options", "min_score", "include_usage", "relevance_score"):
+        assert f"<code>{field}</code>" in page.text
+    assert "<script" not in page.text
+
+
 @pytest.mark.parametrize("examples", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_whatever_is_sent_gets_what_the_document_says(served, examples, subtests):
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")

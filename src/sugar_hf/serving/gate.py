@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_errors import ApiError
 from .server_metrics import Metrics
 
-#: Routes that ask for no key: the page, which has no data, and what a supervisor asks.
-OPEN = ("/", "/health", "/ready")
+#: Routes that ask for no key: the pages, which have no data, and what a supervisor asks.
+OPEN = ("/", "/docs", "/health", "/ready")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]

@@ -35,6 +35,7 @@ from .embedding_worker import Embedded, QueueFullError, SampleFault
 from .engine import Engine, Generated, Wanted
 from .gate import Gate, Traffic
 from .generation_worker import GenerationCancelled, Watch
+from .routes_page import POLICY, routes_page
 from .server_metrics import CONTENT_TYPE
 from .streams import ClientGone, Pieces, stream, until_left, whole
 
@@ -85,7 +86,7 @@ def create_app(engine: Engine, *, api_key: str | None = None, hosts: Collection[
         Gate,
         traffic=traffic,
         metrics=engine.metrics,
-        paths=frozenset(app.openapi()["paths"]) | {"/", "/metrics", "/openapi.json"},
+        paths=frozenset(app.openapi()["paths"]) | {"/", "/docs", "/metrics", "/openapi.json"},
         api_key=api_key,
         body_bytes=engine.limits.body_bytes,
         most_requests=engine.options.most_requests,
@@ -172,6 +173,7 @@ class _Routes:
         self._add(app, "/ready", self.ready, {200: {"model": schemas.Status}}, ["GET"])
         app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         app.add_api_route("/", self.index, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/docs", self.docs, methods=["GET"], include_in_schema=False)
 
     def _add(self, app: FastAPI, path: str, call: Any, responses: dict[Any, Any], methods: list[str]) -> None:
         app.add_api_route(path, call, methods=methods, responses={**responses, **_ERRORS}, response_class=Response)
@@ -373,6 +375,11 @@ class _Routes:
         """Show the search page."""
         headers = {"Content-Security-Policy": self.policy, "Cache-Control": "no-cache"}
         return Response(self.page, media_type="text/html; charset=utf-8", headers=headers)
+
+    async def docs(self, request: Request) -> Response:
+        """Show the routes."""
+        text = routes_page(request.app.openapi())
+        return Response(text, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
     # ---- What several have ----
 
