@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .loading import load_embedder, parse_where, read_queries
-from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
+from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Rerank, TopK, Where
 from .output import emit, interruptible, say, show
+from .search_command import reranking
 
 if TYPE_CHECKING:
     from sugar_hf.retrieval.rag import RagAnswer, RagTemplate
 
-TEMPLATES = ("documents-first", "question-first")
+TEMPLATES = ("documents-first", "question-first", "citing")
 
 
 def ask(
@@ -29,11 +30,13 @@ def ask(
         str,
         typer.Option(
             help="Words of the prompt: documents-first (the paper's), question-first (what the search computes of the "
-            "question is used for the answer), or a text of your own with {documents} and {question}.",
+            "question is used for the answer), citing (documents have numbers, which the answer names), or a text of "
+            "your own with {documents} and {question}.",
         ),
     ] = "documents-first",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
     where: Where = None,
+    rerank: Rerank = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -45,6 +48,7 @@ def ask(
       sugar-hf ask facts.index --image tower.jpg "When was it built?"
       sugar-hf ask facts.index "Who wrote it?" --top-k 3 --min-score 0.3 --json
       sugar-hf ask facts.index --query-file questions.jsonl --template question-first > answers.jsonl
+      sugar-hf ask facts.index "Who wrote it?" --template citing --rerank 20
       sugar-hf ask facts.index "Who?" --template "Facts: {documents} Question: {question}"
     """
     condition = parse_where(where)
@@ -56,6 +60,7 @@ def ask(
     opened = SugarIndex.load(index)
     loaded = load_embedder(model, device, dtype, 8, settings=opened.info()["settings"])
     options: dict[str, Any] = {"min_score": min_score, "max_context_tokens": max_context_tokens, "template": chosen}
+    options |= reranking(loaded, rerank)
     rag = SugarRag(loaded.model, loaded.processor, opened, top_k=top_k, **options)
     shows_words = not (is_stream or as_json) and sys.stdout.isatty()
     with interruptible("the answers so far are whole"):
@@ -79,9 +84,9 @@ def template_of(words: str) -> "RagTemplate":
             f"{words!r}: give {', '.join(TEMPLATES)}, or a text with {{documents}} and {{question}}",
             param_hint="--template",
         )
-    from sugar_hf.retrieval.rag import KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
+    from sugar_hf.retrieval.rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
 
-    named = {TEMPLATES[0]: KNOWLEDGE_VQA, TEMPLATES[1]: QUESTION_FIRST}
+    named = dict(zip(TEMPLATES, (KNOWLEDGE_VQA, QUESTION_FIRST, CITING), strict=True))
     return named[words] if words in named else RagTemplate(words)
 
 
@@ -107,4 +112,8 @@ def _say_sources(answer: "RagAnswer") -> None:
     for number, hit in enumerate(answer.hits, start=1):
         place = f", matched up to slice {hit.slice + 1}" if hit.slice >= 0 else ""
         used = f"{hit.used} slice{'s' if hit.used != 1 else ''} in the prompt" if hit.used else "did not fit"
-        say(f"{number:2}. {hit.score:.4f}  {hit.id}  ({used}{place})")
+        cited = ", cited" if hit.id in {each.id for each in answer.cited} else ""
+        say(f"{number:2}. {hit.score:.4f}  {hit.id}  ({used}{place}{cited})")
+    if answer.unknown_citations:
+        marks = ", ".join(f"[{number}]" for number in answer.unknown_citations)
+        say(f"the answer cites {marks}, which no document in the prompt has")

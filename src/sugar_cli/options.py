@@ -47,6 +47,10 @@ PartDocuments = Annotated[
     int, typer.Option(min=1, help="Documents between two points from which a stopped run goes on.")
 ]
 TopK = Annotated[int, typer.Option(min=1, help="How many results.")]
+Rerank = Annotated[
+    int | None,
+    typer.Option(min=1, help="Let the model judge this many of what was found, and take the best by its judgement."),
+]
 Where = Annotated[
     str | None,
     typer.Option(help='Only documents with this metadata, as JSON: \'{"kind": "story", "year": {"$gte": 2000}}\''),

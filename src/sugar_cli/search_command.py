@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .loading import load_embedder, parse_where, read_queries
-from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, TopK, Where
+from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Rerank, TopK, Where
 from .output import emit, say, show
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def search(
     query_file: QueryFile = None,
     top_k: TopK = 10,
     where: Where = None,
+    rerank: Rerank = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -40,13 +41,14 @@ def search(
       sugar-hf search photos.index "a red cat" --top-k 5
       sugar-hf search photos.index --image cat.jpg "the same cat, asleep"
       sugar-hf search stories.index "a storm" --where '{"kind": "story", "year": {"$gte": 2000}}' --json
+      sugar-hf search photos.index "two cats, one asleep" --top-k 5 --rerank 20
       sugar-hf search photos.index --query-file chat.json
       sugar-hf search photos.index --query-file queries.jsonl > results.jsonl
     """
     condition = parse_where(where)
     queries, is_stream = read_queries(query, query_file)
     opened = open_index(index, model, device, dtype)
-    results = opened.search(queries, top_k, where=condition)
+    results = opened.search(queries, top_k, where=condition, **reranking(opened.embedder, rerank))
     for number, hits in enumerate(results):
         if is_stream:
             emit({"query": number, "results": [as_dict(hit) for hit in hits]})
@@ -54,6 +56,15 @@ def search(
             emit([as_dict(hit) for hit in hits])
         else:
             _print_hits(hits)
+
+
+def reranking(embedder: Any, count: int | None) -> dict[str, Any]:
+    """The options of a search that its model reranks, if that was asked for."""
+    if count is None:
+        return {}
+    from sugar_hf.retrieval.reranker import SugarReranker
+
+    return {"reranker": SugarReranker(embedder.model, embedder.processor), "rerank": count}
 
 
 def as_dict(hit: "Hit") -> dict[str, Any]:

@@ -136,7 +136,15 @@ def test_an_answer_has_what_it_was_made_from(rag, index):
     assert answer.note is None
     assert answer.prompt[-1] == "Where is the boat?"
     values = json.loads(json.dumps(answer.to_dict()))
-    assert set(values) == {"answer", "documents", "note", "prompt_tokens", "reused_tokens"}
+    assert set(values) == {
+        "answer",
+        "documents",
+        "note",
+        "prompt_tokens",
+        "reused_tokens",
+        "cited",
+        "unknown_citations",
+    }
     assert set(values["documents"][0]) == {"id", "score", "slice", "used", "metadata"}
 
 

@@ -3,15 +3,18 @@
 from .chat import SugarChat, chat_to_json, route_by_words
 from .embedder import SugarEmbedder
 from .explain import Alignment, Explanation, explain
-from .index import Hit, SugarIndex
+from .index import Hit, Reranker, SugarIndex
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
-from .rag import KNOWLEDGE_VQA, QUESTION_FIRST, RagAnswer, RagHit, RagTemplate, SugarRag
+from .rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagAnswer, RagHit, RagTemplate, SugarRag
+from .reranker import RELEVANCE, SugarReranker
 from .store import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 
 __all__ = [
+    "CITING",
     "KNOWLEDGE_VQA",
     "QUESTION_FIRST",
+    "RELEVANCE",
     "Alignment",
     "DamagedIndexError",
     "DuplicateIdError",
@@ -22,12 +25,14 @@ __all__ = [
     "RagAnswer",
     "RagHit",
     "RagTemplate",
+    "Reranker",
     "SugarChat",
     "SugarChatPipeline",
     "SugarEmbedder",
     "SugarIndex",
     "SugarRag",
     "SugarRagPipeline",
+    "SugarReranker",
     "chat_to_json",
     "explain",
     "plot_alignment",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,9 +33,10 @@ from .store import (
     open_writer,
 )
 
-__all__ = ["Hit", "SugarIndex"]
+__all__ = ["Hit", "Reranker", "SugarIndex"]
 
 PART_DOCUMENTS = 1024
+DEFAULT_RERANK = 20
 #: Settings of an index that are options of a `SugarEmbedder`.
 _OPTIONS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
 
@@ -63,6 +64,24 @@ class Hit:
     def metadata(self) -> dict[str, Any]:
         """The metadata of the document."""
         return self.document.metadata
+
+
+class Reranker(Protocol):
+    """Puts hits in another order. Of the library, [`SugarReranker`] is one."""
+
+    def rerank(self, query: Sample, hits: Sequence[Hit], top_k: int | None = None) -> list[Hit]:
+        """Return the best `top_k` hits, best first, with scores of its own."""
+
+
+def candidate_count(top_k: int, reranker: Reranker | None, rerank: int | None) -> int:
+    """Return how many documents a search has to find, so that `top_k` are left after reranking."""
+    if reranker is None:
+        if rerank is not None:
+            raise ValueError(f"rerank={rerank} needs a reranker: pass reranker=SugarReranker(model, processor).")
+        return top_k
+    if rerank is not None and rerank < top_k:
+        raise ValueError(f"rerank={rerank} is less than top_k={top_k}. Give as many or more.")
+    return max(top_k, DEFAULT_RERANK) if rerank is None else rerank
 
 
 class SugarIndex:
@@ -393,6 +412,8 @@ class SugarIndex:
         *,
         where: Mapping[str, Any] | Filter | None = None,
         return_vectors: bool = False,
+        reranker: Reranker | None = None,
+        rerank: int | None = None,
     ) -> Any:
         """Find the documents nearest to samples.
 
@@ -403,19 +424,25 @@ class SugarIndex:
             where: A filter on metadata, such as `{"kind": "story", "year": {"$gte": 2000}}`; see
                 `sugar_hf.retrieval.filters`.
             return_vectors: Whether hits have the embedding that matched, as it is stored.
+            reranker: Puts what was found in another order, such as a [`SugarReranker`]. Scores are then its own.
+            rerank: How many documents the reranker sees, `top_k` of which are returned; 20 when `None`.
 
         Returns:
             For one query a list of [`Hit`], best first; for a list of queries a list of those.
 
         Raises:
-            ValueError: A query or the filter cannot be read, or there is no embedder.
+            ValueError: A query or the filter cannot be read, there is no embedder, or `rerank` is less than `top_k`
+                or has no reranker.
             IndexMismatchError: The embedder's model was changed since it was given.
         """
         embedder = self._checked_embedder()
         condition = None if where is None else Filter.parse(where)
         samples, is_single = split_inputs(queries)
         vectors = embedder.encode(samples, names=[f"query {i}" for i in range(len(samples))])
-        hits = self.search_vectors(vectors, top_k, where=condition, return_vectors=return_vectors)
+        count = candidate_count(top_k, reranker, rerank)
+        hits = self.search_vectors(vectors, count, where=condition, return_vectors=return_vectors)
+        if reranker is not None:
+            hits = [reranker.rerank(*row, top_k) for row in zip(samples, hits, strict=True)]
         return hits[0] if is_single else hits
 
     def search_vectors(

@@ -18,6 +18,8 @@ _RAG_OPTIONS = (
     "reuse",
     "query_form",
     "cached_prompts",
+    "reranker",
+    "rerank",
 )
 _CHAT_OPTIONS = (*_RAG_OPTIONS, "router", "query")
 Index = SugarIndex | RetrievalIndex | str | Path | Iterable[Any]

@@ -21,7 +21,7 @@ from ..model.embedding_sugar import SEES_AHEAD, PrefixCheck, drawn_picture, roun
 from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, generation_options, sequences_of
 from ..model.samples_sugar import Sample, first_slices, is_chat, parse_sample
 from .embedder import SugarEmbedder
-from .index import Hit, SugarIndex
+from .index import Hit, Reranker, SugarIndex, candidate_count
 from .prefix_cache import (
     CachedPrefix,
     Features,
@@ -38,8 +38,9 @@ from .prefix_cache import (
 
 QUERY_FORMS = ("prompt", "sample")
 Parts = list[str | Image.Image]
-#: Embeddings (1, dim) to hits, their parts, and why there are none.
-Search = Callable[[np.ndarray], tuple[list["RagHit"], list[Parts], str | None]]
+#: A question and its embedding (1, dim) to hits, their parts, and why there are none.
+Search = Callable[["Question", np.ndarray], tuple[list["RagHit"], list[Parts], str | None]]
+_CITATION = re.compile(r"\[(\d{1,9}(?:\s*,\s*\d{1,9})*)\]")
 _PLACE = re.compile(r"\{(documents|question)\}")
 
 
@@ -54,6 +55,7 @@ class RagTemplate:
         text: Has `{documents}` and `{question}`, each once; their order is that of the prompt. With the question
             first, what the model computes of it for the search is used again for the answer.
         without: The prompt if nothing was found; has `{question}`.
+        is_numbered: Put `[1]`, `[2]`, ... before the documents, so that an answer can cite them.
 
     Raises:
         ValueError: A place is missing, comes twice, or is another one.
@@ -61,6 +63,7 @@ class RagTemplate:
 
     text: str
     without: str = "{question}"
+    is_numbered: bool = False
 
     def __post_init__(self) -> None:
         for name, text, places in (
@@ -78,6 +81,8 @@ class RagTemplate:
 
     def fill(self, question: Parts, documents: Sequence[Parts]) -> Parts:
         """Return the parts of the prompt in order."""
+        if self.is_numbered:
+            documents = [_numbered(parts, number) for number, parts in enumerate(documents, 1)]
         found: dict[str, Parts] = {"question": question, "documents": [part for parts in documents for part in parts]}
         filled: Parts = []
         for number, piece in enumerate(_PLACE.split(self.text if documents else self.without)):
@@ -98,6 +103,18 @@ QUESTION_FIRST = RagTemplate(
     "{question} Please answer the question. If the reference information is useful, please use it. Otherwise, please "
     "ignore the reference information. Reference information: {documents}"
 )
+#: With numbered documents, which the answer cites.
+CITING = RagTemplate(
+    "Please answer the question with the numbered reference information. After each statement, name the reference it "
+    "rests on by its number, such as [1]. Reference information: {documents} {question}",
+    is_numbered=True,
+)
+
+
+def _numbered(parts: Parts, number: int) -> Parts:
+    """Put the number of a document before its first part."""
+    first, *rest = parts
+    return [f"[{number}] {first}", *rest] if isinstance(first, str) else [f"[{number}]", first, *rest]
 
 
 @dataclass(frozen=True)
@@ -106,9 +123,11 @@ class RagHit(Hit):
 
     Args:
         used: How many of its slices are in the prompt, from its first; 0 if it was left out.
+        slices: How many it has.
     """
 
     used: int = 0
+    slices: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,11 @@ class Question:
             raise ValueError(f"{name}: the chat ends with the turn of {role}. End it with the user's.")
         parts: Parts = [part.load() if part.is_image else part.text for part in messages[-1].parts]
         return cls(parts, tuple(sample[:-1]) if is_chat(sample) else (), name)
+
+    @property
+    def sample(self) -> Sample:
+        """The question as one sample."""
+        return [*self.history, {"role": "user", "content": self.parts}] if self.history else self.parts
 
 
 def split_questions(questions: Any) -> tuple[list[Any], bool]:
@@ -175,6 +199,9 @@ class RagAnswer:
         hits: What was found, best first, with the number of slices of each that are in the prompt.
         note: Why the answer was made without documents; `None` if it was made with some.
         prompt: The parts of the user's turn, in order.
+        cited: The hits whose numbers the answer names, in the order of their first mention; empty unless the template
+            numbers documents.
+        unknown_citations: Numbers in the answer that no document in the prompt has.
         prompt_tokens: Tokens of the prompt.
         reused_tokens: How many of them were not computed for the answer, as they had been before.
     """
@@ -185,6 +212,8 @@ class RagAnswer:
     prompt: tuple[Any, ...]
     prompt_tokens: int
     reused_tokens: int = 0
+    cited: tuple[RagHit, ...] = ()
+    unknown_citations: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for JSON; of documents their ids and metadata."""
@@ -195,6 +224,8 @@ class RagAnswer:
             "note": self.note,
             "prompt_tokens": self.prompt_tokens,
             "reused_tokens": self.reused_tokens,
+            "cited": [hit.id for hit in self.cited],
+            "unknown_citations": list(self.unknown_citations),
         }
 
 
@@ -227,6 +258,8 @@ class SugarRag:
             a little, and so may what they find. By default `"prompt"` if keys and values are reused, else `"sample"`.
         cached_prompts: With the documents first: of how many prompts the keys and values up to the question are kept,
             for questions for which the same documents are found in the same order.
+        reranker: Puts what was found in another order, such as a `SugarReranker`. `min_score` is of the cosines.
+        rerank: How many documents the reranker sees; 20, or `top_k`, when `None`.
 
     Raises:
         IndexMismatchError: The index was made with another model.
@@ -246,6 +279,8 @@ class SugarRag:
         reuse: bool = True,
         query_form: str | None = None,
         cached_prompts: int = 0,
+        reranker: Reranker | None = None,
+        rerank: int | None = None,
     ) -> None:
         if query_form not in (None, *QUERY_FORMS):
             raise ValueError(f"query_form={query_form!r}: give one of {', '.join(QUERY_FORMS)}, or None.")
@@ -256,8 +291,11 @@ class SugarRag:
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: give {least} or more.")
+        candidate_count(top_k, reranker, rerank)
         self.model = model.eval()
         self.processor = processor
+        self.reranker = reranker
+        self.rerank = rerank
         self.template = RagTemplate(template) if isinstance(template, str) else template
         self.top_k = top_k
         self.min_score = min_score
@@ -297,8 +335,7 @@ class SugarRag:
     def find(self, query: Sample, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
         embedding = self.embedder.encode([query], show_progress=False, names=["query"])
-        hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
-        return [hit for hit in hits if self.min_score is None or hit.score >= self.min_score]
+        return self._ranked(query, embedding, self.top_k if top_k is None else top_k, self.min_score, where)[1]
 
     @torch.no_grad()
     def generate(self, sample: Sample, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
@@ -371,7 +408,7 @@ class SugarRag:
             prefix, embedding = self._embed_in_prompt(question)
         else:
             embedding = self._embed_alone([question])
-        hits, documents, note = search(embedding)
+        hits, documents, note = search(question, embedding)
         prompt = self.template.fill(question.parts, documents)
         features = self._prepared([self._as_prompt(prompt, question)])
         beginning = self._beginning(prefix, features, question, documents) if may_reuse else None
@@ -383,7 +420,7 @@ class SugarRag:
             output = generate_after(self.model, beginning, features, **options)
         length = features["input_ids"].shape[1]
         [text] = self._decoded(sequences_of(output)[:1, length:], skip_special_tokens)
-        return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused)
+        return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused, *self._cited(text, hits))
 
     def _answer_batch(
         self, batch: Sequence[Question], search: Search, options: dict[str, Any], skip_special_tokens: bool
@@ -393,7 +430,7 @@ class SugarRag:
             embeddings = np.concatenate([self._embed_in_prompt(question)[1] for question in batch])
         else:
             embeddings = self._embed_alone(batch)
-        results = [search(row[None]) for row in embeddings]
+        results = [search(question, row[None]) for question, row in zip(batch, embeddings, strict=True)]
         prompts = [
             self.template.fill(question.parts, documents)
             for question, (_, documents, _) in zip(batch, results, strict=True)
@@ -404,14 +441,24 @@ class SugarRag:
         texts = self._decoded(sequences, skip_special_tokens)
         tokens = features["attention_mask"].sum(1).tolist()
         return [
-            RagAnswer(text, tuple(hits), note, tuple(prompt), count)
+            RagAnswer(text, tuple(hits), note, tuple(prompt), count, 0, *self._cited(text, hits))
             for text, (hits, _, note), prompt, count in zip(texts, results, prompts, tokens, strict=True)
         ]
+
+    def _cited(self, text: str, hits: Sequence[RagHit]) -> tuple[tuple[RagHit, ...], tuple[int, ...]]:
+        """Find the hits that an answer cites, and the numbers in it that no document has."""
+        if not self.template.is_numbered:
+            return (), ()
+        shown = [hit for hit in hits if hit.used]  # numbered in this order, from 1
+        numbers = dict.fromkeys(int(number) for marks in _CITATION.findall(text) for number in marks.split(","))
+        known = [number for number in numbers if 1 <= number <= len(shown)]
+        return tuple(shown[number - 1] for number in known), tuple(n for n in numbers if n not in known)
 
     # ---- Search ----
 
     def _find(
         self,
+        question: Question,
         embedding: np.ndarray,
         top_k: int | None,
         min_score: float | None,
@@ -420,8 +467,7 @@ class SugarRag:
     ) -> tuple[list[RagHit], list[Parts], str | None]:
         """Search, and take what fits. Returns the hits, their parts, and why there are none."""
         least = self.min_score if min_score is None else min_score
-        hits = self._search(embedding, self.top_k if top_k is None else top_k, where)
-        kept = [hit for hit in hits if least is None or hit.score >= least]
+        hits, kept = self._ranked(question.sample, embedding, self.top_k if top_k is None else top_k, least, where)
         noted, documents = fit(kept, self.processor, self.max_context_tokens, self.embedder.split_sentences)
         note = None
         if not hits:
@@ -433,6 +479,19 @@ class SugarRag:
         if on_found is not None:
             on_found(tuple(noted), note)
         return noted, documents, note
+
+    def _ranked(
+        self,
+        query: Sample,
+        embedding: np.ndarray,
+        top_k: int,
+        min_score: float | None,
+        where: Mapping[str, Any] | None,
+    ) -> tuple[Sequence[Hit], list[Hit]]:
+        """Search in one stage or two. Returns what was found by cosine, and what is kept of it in the final order."""
+        hits = self._search(embedding, candidate_count(top_k, self.reranker, self.rerank), where)
+        kept = [hit for hit in hits if min_score is None or hit.score >= min_score]
+        return hits, kept if self.reranker is None else self.reranker.rerank(query, kept, top_k)
 
     def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
         if isinstance(self.index, SugarIndex):
@@ -559,7 +618,7 @@ def fit(
         if used:
             parts = [part for message in messages for part in message.parts]
             taken.append([part.load() if part.is_image else part.text for part in parts])
-        noted.append(RagHit(hit.id, hit.score, hit.slice, hit.document, hit.vector, used))
+        noted.append(RagHit(hit.id, hit.score, hit.slice, hit.document, hit.vector, used, total))
     return noted, taken
 
 
