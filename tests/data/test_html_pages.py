@@ -166,6 +166,11 @@ def test_headings_of_pictures_and_of_whole_pages(page):
     assert page(html) == {"a.html#1": ["Logo", "red cat.png", "a", "b", "x" * 500]}
 
 
+def test_breaks_in_headings_and_long_titles(page):
+    assert page("<h1>A<br>b<div>c</div></h1><p>x") == {"a.html#1": ["A b c", "x"]}
+    assert page(f"<title>{'t' * 400}</title><p>x") == {"a.html": ["t" * 400, "x"]}
+
+
 def test_encodings(page, subtests):
     meta = '<meta http-equiv="Content-Type" content="text/html; charset={}">caf\u00e9'
     for data in [
@@ -199,6 +204,7 @@ def test_hostile_pages(page, subtests):
         ("<p>a</p><script>", "breaks off"),
         ("<p>a</p><p title='b", "breaks off"),
         ("<p>a</p><nav><p>b", "breaks off"),
+        ("<p id=sugar-hf-end-of-page>a</p><p>b<script>", "breaks off"),
         ("", "neither text nor picture"),
         ("<script>a</script>", "neither text nor picture"),
     ]:

@@ -252,11 +252,10 @@ class _Reader:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise BadSampleError(f"tags are nested more than {_DEEPEST} deep", mend="Mend or remove the page")
+        self.is_whole = attributes.get("id") == _END and not self._skipped
         if self._skipped:
             self._skipped += 1
             return
-        if attributes.get("id") == _END:
-            self.is_whole = True
         if tag in _MEDIA or tag in _ALSO_MEDIA:
             what = "films, sounds, drawings and frames: their labels stand in their places"
             self.pictures.notes.add(what, f"{self.pictures.where}: <{tag}>")
@@ -271,10 +270,11 @@ class _Reader:
             self.pictures.base = attributes["href"].strip()
         elif tag == "img":
             self._picture(attributes)
+        elif self._heading is not None:
+            self._heading.texts.append(" " if tag == "br" or tag in _BLOCKS else "")
+            self._heading.anchor = self._heading.anchor or attributes.get("id") or attributes.get("name")
         elif tag == "br":
             self._run.append("\n" if self._preformatted else _BREAK)
-        elif self._heading is not None:
-            self._heading.anchor = self._heading.anchor or attributes.get("id") or attributes.get("name")
         elif tag in _HEADINGS:
             self._end_block()
             self._heading = _Heading(_HEADINGS[tag], attributes.get("id"), self._anchor)
@@ -313,7 +313,10 @@ class _Reader:
         if self._heading is not None:
             self._end_heading()
         self._end_block()
-        self.title = _SPACE.sub(" ", self.title or "").strip()[:_LONGEST_HEADING] or None
+        self.title = _SPACE.sub(" ", self.title or "").strip() or None
+        if self.title is not None and len(self.title) > _LONGEST_HEADING:
+            self.sections[0].blocks.insert(0, self.title)
+            self.title = None
 
     # ---- Elements ----
 

@@ -14,11 +14,12 @@ from .documents import Document
 from .errors import BadSampleError
 from .sections import Block, Notes, cut_text, page_document
 
-_PDFIUM = threading.Lock()  # PDFium may be used by one thread at a time
+_PDFIUM = threading.RLock()  # PDFium may be used by one thread at a time
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
 _SECURITY = 5  # FPDF_ERR_SECURITY
 _QUALITY = 90
 _SIDE = 16_384  # pixels: a page may be much longer than wide
+_LONGEST_TITLE = 1000
 _MOST_UNREADABLE = 0.1  # share of a page's characters
 _HYPHEN = re.compile("[\ufffe\x02]\n?")  # as PDFium writes one at the end of a line
 _BAD_CATEGORIES = ("Co", "Cn", "Cs", "Cc")
@@ -55,12 +56,13 @@ def pdf_documents(
     try:
         with _PDFIUM:
             pdf = pypdfium2.PdfDocument(file)
+            pdf.init_forms()  # so that what was filled in is drawn
     except (pypdfium2.PdfiumError, OSError) as error:
         yield _unread(error)
         return
     try:
         with _PDFIUM:
-            count, title = len(pdf), pdf.get_metadata_value("Title").strip("\0 \t\r\n") or None
+            count, title = len(pdf), _title(pdf)
         if not count:
             yield BadSampleError("the PDF has no pages", mend="Fetch the file again")
         for number in range(1, count + 1):
@@ -95,6 +97,14 @@ def _unread(error: Exception) -> BadSampleError:
     if code == _SECURITY:
         return BadSampleError("the PDF is encrypted in a way that is not known", mend="Save it without encryption")
     return BadSampleError(f"the PDF is damaged, or none ({error})", mend="Fetch the file again")
+
+
+def _title(pdf: Any) -> str | None:
+    try:
+        title = pdf.get_metadata_value("Title").replace("\0", "").strip()
+    except ValueError:  # half a surrogate pair
+        return None
+    return title if 0 < len(title) <= _LONGEST_TITLE else None
 
 
 def _read_page(pdf: Any, index: int, pixels: int) -> tuple[bytes, str | None]:
