@@ -50,7 +50,7 @@ PAGE = """<!DOCTYPE html><html><head><title>The  manual</title><style>p {}</styl
 <p>Click <img src="img/red%20cat.png"> now.</p>
 <ul><li>one<li>two<ol start=3><li><p>three</p></ol></ul>
 <table><tr><th>a</th><th>b</th></tr><tr><td></td><td>2</td></tr></table><pre>x = 1
-  y</pre><script>evil()</script><p hidden>no</p></section>
+  y</pre><script>evil()</script><p hidden>no</p></section><div role="contentinfo">Built with a tool</div>
 <h2><a name="last"></a>Last</h2></body></html>"""
 
 

@@ -21,7 +21,7 @@ from .sections import Notes, Section, slug
 LEFT_OUT = frozenset({"script", "style", "template", "noscript", "nav", "select", "button", "textarea"})
 #: Classes of elements that lead to other pages, of DocBook and Sphinx.
 LEFT_OUT_CLASSES = frozenset({"navheader", "navfooter", "toc", "headerlink", "sphinxsidebar"})
-LEFT_OUT_ROLES = frozenset({"navigation", "search"})
+LEFT_OUT_ROLES = frozenset({"navigation", "search", "contentinfo"})
 
 _MEDIA = frozenset({"svg", "video", "audio", "iframe", "canvas"})
 _ALSO_MEDIA = frozenset({"object", "embed"})  # what stands in an object is its alternative, and is read
