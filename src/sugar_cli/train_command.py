@@ -66,8 +66,8 @@ class ScriptArguments:
         metadata={
             "help": "Data file or folder, or name on the Hub; picturebook for the data set in the package; or a list "
             "(YAML or JSON) of data sets to mix, each with path and, if needed, format, split (on the Hub), "
-            "image_root, on_error, drop_columns, validate_images, allow_outside_root, drop_broken_images, and size "
-            "(rows taken at random) or weight (share of the mix)."
+            "image_root, on_error, drop_columns, validate_images, allow_outside_root, drop_broken_images, "
+            "section_length, page_pixels, and size (rows taken at random) or weight (share of the mix)."
         },
     )
     model: str | None = field(
@@ -87,7 +87,7 @@ class ScriptArguments:
     image_processor: str | None = field(
         default=None, metadata={"help": "Settings of the image processor (YAML or JSON), such as {size: {...}}."}
     )
-    format: str = field(default="auto", metadata={"help": "llava, mmc4, obelics, pairs, chat, or auto."})
+    format: str = field(default="auto", metadata={"help": "llava, mmc4, obelics, pairs, chat, documents, or auto."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image names are relative to."})
     on_error: str = field(default="raise", metadata={"help": "What a broken row does.", "choices": ["raise", "skip"]})
     drop_columns: list[str] | None = field(
@@ -127,6 +127,8 @@ class Source:
     validate_images: bool = True
     allow_outside_root: bool = False
     drop_broken_images: bool = False
+    section_length: int = 4000
+    page_pixels: int = 1_000_000
     size: int | None = None
     weight: float | None = None
     split: str = "train"

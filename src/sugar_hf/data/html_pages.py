@@ -379,7 +379,6 @@ class _Reader:
             picture = self.pictures.take(attributes.get("src"))
         except BadSampleError as error:
             picture = None
-            error.at(file=self.pictures.where)
             if self.pictures.images.drop_broken:
                 self.pictures.images.dropped.append(error)
             else:

@@ -574,7 +574,7 @@ def _page_stream(
                 raise found
             else:
                 left_out.append(found)
-        left_out.extend(images.dropped)
+        left_out.extend(error.at(file=str(file)) for error in images.dropped)
         images.dropped.clear()
     notes.warn(path)
 
