@@ -11,7 +11,7 @@ from .output import emit, say, show
 from .search_command import open_index
 
 if TYPE_CHECKING:
-    from sugar_hf.structure import TripleTeacher
+    from sugar_hf.structure import Teacher
 
 PLOTS = (".png", ".svg")
 
@@ -34,9 +34,9 @@ def explain(
     teachers: Annotated[
         str | None,
         typer.Option(
-            metavar="mini|paper|CLIP,DINO,TEXT",
+            metavar="mini|paper|CLIP,DINO,TEXT|ENCODER",
             help="Show how the teachers of training align the slices, too: the package's small ones, the paper's from "
-            "the Hub, or three names or folders.",
+            "the Hub, three names or folders, or one model of sentence-transformers for all slices.",
         ),
     ] = None,
     plot_teachers: Annotated[Path | None, typer.Option(help="Draw the teachers' alignment.")] = None,
@@ -85,8 +85,8 @@ def explain(
             say(f"drawn: {file}")
 
 
-def _load(teachers: str) -> "TripleTeacher":
-    from sugar_hf.structure import TripleTeacher
+def _load(teachers: str) -> "Teacher":
+    from sugar_hf.structure import EncoderTeacher, TripleTeacher
 
     if teachers == "paper":
         return TripleTeacher.from_pretrained(show_progress=False)
@@ -96,7 +96,10 @@ def _load(teachers: str) -> "TripleTeacher":
         names = [mini_teachers()[role] for role in ("clip", "dino", "text")]
     else:
         names = [name.strip() for name in teachers.split(",")]
-    if len(names) != 3 or not all(names):
-        raise typer.BadParameter("give mini, paper, or three names: CLIP,DINO,TEXT", param_hint="--teachers")
+    if len(names) not in (1, 3) or not all(names):
+        said = "give mini, paper, three names (CLIP,DINO,TEXT), or one model of sentence-transformers"
+        raise typer.BadParameter(said, param_hint="--teachers")
+    if len(names) == 1:
+        return EncoderTeacher.from_pretrained(names[0], show_progress=False)
     clip, dino, text = names
     return TripleTeacher.from_pretrained(clip=clip, dino=dino, text=text, show_progress=False)

@@ -50,7 +50,7 @@ from sugar_hf import picturebook
 from sugar_hf.data import load_dataset_file, to_sample
 from sugar_hf.data.containers import hub_hint
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter, push_to_hub
-from sugar_hf.structure import TripleTeacher
+from sugar_hf.structure import EncoderTeacher, TripleTeacher
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
 from sugar_hf.training.training_record import training_record
 
@@ -107,6 +107,13 @@ class ScriptArguments:
     clip: str | None = field(default=None, metadata={"help": "CLIP teacher. The paper's, or a mini one."})
     dino: str | None = field(default=None, metadata={"help": "DINOv2 teacher. The paper's, or a mini one."})
     text: str | None = field(default=None, metadata={"help": "Sentence encoder. The paper's, or a mini one."})
+    teacher_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "One model of sentence-transformers, or a Sugar checkpoint, as the teacher of all slices in the "
+            "place of clip, dino and text; with --text it compares all but two texts."
+        },
+    )
     teacher_device: str = field(default="cuda" if torch.cuda.is_available() else "cpu")
     teacher_batch_size: int = field(default=64, metadata={"help": "Slices that a teacher embeds at once."})
     teacher_cache: str | None = field(
@@ -179,6 +186,8 @@ def parse(command: list[str], program: str | None = None) -> tuple[ScriptArgumen
     script, arguments = parser.parse_args_into_dataclasses([*options, *command], look_for_args_file=False)
     if script.dataset is None:
         parser.error("--dataset is missing: name a data file, or picturebook")
+    if script.teacher_encoder is not None and (script.clip is not None or script.dino is not None):
+        parser.error("--teacher_encoder takes the place of --clip and --dino: leave these out")
     if script.load_in_4bit and not script.lora:
         parser.error("--load_in_4bit without --lora: weights in 4 bit cannot be trained, adapters on them can")
     return script, arguments
@@ -265,8 +274,15 @@ def load_data(script: ScriptArguments, seed: int) -> tuple[Dataset, Dataset | No
     return train, evaluation
 
 
-def load_teacher(script: ScriptArguments) -> TripleTeacher:
+def load_teacher(script: ScriptArguments) -> TripleTeacher | EncoderTeacher:
     """The named teachers; the others are the paper's, or the mini ones of the package on the picturebook."""
+    if script.teacher_encoder is not None:
+        return EncoderTeacher.from_pretrained(
+            script.teacher_encoder,
+            text=script.text,
+            device=script.teacher_device,
+            batch_size=script.teacher_batch_size,
+        )
     names = {"clip": script.clip, "dino": script.dino, "text": script.text}
     if script.dataset == PICTUREBOOK:
         names = {role: names[role] or mini for role, mini in picturebook.mini_teachers().items()}

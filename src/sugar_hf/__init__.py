@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .data import Document, load_dataset_file, read_documents
     from .model import SugarConfig, SugarForConditionalGeneration, SugarOutput, SugarProcessor, merge_adapter
     from .retrieval import SugarChat, SugarEmbedder, SugarIndex, SugarRag, explain
-    from .structure import StructureLossConfig, TripleTeacher
+    from .structure import EncoderTeacher, StructureLossConfig, TripleTeacher
     from .training import (
         SugarCollator,
         SugarSFTConfig,
@@ -31,6 +31,7 @@ model.DefaultModel.shipped = picturebook.CHECKPOINTS / "mini-sugar"
 #: The public names, and the package that has each.
 _MODULE_OF = {
     "Document": "data",
+    "EncoderTeacher": "structure",
     "StructureLossConfig": "structure",
     "SugarChat": "retrieval",
     "SugarCollator": "training",

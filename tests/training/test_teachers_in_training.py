@@ -6,7 +6,8 @@ from tiny_teachers import save_tiny_teachers
 from training_tools import logged, make_dataset, make_sugar, make_trainer
 
 from sugar_hf.data import BadSampleError, to_sample
-from sugar_hf.structure import TripleTeacher
+from sugar_hf.retrieval import SugarEmbedder
+from sugar_hf.structure import EncoderTeacher, TripleTeacher
 from sugar_hf.training import SugarCollator
 
 
@@ -41,6 +42,17 @@ def test_online_training_has_the_losses_of_cached_training(tmp_path, teacher, pr
         trainer.train()
     for name in ("loss_lm", "loss_structure"):
         assert logged(online, name) == pytest.approx(logged(stored, name), rel=1e-3)
+
+
+def test_any_encoder_can_be_the_teacher(tmp_path, processor):
+    teacher = EncoderTeacher(SugarEmbedder(*make_sugar(seed=5)), show_progress=False)
+    online = make_trainer(tmp_path / "a", train_dataset=make_dataset(processor, cached=False), teacher=teacher)
+    rows = teacher.cache(make_dataset(processor, cached=False), lambda row: processor.slices(to_sample(row)))
+    stored = make_trainer(tmp_path / "b", train_dataset=rows, centring=True)
+    assert stored.args.block_means.keys() == {"image-image", "text-text", "image-text"}
+    for trainer in (online, stored):
+        trainer.train()
+        assert all(loss > 0 for loss in logged(trainer, "loss_structure"))
 
 
 def test_the_users_teachers_keep_their_progress_bar(teacher, processor):

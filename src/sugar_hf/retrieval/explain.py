@@ -16,7 +16,7 @@ from ..model.samples_sugar import Sample
 from ..structure import (
     SliceFeatures,
     StructureLossConfig,
-    TripleTeacher,
+    Teacher,
     label_matrix,
     soft_alignment,
     triple_distance,
@@ -111,7 +111,7 @@ def explain(
     model: Any,
     processor: SugarProcessor,
     *,
-    teacher: TripleTeacher | None = None,
+    teacher: Teacher | None = None,
     embeddings: str = "slice",
     config: StructureLossConfig | None = None,
     sigma: float | None = None,
@@ -240,7 +240,7 @@ def _each_alone(
 
 
 def _by_teachers(
-    teacher: TripleTeacher, pieces: Sequence[Sequence[Slice]], config: StructureLossConfig, sigma: float
+    teacher: Teacher, pieces: Sequence[Sequence[Slice]], config: StructureLossConfig, sigma: float
 ) -> tuple[Alignment, float]:
     """Align by the teachers' vectors. The similarities shown are plain cosines of each pair's space."""
     columns = teacher.embed(pieces)

@@ -2,6 +2,7 @@
 
 from .alignment import calibrated_cosine, gak_matrix, log_gak, soft_alignment
 from .config import StructureLossConfig
+from .encoder_teacher import EncoderTeacher
 from .labels import (
     TEACHER_COLUMNS,
     SliceFeatures,
@@ -11,13 +12,16 @@ from .labels import (
     triple_distance,
 )
 from .loss import structure_loss
+from .slice_teacher import Teacher
 from .teacher_columns import block_means, check_cache
 from .teachers import TripleTeacher
 
 __all__ = [
     "TEACHER_COLUMNS",
+    "EncoderTeacher",
     "SliceFeatures",
     "StructureLossConfig",
+    "Teacher",
     "TripleTeacher",
     "block_means",
     "calibrated_cosine",

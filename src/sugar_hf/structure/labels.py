@@ -37,9 +37,9 @@ class SliceFeatures:
     """Teacher side of a batch: one vector per slice and teacher, padded to the longest sample.
 
     Attributes:
-        clip: unit vectors, the image or the text embedding by the slice's modality.
-        dino: unit vectors of image slices, zeros for text slices.
-        text: unit vectors of text slices, zeros for image slices.
+        clip: unit vectors in the space of images and texts, that of CLIP or of an `EncoderTeacher`'s encoder.
+        dino: unit vectors of image slices, zeros for text slices. Of width 0 if `clip` compares images, too.
+        text: unit vectors of text slices, zeros for image slices. Of width 0 if `clip` compares texts, too.
         is_image: modality of each slice; False on padding.
         lengths: number of real slices of each sample.
 
@@ -127,7 +127,7 @@ class SliceFeatures:
                 if row[column].shape[1] != width:
                     raise ValueError(
                         f"Sample {number}: {column} has width {row[column].shape[1]}, in sample 0 {width}: "
-                        "the samples come from different teachers: cache them again with one TripleTeacher."
+                        "the samples come from different teachers: cache them again with one teacher."
                     )
                 padded[column][number, : lengths[number]] = torch.from_numpy(row[column])
         is_image = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -142,7 +142,7 @@ def _checked_row(number: int, sample: Mapping[str, Any]) -> dict[str, np.ndarray
     if missing:
         raise ValueError(
             f"Sample {number} has no {', '.join(missing)}. Add the teacher columns with "
-            "`TripleTeacher.cache(dataset, slices=...)`, or give what `TripleTeacher.embed` returns."
+            "`teacher.cache(dataset, slices=...)`, or give what `teacher.embed` returns."
         )
     is_image = np.asarray(sample["teacher_is_image"], dtype=bool)
     if is_image.ndim != 1 or is_image.size == 0:
@@ -169,9 +169,11 @@ def cosine_factors(
 ) -> tuple[Tensor, Tensor]:
     """Two vectors per slice whose inner product is the (centred) cosine of a pair by its modalities (eq. 4).
 
-    Zeros where a teacher does not see a slice make the choice of the block: ``left = [dino, text, clip if image,
-    clip if text]`` against ``right = [dino, text, clip if text, clip if image]``. Centring, ``(s - mu) / (1 - mu)``,
-    scales those parts and adds one constant per block, so that all distances of a batch are one matrix product.
+    A teacher without an encoder of its own for two images or two texts has columns of width 0 for them: there the
+    shared space of "clip" takes its place. Zeros where a teacher does not see a slice make the choice of the block:
+    ``left = [dino, text, clip if image, clip if text]`` against ``right = [dino, text, clip if text, clip if image]``.
+    Centring, ``(s - mu) / (1 - mu)``, scales those parts and adds one constant per block, so that all distances of a
+    batch are one matrix product.
 
     Shape:
         returns left (B, S, D) and right (B, S, D), float32 or the wider type of the features.
@@ -185,14 +187,12 @@ def cosine_factors(
     is_image = features.is_image.to(dtype)[..., None]  # (B, S, 1)
     is_text = 1 - is_image
     clip = normalize(features.clip.to(dtype), dim=-1)
-    if teachers == "triple":
-        image, text = normalize(features.dino.to(dtype), dim=-1) * is_image, normalize(features.text.to(dtype), dim=-1)
-        text = text * is_text
-    else:
-        image, text = clip * is_image, clip * is_text
+    is_shared = [teachers == "clip" or not own.shape[-1] for own in (features.dino, features.text)]
+    image = (clip if is_shared[0] else normalize(features.dino.to(dtype), dim=-1)) * is_image
+    text = (clip if is_shared[1] else normalize(features.text.to(dtype), dim=-1)) * is_text
     across, across_swapped = [clip * is_image, clip * is_text], [clip * is_text, clip * is_image]
     if block_means is None:
-        if teachers == "clip":
+        if all(is_shared):
             return clip, clip
         return torch.cat([image, text, *across], -1), torch.cat([image, text, *across_swapped], -1)
 

@@ -12,12 +12,12 @@ from .config import BLOCKS, TEACHERS
 from .labels import TEACHER_COLUMNS, VECTOR_COLUMNS
 
 if TYPE_CHECKING:
-    from .teachers import TripleTeacher
+    from .slice_teacher import Teacher
 
 REMEDY = "Add the teacher columns with `dataset = teacher.cache(dataset, slices=...)`."
 
 
-def check_cache(dataset: Dataset, teacher: TripleTeacher | str | None = None) -> str:
+def check_cache(dataset: Dataset, teacher: Teacher | str | None = None) -> str:
     """Refuse teacher columns that are missing, incomplete or made by other teachers.
 
     Args:
@@ -94,6 +94,8 @@ def block_means(dataset: Dataset | Iterable[Mapping[str, Any]], teachers: str = 
         counts = {"image": int(is_image.sum()), "text": int((~is_image).sum())}
         for column in VECTOR_COLUMNS:
             vectors = np.asarray(row[column], dtype=np.float64).reshape(len(is_image), -1)
+            if not vectors.shape[1]:  # this modality is compared in the shared space
+                vectors = np.asarray(row["teacher_clip"], dtype=np.float64).reshape(len(is_image), -1)
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             here[column, "image"] = vectors[is_image].sum(0)
             here[column, "text"] = vectors[~is_image].sum(0)

@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from ..data import BadSampleError, Sample
 from ..data.documents import read_row
 from ..model import SugarProcessor
-from ..structure import TEACHER_COLUMNS, SliceFeatures, TripleTeacher, features_from_columns
+from ..structure import TEACHER_COLUMNS, SliceFeatures, Teacher, features_from_columns
 from ..structure.labels import VECTOR_COLUMNS
 
 BLANK = Image.new("RGB", (32, 32))
@@ -51,7 +51,7 @@ class SugarCollator:
     It also takes rows of the other forms that `sugar_hf.data.to_row` knows, such as those of TRL's vision trainers.
 
     Labels lie on the assistant's text, or on all text of a document without turns; never on image tokens. Teacher
-    vectors come from the columns that `TripleTeacher.cache` stored with the data set, or else from `teacher` during
+    vectors come from the columns that a teacher's `cache` stored with the data set, or else from `teacher` during
     training. With neither the batch has none, which suits generation-only training.
 
     The trainer draws the slice ends, from the step, the seed and the `sample_keys` of the batch (see
@@ -77,7 +77,7 @@ class SugarCollator:
     def __init__(
         self,
         processor: SugarProcessor,
-        teacher: TripleTeacher | None = None,
+        teacher: Teacher | None = None,
         *,
         max_length: int | None = None,
         truncation: bool | str = False,
@@ -252,10 +252,10 @@ class SugarCollator:
             )
         return None
 
-    def _embed(self, teacher: TripleTeacher, samples: Sequence[Sample]) -> Sequence[Mapping[str, Any]]:
-        if get_worker_info() is not None and teacher.clip.device.type != "cpu":
+    def _embed(self, teacher: Teacher, samples: Sequence[Sample]) -> Sequence[Mapping[str, Any]]:
+        if get_worker_info() is not None and teacher.device.type != "cpu":
             raise RuntimeError(
-                f"The teachers are on {teacher.clip.device}, which worker processes cannot use. Set "
+                f"The teachers are on {teacher.device}, which worker processes cannot use. Set "
                 "dataloader_num_workers=0, or store the teacher vectors with TripleTeacher.cache before training."
             )
         return teacher.embed([self.processor.slices(sample, self.split_sentences) for sample in samples])

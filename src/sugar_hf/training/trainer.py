@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from ..data import FEATURES, BadSampleError
 from ..model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
 from ..model.modeling_sugar import CACHE_NAME
-from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, TripleTeacher, block_means, check_cache
+from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, Teacher, block_means, check_cache
 from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints
 from .collator import (
@@ -81,7 +81,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
         model: A [`SugarForConditionalGeneration`], a PEFT model around one, or the folder or Hub name of one.
         args: [`SugarTrainingArguments`], or `SugarSFTConfig` for `SugarSFTTrainer`.
         data_collator: By default a [`SugarCollator`] made from `processing_class`, `teacher` and `args`.
-        train_dataset: Rows of the sample schema, with the columns of `TripleTeacher.cache` or without.
+        train_dataset: Rows of the sample schema, with the columns of a teacher's `cache` or without.
         eval_dataset: The same, or a dict of such data sets.
         processing_class: The model's [`SugarProcessor`], which is saved with every checkpoint.
         teacher: Computes the teacher vectors of rows that have no cached ones.
@@ -120,7 +120,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
         eval_dataset: Any = None,
         processing_class: SugarProcessor | None = None,
         *,
-        teacher: TripleTeacher | None = None,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ):
         args = SugarTrainingArguments() if args is None else args
@@ -221,7 +221,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
             elif teacher is None:
                 raise ValueError(
                     f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made from. "
-                    "Store them with TripleTeacher.cache, give teacher=TripleTeacher..., or set alpha=0 to train the "
+                    "Store them with TripleTeacher.cache, give teacher=..., or set alpha=0 to train the "
                     "language-model loss alone."
                 )
 
@@ -676,7 +676,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
 
 
 def _make_collator(
-    processor: SugarProcessor | None, teacher: TripleTeacher | None, args: SugarTrainingArguments
+    processor: SugarProcessor | None, teacher: Teacher | None, args: SugarTrainingArguments
 ) -> SugarCollator:
     """Make the collator that the arguments describe."""
     if not isinstance(processor, SugarProcessor):
