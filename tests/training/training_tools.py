@@ -118,7 +118,7 @@ def make_arguments(folder, **kwargs) -> SugarTrainingArguments:
 
 def make_trainer(folder, seed: int = 0, rows: list[dict] | None = None, **kwargs) -> SugarTrainer:
     """A trainer of a tiny Sugar model; arguments of SugarTrainer by name, all others go to its arguments."""
-    own = ("eval_dataset", "compute_metrics", "callbacks", "teacher", "data_collator")
+    own = ("eval_dataset", "compute_metrics", "callbacks", "teacher", "data_collator", "eval_retrieval")
     options = {name: kwargs.pop(name) for name in own if name in kwargs}
     model, processor = make_sugar(seed)
     dataset = kwargs.pop("train_dataset", None) or make_dataset(processor, rows)

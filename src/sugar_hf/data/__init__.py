@@ -13,6 +13,7 @@ from .readers import (
     read_obelics,
     read_pairs,
 )
+from .relevance import RetrievalSet
 from .schema import CHAT_ROLES, DOCUMENT_ROLE, FEATURES, image_part, load_image, resolve_image, text_part, validate_row
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BadSampleError",
     "Document",
     "ReadOptions",
+    "RetrievalSet",
     "Sample",
     "SkippedRowsWarning",
     "as_document",

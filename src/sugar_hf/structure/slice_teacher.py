@@ -229,7 +229,7 @@ class SliceTeacher(ABC):
                 elif isinstance(part, Image.Image) and not self.takes_images:
                     raise ValueError(
                         f"Sample {number}, slice {place} is an image, and the teacher is an encoder of texts alone. "
-                        "Give a multimodal one, such as a CLIP; a better encoder of texts can stand beside it as text=."
+                        "Give a multimodal one, such as a CLIP. A better encoder of texts can stand beside it: text=."
                     )
                 elif isinstance(part, Image.Image):
                     images.append((position, place, part))

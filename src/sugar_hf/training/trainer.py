@@ -20,7 +20,7 @@ from transformers import Trainer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
-from ..data import FEATURES, BadSampleError
+from ..data import FEATURES, BadSampleError, RetrievalSet
 from ..model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
 from ..model.modeling_sugar import CACHE_NAME
 from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, Teacher, block_means, check_cache
@@ -51,6 +51,7 @@ from .guards import (
     sugar_model,
 )
 from .hub_upload import HubUploads
+from .retrieval_evaluation import RetrievalEvaluations, as_retrieval_set
 from .structure_term import KnownGradient, draw_slice_ends, structure_term
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ MAX_NAMED_SAMPLES = 20  # bad samples that are logged one by one
 MAX_EMPTY_STEPS = 5  # in a row
 
 
-class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
+class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer):
     """[`~transformers.Trainer`] with the structure loss.
 
     One forward pass gives the language-model loss L_g and the embedding r of every slice. K slice ends are drawn from
@@ -85,6 +86,9 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
         eval_dataset: The same, or a dict of such data sets.
         processing_class: The model's [`SugarProcessor`], which is saved with every checkpoint.
         teacher: Computes the teacher vectors of rows that have no cached ones.
+        eval_retrieval: A [`~data.RetrievalSet`], or a dict with its `queries`, `corpus` and `relevance`: retrieval
+            that is measured whenever the trainer evaluates, for metrics such as `eval_retrieval_ndcg@10`. It needs
+            no `eval_dataset`.
         **kwargs: Further arguments of the base trainer.
 
     Raises:
@@ -121,6 +125,7 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
         processing_class: SugarProcessor | None = None,
         *,
         teacher: Teacher | None = None,
+        eval_retrieval: RetrievalSet | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         args = SugarTrainingArguments() if args is None else args
@@ -152,15 +157,19 @@ class SugarTrainer(AtomicCheckpoints, HubUploads, Trainer):
         self._is_empty_step, self._empty_steps = False, 0
         self._sampler_asked = self._predicts = False
         self._warns_of_pairs = True
+        self.eval_retrieval = as_retrieval_set(eval_retrieval, processing_class)
+        lacks_data = eval_dataset is None and self.eval_retrieval is not None
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset={} if lacks_data else eval_dataset,  # the base trainer refuses to evaluate without any
             processing_class=processing_class,
             **kwargs,
         )
+        if lacks_data:
+            self.eval_dataset = None
         self.loss_is_scaled_for_ga = True  # `compute_loss` normalises both losses over the accumulated batch
         self._check_devices()
         sugar = sugar_model(self.model)
