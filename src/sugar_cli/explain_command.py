@@ -97,7 +97,7 @@ def _load(teachers: str) -> "Teacher":
     else:
         names = [name.strip() for name in teachers.split(",")]
     if len(names) not in (1, 3) or not all(names):
-        said = "give mini, paper, three names (CLIP,DINO,TEXT), or one model of sentence-transformers"
+        said = "give mini, paper, or three names: CLIP,DINO,TEXT; or that of one model of sentence-transformers"
         raise typer.BadParameter(said, param_hint="--teachers")
     if len(names) == 1:
         return EncoderTeacher.from_pretrained(names[0], show_progress=False)

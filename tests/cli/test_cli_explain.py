@@ -44,6 +44,8 @@ def test_for_people_with_pictures_and_teachers(cli, index, tmp_path):
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in files[1].read_text()
     assert [f"drawn: {file}" in found.err for file in files] == [True, True]
+    found = cli(*command, "--teachers", picturebook.checkpoint("mini-sugar"))  # one encoder for all slices
+    assert any(line.startswith("teachers; label ") for line in found.out.splitlines()), found.err
 
 
 def test_what_is_refused(cli, index, subtests):

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from builders import picture
 from peft import get_peft_model
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from training_tools import chat, document, make_dataset, make_rows, make_sugar, make_trainer
 from transformers import TrainerCallback
 
+from sugar_hf.data import RetrievalSet
 from sugar_hf.structure import SliceFeatures, StructureLossConfig
 from sugar_hf.training import SugarCollator, draw_slice_ends, sugar_lora_config
+from sugar_hf.training.retrieval_evaluation import embed
 from sugar_hf.training.structure_term import KnownGradient, structure_term
 
 ALPHA = 1.0
@@ -36,6 +39,15 @@ SCENARIOS = {
     "lm_only": {"alpha": 0.0},
     "bad_samples": {"bad": 3, "on_bad_sample": "skip", "max_length": 200},
 }
+
+
+# Ten samples, which three processes cannot share out evenly.
+RETRIEVAL = RetrievalSet.of(
+    {"q1": "A cat.", "q2": [picture(2), "A dog."], "q3": "A ball and a sun."},
+    {f"d{k}": [picture(k), "A cat."] if k % 2 else f"{k} dogs and a ball." for k in range(7)},
+    {"q1": ["d1", "d4"], "q2": {"d3": 2, "d2": 1}, "q3": ["d6"]},
+    ks=(1, 2, 3),
+)
 
 
 # What is run by three processes, too: where they have unequal shares.
@@ -93,6 +105,7 @@ def train(folder, name, world_size, count_reductions=False, **options):
         model=model,
         train_dataset=make_dataset(processor, found),
         eval_dataset=make_dataset(processor, found[:GLOBAL_BATCH]),
+        eval_retrieval=RETRIEVAL,
         callbacks=[reductions] if count_reductions else None,
         **{
             "alpha": ALPHA,
@@ -137,6 +150,8 @@ def sharded_gradients(world_size, rank):
         for layer in model.get_decoder().layers:
             fully_shard(layer)
         fully_shard(model)
+    # with weights in parts all processes embed all documents
+    vectors = embed(model, processor, RETRIEVAL.corpus, lambda done: None, batch_size=2)
     ends = draw_slice_ends(features.lengths.tolist(), keys.tolist(), 4, seed=3, step=0)
     output = model(**batch, num_items_in_batch=count, skip_logits=True, use_cache=False)
     embeddings = output.retrieval_embeds[ends[:, 0], ends[:, 1]]
@@ -147,7 +162,7 @@ def sharded_gradients(world_size, rank):
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if world_size > 1:
         found = {name: gradient.full_tensor() for name, gradient in found.items()}
-    return found, term.value.item()
+    return {**found, "vectors of retrieval": vectors}, term.value.item()
 
 
 def main(output):

@@ -67,6 +67,9 @@ def check_scenario(folder, name, expected, logged):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
     for key in {"eval_loss", "eval_loss_lm", "eval_loss_structure"} & logged["evaluated"].keys():
         assert both["evaluated"][key] == pytest.approx(logged["evaluated"][key], rel=1e-3), key
+    for key in ("recall@1", "recall@2", "recall@3", "mrr", "ndcg@3"):
+        key = f"eval_retrieval_{key}"
+        assert both["evaluated"][key] == pytest.approx(logged["evaluated"][key], abs=1e-6), key
 
 
 def test_processes_have_unequal_numbers_of_ends(processes):

@@ -13,6 +13,7 @@ from hub_stand_in import put_in_place
 from tiny_teachers import save_tiny_teachers
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from sugar_hf import picturebook
 from sugar_hf.data import BadSampleError
 from sugar_hf.model import SugarForConditionalGeneration
 
@@ -327,6 +328,17 @@ def test_teacher_vectors_are_kept_until_the_data_change(script, files, tmp_path,
     assert rows(kept)[1] is None
     assert len(embedded) == 13
     assert (tmp_path / "kept").is_dir()
+
+
+def test_one_encoder_can_be_the_teacher(script, files, tmp_path, capsys):
+    encoder = ("--teacher_encoder", str(picturebook.checkpoint("mini-sugar")))
+    words = command(files, tmp_path / "run")
+    script.main([*words[: words.index("--clip")], *encoder])
+    [part] = (tmp_path / "run" / "_teacher_cache").iterdir()
+    assert set(datasets.Dataset.from_file(str(part))["teacher_fingerprint"][0].split("=")) > {"encoder"}
+    with pytest.raises(SystemExit):
+        script.main([*words, *encoder])
+    assert "--teacher_encoder takes the place of --clip" in capsys.readouterr().err
 
 
 def test_missing_model_is_said(script, files, tmp_path):
