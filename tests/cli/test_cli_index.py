@@ -205,3 +205,20 @@ def test_images_of_a_query_are_only_read(cli, stories, tmp_path):
     assert found.code == 1
     assert "bad.png" in found.err
     assert found.err.count("\n") == 2  # the model, the error
+
+
+def test_a_folder_of_pages(cli, tmp_path):
+    pytest.importorskip("lxml")
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "a.html").write_text(f"<h1 id=cats>Cats</h1><p>{'a cat. ' * 20}<p>{'a dog. ' * 20}")
+    (tmp_path / "guide" / "b.md").write_text("# Boats\n\na boat.")
+    options = ["--positions", "all", "--section-length", "200", "--model", MODEL]
+    made = cli("index", "build", tmp_path / "guide.index", tmp_path / "guide", *options)
+    assert made.code == 0, made.err
+    found = cli("search", tmp_path / "guide.index", "Boats", "--json")
+    assert sorted(ids(found)) == ["a.html#cats", "a.html#cats-part-2", "b.md#boats"]
+    [first, *_] = json.loads(found.out)
+    assert (first["id"], first["slice"]) == ("b.md#boats", 0)
+    wrong = cli("index", "build", tmp_path / "no.index", tmp_path / "guide", "--section-length", "2", "--model", MODEL)
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "section_length=2" in wrong.err
