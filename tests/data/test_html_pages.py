@@ -168,6 +168,7 @@ def test_headings_of_pictures_and_of_whole_pages(page):
 
 def test_breaks_in_headings_and_long_titles(page):
     assert page("<h1>A<br>b<div>c</div></h1><p>x") == {"a.html#1": ["A b c", "x"]}
+    assert list(page("<h1>A<h2>B</h2><p>x")) == ["a.html#2"]
     assert page(f"<title>{'t' * 400}</title><p>x") == {"a.html": ["t" * 400, "x"]}
 
 

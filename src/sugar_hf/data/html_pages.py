@@ -243,6 +243,7 @@ class _Reader:
         self._run: list[str] = []  # texts of the line
         self._lines: list[str] = []  # lines of the slice
         self._heading: _Heading | None = None
+        self._title: list[str] = []
         self._in_title = False
         self._anchor: str | None = None  # the last one that nothing but a heading may follow
 
@@ -263,9 +264,10 @@ class _Reader:
         if tag in LEFT_OUT or tag in _MEDIA or _is_hidden(attributes):
             self._skipped = 1
             return
+        if self._heading is not None and tag in _HEADINGS:  # the one before was not closed
+            self._end_heading()
         if tag == "title":
-            self._in_title = self.title is None
-            self.title = self.title or ""
+            self._in_title = not self._title
         elif tag == "base" and attributes.get("href"):
             self.pictures.base = attributes["href"].strip()
         elif tag == "img":
@@ -301,7 +303,7 @@ class _Reader:
             return
         data = _CONTROL.sub("\ufffd", data)
         if self._in_title:
-            self.title = (self.title or "") + data
+            self._title.append(data)
         elif self._heading is not None:
             self._heading.texts.append(data)
         else:
@@ -313,7 +315,7 @@ class _Reader:
         if self._heading is not None:
             self._end_heading()
         self._end_block()
-        self.title = _SPACE.sub(" ", self.title or "").strip() or None
+        self.title = _SPACE.sub(" ", "".join(self._title)).strip() or None
         if self.title is not None and len(self.title) > _LONGEST_HEADING:
             self.sections[0].blocks.insert(0, self.title)
             self.title = None

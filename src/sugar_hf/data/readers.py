@@ -244,8 +244,8 @@ def read_documents(
         columns: Read these columns of rows alone.
         drop_columns: Read all columns but these.
         drop_broken_images: Leave a broken image, or a place with neither text nor image, out of a web document (MMC4,
-            OBELICS) instead of the whole document. In HTML and Markdown its `alt` text stands in its place. Every image
-            is decoded for it.
+            OBELICS) instead of the whole document. In HTML and Markdown its `alt` text stands in its place. Every
+            image is decoded for it.
         section_length: Characters of a section or page, a picture counting for 1,000 of them. What is longer becomes
             several documents, cut between paragraphs. Some four characters are a token of English.
         page_pixels: Pixels of the picture of a page of a PDF, about.
