@@ -163,12 +163,12 @@ def test_the_index_is_followed_and_not_written(mini, stories, tmp_path):
         server.post("/v1/answer", query="a green whale")
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         SugarIndex.load(folder, mini).add([{"id": "new", "text": "a green whale"}], show_progress=False)
-        engine.refresh_index()
+        engine.index.follow()
         assert server.post("/v1/search", query="a green whale", top_k=1).json()["data"][0]["id"] == "new"
         assert server.figure('sugar_index_refreshes_total{outcome="changed"}') == 1
         current = (folder / "CURRENT").read_text()
         (folder / "CURRENT").write_text("broken")
-        engine.refresh_index()  # what was read is still searched
+        engine.index.follow()  # what was read is still searched
         assert server.post("/v1/search", query="a green whale", top_k=1).json()["data"][0]["id"] == "new"
         assert server.figure('sugar_index_refreshes_total{outcome="failed"}') == 1
         (folder / "CURRENT").write_text(current)
@@ -181,14 +181,14 @@ def test_an_index_that_another_model_has_replaced_is_not_searched(mini, stories,
     with running(engine) as server:
         other = type(mini)(mini.model, mini.processor, split_sentences=True)
         SugarIndex.build(folder, ["a cat."], other, overwrite=True, show_progress=False)
-        engine.refresh_index()
+        engine.index.follow()
         for route in ("/v1/search", "/v1/answer"):
             found = server.post(route, query=QUERY)
             assert (found.status_code, found.json()["error"]["code"]) == (503, "index_changed")
         assert server.http.get("/ready").status_code == 503
         assert server.post("/v1/embeddings", input="a cat").status_code == 200
         SugarIndex.build(folder, ["a cat."], mini, overwrite=True, show_progress=False)
-        engine.refresh_index()
+        engine.index.follow()
         assert server.post("/v1/search", query="a cat.").status_code == 200
         assert server.http.get("/ready").status_code == 200
 

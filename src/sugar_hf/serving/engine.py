@@ -1,6 +1,5 @@
 """The model that is served: it embeds for many requests together, and generates for one after the other."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -17,18 +16,17 @@ from ..retrieval.embedder import SugarEmbedder, short_name
 from ..retrieval.explain import Explanation
 from ..retrieval.index import Hit, SugarIndex
 from ..retrieval.rag import KNOWLEDGE_VQA, RagAnswer, RagHit, RagTemplate, SugarRag, prepared
-from ..retrieval.store import DamagedIndexError, IndexMismatchError
 from .api_errors import ApiError, invalid
 from .contents import Limits
 from .embedding_worker import BatchedEmbedder, Embedded, EmbeddingWorker
 from .generation_worker import GenerationWorker, Watch
+from .served_index import ServedIndex
 from .server_metrics import Metrics
 
 GENERATORS = ("model", "base")
 CONTEXT = "max_position_embeddings"
 DEFAULT_INPUT_TOKENS = 8192
 COLDEST = 0.01  # below it, what is divided by the temperature may overflow, and the likeliest token is drawn anyway
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,15 @@ class Engine:
                 raise ValueError(f"{name}={vars(options)[name]}: give 1 or more.")
         if wrong := [size for size in options.dimensions if not 1 <= size <= embedder.dim]:
             raise ValueError(f"dimensions: {wrong[0]} is none of 1 to {embedder.dim}, the width of the vectors.")
-        self.embedder, self.index = embedder, index
+        self.embedder = embedder
         self.model, self.processor = embedder.model.eval(), embedder.processor
         self.name = options.name or short_name(embedder.checkpoint)
         self.metrics = Metrics()
-        self.index_fault: str | None = None
+        self.index = None if index is None else ServedIndex(index, embedder, self.metrics)
         text_config = self.model.config.get_text_config().to_dict()
         self.context: int | None = text_config.get(CONTEXT)
         self.input_tokens = options.limits.input_tokens or self.context or DEFAULT_INPUT_TOKENS
         on, off = self._adapters()
-        if index is not None:
-            index.embedder = embedder
         self._embedding = EmbeddingWorker(
             embedder,
             max_length=self.input_tokens,
@@ -150,7 +146,7 @@ class Engine:
         self._generation = GenerationWorker(
             most_waiting=options.most_generations_waiting, metrics=self.metrics, adapters=off
         )
-        self._rag = None if index is None else self._make_rag(index)
+        self._rag = None if self.index is None else self._make_rag(self.index)
 
     def _adapters(self) -> tuple[Callable[[], AbstractContextManager[Any]], Callable[[], AbstractContextManager[Any]]]:
         """What the thread that embeds, and the one that generates, compute with."""
@@ -195,7 +191,7 @@ class Engine:
         """Embed inputs; see [`EmbeddingWorker.embed`]."""
         return self._embedding.embed(samples, names)
 
-    def opened_index(self) -> SugarIndex:
+    def opened_index(self) -> ServedIndex:
         """Return the index.
 
         Raises:
@@ -203,27 +199,8 @@ class Engine:
         """
         if self.index is None:
             raise ApiError(404, "this server has no index: start it with --index FOLDER.", code="no_index")
-        if self.index_fault is not None:
-            raise ApiError(503, self.index_fault, code="index_changed")
+        self.index.check()
         return self.index
-
-    def refresh_index(self) -> None:
-        """Take over what was written to the index on disk. One that cannot be read leaves what was read before."""
-        if self.index is None:
-            return
-        try:
-            if not self.index.refresh():
-                return
-            self.index.embedder = self.embedder  # compares the model that made it
-        except IndexMismatchError as error:
-            self.index_fault = f"the index on disk was replaced by one of another model: {error}"
-        except (DamagedIndexError, OSError) as error:
-            self.metrics.refreshes.labels("failed").inc()
-            _LOG.warning("the index cannot be read anew; the old one is still searched: %s", error)
-            return
-        else:
-            self.index_fault = None
-        self.metrics.refreshes.labels("changed" if self.index_fault is None else "refused").inc()
 
     def explain(self, query: Sample, name: str, piece: int) -> "Future[Explanation]":
         """Compare a query with a document; `piece` is the `slice` of a hit.

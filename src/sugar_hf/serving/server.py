@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -41,6 +42,7 @@ from .streams import ClientGone, Pieces, stream, until_left, whole
 
 PAGE = Path(__file__).with_name("page") / "index.html"
 THUMBNAIL = 256
+_LOG = logging.getLogger(__name__)
 MANY_NUMBERS = 20_000  # in a response: more are written by another thread
 MANY_CHARACTERS = 100_000  # in a request: more are read by another thread
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -97,9 +99,12 @@ def create_app(engine: Engine, *, api_key: str | None = None, hosts: Collection[
 
 async def _refresh(engine: Engine) -> None:
     """Look now and then for a new snapshot of the index."""
-    while True:
+    while engine.index is not None:
         await asyncio.sleep(engine.options.refresh_seconds)
-        await asyncio.to_thread(engine.refresh_index)
+        try:
+            await asyncio.to_thread(engine.index.follow)
+        except Exception:  # the next look may find it whole
+            _LOG.exception("the index could not be looked at")
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -363,8 +368,8 @@ class _Routes:
         """Say whether it takes requests."""
         if self.traffic.is_draining or not self.engine.is_alive:
             raise ApiError(503, "the server is about to end.", code="shutting_down")
-        if self.engine.index_fault is not None:
-            raise ApiError(503, self.engine.index_fault, code="index_changed")
+        if self.engine.index is not None:
+            self.engine.index.check()
         return _json({"status": "ready"})
 
     async def metrics(self) -> Response:
