@@ -97,7 +97,7 @@ def body_of(answer, path):
     return found
 
 
-@pytest.mark.parametrize(("clients", "each"), [(4, 12), pytest.param(8, 50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("clients", "each"), [(4, 8), pytest.param(8, 50, marks=pytest.mark.slow)])
 def test_nothing_is_mixed_up_or_lost(served, mini, pictures, rows, clients, each):
     requests = mixed(served, mini, pictures, rows)
     alone = [body_of(served.post(path, **body), at) for path, body, at, _ in requests]
