@@ -365,6 +365,25 @@ def test_the_card_tells_how_the_model_was_trained(tmp_path, hub):
         trainer.create_model_card(results={"user/vist": {"n": 3}})
 
 
+def test_what_the_trainer_measures_itself_stands_among_the_results(tmp_path):
+    trainer = make_trainer(
+        tmp_path / "run",
+        eval_dataset=make_dataset(make_sugar()[1]),
+        eval_strategy="steps",
+        eval_steps=1,
+        compute_metrics=lambda prediction: {"R@1": 0.25},
+    )
+    trainer.train()
+    trainer.create_model_card(results={"user/vist": {"R@1": 0.5}})
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert [(r.dataset_name, r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        ("evaluation set", "R@1", 0.25),
+        ("user/vist", "R@1", 0.5),
+    ]
+    assert "| evaluation set | R@1 | 0.25 |" in card.text
+    assert [path.name for path in (tmp_path / "run" / ".eval_results").iterdir()] == ["user_vist_default.yaml"]
+
+
 def test_examples_of_any_rows():
     path = {"bytes": None, "path": "/home/me/secret.png"}
     assert example({"prompt": "A | *b*", "images": [path]}) == r'prompt: "A \| \*b\*"; images: [(image)]'

@@ -29,6 +29,7 @@ from .training_record import (
     Evaluation,
     dataset_names,
     emissions_metadata,
+    own_evaluation,
     results_table,
     training_record,
     write_evaluations,
@@ -172,7 +173,9 @@ class HubUploads(Trainer):
         base = next(iter(self._bases().values()), None)
         if base and is_hub_name(base):
             data.setdefault("base_model", base)
-        entries = [entry for each in evaluations for entry in each.entries()]
+        own = own_evaluation(self)
+        shown = [*([] if own is None else [own]), *evaluations]
+        entries = [entry for each in shown for entry in each.entries()]
         if entries:
             data |= {"eval_results": entries, "model_name": name.split("/")[-1]}
         tags = ["generated_from_trainer", *_listed(self._model_tags()), *data.pop("tags", ())]
@@ -181,7 +184,7 @@ class HubUploads(Trainer):
         card = model_card(
             sugar_model(self.model),
             name,
-            results_table(self, evaluations),
+            results_table(shown),
             description,
             {"tags": tags, **{key: value for key, value in data.items() if value is not None}},
             training=training_record(self),

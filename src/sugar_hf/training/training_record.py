@@ -111,26 +111,25 @@ def write_evaluations(evaluations: Sequence[Evaluation], folder: Path) -> None:
         file.write_text(yaml_dump(eval_result_entries_to_yaml([entry])), encoding="utf-8")
 
 
-def evaluated(trainer: Trainer) -> dict[str, float]:
-    """Return the figures of the last evaluations, without times, losses and label statistics."""
+def own_evaluation(trainer: Trainer) -> Evaluation | None:
+    """Return what the trainer's own evaluations last measured, without times, losses and label statistics."""
     found: dict[str, float] = {}
     for entry in trainer.state.log_history:
         found |= {
-            key: float(value)
+            key.removeprefix("eval_"): float(value)
             for key, value in entry.items()
             if key.startswith("eval_")
             and not key.endswith(_TIMES)
             and not re.search(r"_loss(_|$)|_label_|_skipped_", key)
             and isinstance(value, int | float)
         }
-    return found
+    name = _hub_name(trainer.eval_dataset) or "evaluation set"
+    return Evaluation(name, "evaluation", found, next(iter(found))) if found else None
 
 
-def results_table(trainer: Trainer, evaluations: Sequence[Evaluation]) -> str | None:
+def results_table(evaluations: Sequence[Evaluation]) -> str | None:
     """Return the results as a table in Markdown; `None` if there are none."""
-    own = "evaluation set"
-    rows = [(own, name.removeprefix("eval_"), value) for name, value in evaluated(trainer).items()]
-    rows += [(each.name, name, value) for each in evaluations for name, value in each.figures.items()]
+    rows = [(each.name, name, value) for each in evaluations for name, value in each.figures.items()]
     return table(("Data", "Metric", "Value"), rows) if rows else None
 
 
