@@ -60,7 +60,8 @@ def ask(
     opened = SugarIndex.load(index)
     loaded = load_embedder(model, device, dtype, 8, settings=opened.info()["settings"])
     options: dict[str, Any] = {"min_score": min_score, "max_context_tokens": max_context_tokens, "template": chosen}
-    options |= reranking(loaded, rerank)
+    if rerank is not None:
+        options |= reranking(loaded, rerank)
     rag = SugarRag(loaded.model, loaded.processor, opened, top_k=top_k, **options)
     shows_words = not (is_stream or as_json) and sys.stdout.isatty()
     with interruptible("the answers so far are whole"):

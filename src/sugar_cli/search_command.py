@@ -48,7 +48,8 @@ def search(
     condition = parse_where(where)
     queries, is_stream = read_queries(query, query_file)
     opened = open_index(index, model, device, dtype)
-    results = opened.search(queries, top_k, where=condition, **reranking(opened.embedder, rerank))
+    options = {} if rerank is None else reranking(opened.embedder, rerank)
+    results = opened.search(queries, top_k, where=condition, **options)
     for number, hits in enumerate(results):
         if is_stream:
             emit({"query": number, "results": [as_dict(hit) for hit in hits]})
@@ -58,10 +59,8 @@ def search(
             _print_hits(hits)
 
 
-def reranking(embedder: Any, count: int | None) -> dict[str, Any]:
-    """The options of a search that its model reranks, if that was asked for."""
-    if count is None:
-        return {}
+def reranking(embedder: Any, count: int) -> dict[str, Any]:
+    """The options of a search that its model reranks."""
     from sugar_hf.retrieval.reranker import SugarReranker
 
     return {"reranker": SugarReranker(embedder.model, embedder.processor), "rerank": count}

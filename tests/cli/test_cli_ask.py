@@ -65,3 +65,19 @@ def test_what_is_refused(cli, index, subtests):
             found = cli("ask", index.folder, QUESTION, *options)
             assert (found.code, found.out) == (code, "")
             assert message in " ".join(found.err.replace("│", " ").split())
+
+
+def test_the_model_judges_what_was_found(cli, index):
+    found = cli("ask", index.folder, QUESTION, "--top-k", 2, "--rerank", 4, "--template", "citing", "--json")
+    assert found.code == 0, found.err
+    answer = json.loads(found.out)
+    scores = [document["score"] for document in answer["documents"]]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert 0 <= scores[0] <= 1
+    refused = cli("ask", index.folder, QUESTION, "--top-k", 5, "--rerank", 4)
+    assert refused.code == 1
+    assert "rerank=4 is less than top_k=5" in refused.err
+    hits = cli("search", index.folder, QUESTION, "--top-k", 2, "--rerank", 4, "--json")
+    assert hits.code == 0, hits.err
+    assert [hit["id"] for hit in json.loads(hits.out)] == [document["id"] for document in answer["documents"]]
