@@ -18,6 +18,7 @@ from serving_tools import address, image_part, running
 from sugar_hf import SugarEmbedder, SugarIndex
 from sugar_hf.model import SugarGenerationPipeline, adapter_off
 from sugar_hf.serving import Engine, ServingOptions
+from sugar_hf.serving.generation_worker import Task
 from sugar_hf.training import sugar_lora_config
 
 CHAT = "/v1/chat/completions"
@@ -42,7 +43,7 @@ class Slow:
     def __call__(self, input_ids, stopping_criteria, max_new_tokens, **_):
         self.calls += 1
         for _ in range(max_new_tokens):
-            input_ids = torch.cat([input_ids, self.token], dim=1)
+            input_ids = torch.cat([input_ids, self.token.expand(len(input_ids), 1)], dim=1)
             if all(criterion(input_ids, None).all() for criterion in stopping_criteria):
                 break
             while not self.more.acquire(timeout=0.01):
@@ -121,6 +122,41 @@ def test_nothing_is_mixed_up_or_lost(served, mini, pictures, rows, clients, each
         assert sum(pool.map(client, range(clients))) == clients * each
 
 
+def test_chats_that_wait_are_answered_together_as_alone(served, pictures):
+    """Whatever their lengths, limits and stops, and whether they are streamed; those that draw are alone."""
+    detail, colour = "describe the picture in detail.", "which colour is the background?"
+    bodies = []
+    for number in range(12):
+        text = {"type": "text", "text": (detail, colour, "who?")[number % 3]}
+        parts = [*([image_part(pictures[number % 4])] * (number % 3 < 2)), text]
+        body = {"messages": [{"role": "user", "content": parts}], "stream": number % 4 == 1}
+        body |= {"max_tokens": 3 + number} if number % 2 else {"stop": ["a large", " at the"]}
+        body |= {"temperature": 1.5, "seed": number} if number % 5 == 4 else {}
+        bodies.append(body)
+
+    def ask(body):
+        return body_of(served.post(CHAT, **body), None if body["stream"] else ("choices", 0))
+
+    alone = [ask(body) for body in bodies]
+    batches, chats = (served.figure(f"sugar_generations_together_{name}") for name in ("count", "sum"))
+    holds, goes = threading.Event(), threading.Event()
+
+    def wait(tasks):
+        holds.set()
+        goes.wait(30)
+        tasks[0].end(None)
+
+    served.engine._generation.submit(Task(wait, served.engine.watch([], None)))
+    holds.wait(30)
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        found = [pool.submit(ask, body) for body in bodies]
+        eventually(lambda: served.figure('sugar_queue_length{queue="generation"}') == len(bodies))
+        goes.set()
+        assert [answer.result() for answer in found] == alone
+    assert served.figure("sugar_generations_together_sum") - chats == len(bodies) + 1
+    assert served.figure("sugar_generations_together_count") - batches == 1 + 2 + 2  # 10 alike, 8 at the most; 2 draw
+
+
 def test_a_full_queue_answers_429(mini, stories, slow):
     engine = Engine(mini, SugarIndex.load(stories), ServingOptions(most_generations_waiting=2))
     with running(engine) as server, ThreadPoolExecutor(8) as pool:
@@ -141,7 +177,7 @@ def test_a_full_queue_answers_429(mini, stories, slow):
 
 def test_too_many_requests_answer_429(mini, slow):
     with running(Engine(mini, options=ServingOptions(most_requests=1))) as server, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(server.post, CHAT, max_tokens=1, **WHO)
+        first = pool.submit(server.post, CHAT, max_tokens=2, **WHO)
         eventually(lambda: slow.calls == 1)
         refused = server.post("/v1/embeddings", input="a")
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")

@@ -1,10 +1,13 @@
 """What a generation hands on is never taken back, and all of it is the answer."""
 
+import contextlib
+import threading
+
 import pytest
 import torch
 
 from sugar_hf.serving.embedding_worker import QueueFullError
-from sugar_hf.serving.generation_worker import GenerationCancelled, GenerationWorker, Watch
+from sugar_hf.serving.generation_worker import GenerationCancelled, GenerationWorker, Rows, Task, Watch
 from sugar_hf.serving.server_metrics import Metrics
 
 END = 0
@@ -79,18 +82,38 @@ def test_a_tokenizer_that_takes_words_back_is_an_error():
         run(["x", "y"], decode=lambda ids: words[len(ids)])
 
 
-def test_a_queue_that_is_stopped_fails_what_waits():
-    import contextlib
-    import threading
+def test_each_row_of_a_batch_ends_on_its_own():
+    """At an end, a limit, a stop or as its client leaves; what comes after is padding."""
+    ended = []
+    watches = [Watch(lambda ids: "".join(map(str, ids)), [9], stops) for stops in ((), (), ("23",), (), ())]
+    watches[1].most = 2
+    rows = Rows(watches, ended.append)
+    ids = torch.zeros(5, 3, dtype=torch.long)
+    for token, expected in (
+        ([1, 1, 1, 1, 1], [False] * 5),
+        ([1, 2, 2, 2, 2], [False, True, False, False, False]),
+        ([9, 0, 3, 2, 2], [True, True, True, False, False]),
+        ([0, 0, 0, 4, 4], [True, True, True, True, False]),
+    ):
+        ids = torch.cat([ids, torch.tensor(token)[:, None]], dim=1)
+        if token[3] == 4:
+            watches[3].cancel()
+        assert rows(ids, None).tolist() == expected
+    assert ended == [1, 0, 2, 3]
+    assert [watch.tokens for watch in watches] == [3, 2, 3, 4, 4]
+    assert [watch.finish_reason for watch in watches] == ["stop", "length", "stop", "length", "length"]
+    assert watches[2].text == "1"
 
-    worker = GenerationWorker(most_waiting=1, metrics=Metrics(), adapters=contextlib.nullcontext)
+
+def test_a_queue_that_is_stopped_fails_what_waits():
+    worker = GenerationWorker(most_together=1, most_waiting=1, metrics=Metrics(), adapters=contextlib.nullcontext)
     begun, goes = threading.Event(), threading.Event()
     watches = [Watch(lambda ids: "", []) for _ in range(3)]
-    first = worker.submit(lambda: (begun.set(), goes.wait(30)), watches[0])
+    first = worker.submit(Task(lambda tasks: (begun.set(), goes.wait(30), tasks[0].end(None)), watches[0]))
     begun.wait(30)
-    second = worker.submit(lambda: None, watches[1])
+    second = worker.submit(Task(lambda tasks: None, watches[1]))
     with pytest.raises(QueueFullError):
-        worker.submit(lambda: None, watches[2])
+        worker.submit(Task(lambda tasks: None, watches[2]))
     watches[0].cancel()
     stopping = threading.Thread(target=worker.stop)
     stopping.start()

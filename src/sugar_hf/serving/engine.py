@@ -1,4 +1,4 @@
-"""The model that is served: it embeds for many requests together, and generates for one after the other."""
+"""The model that is served: it embeds and generates for many requests together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,7 +19,7 @@ from ..retrieval.rag import KNOWLEDGE_VQA, RagAnswer, RagHit, RagTemplate, Sugar
 from .api_errors import ApiError, invalid
 from .contents import Limits
 from .embedding_worker import BatchedEmbedder, Embedded, EmbeddingWorker
-from .generation_worker import GenerationWorker, Watch
+from .generation_worker import GenerationWorker, Rows, Task, Watch
 from .served_index import ServedIndex
 from .server_metrics import Metrics
 
@@ -45,6 +45,8 @@ class ServingOptions:
         most_requests: How many requests may be in progress.
         most_inputs_waiting: How many inputs may wait to be embedded.
         most_generations_waiting: How many generations may wait.
+        most_generations_together: How many answers to chats are generated together. Those with a temperature are not,
+            as what is drawn would depend on the others.
         template: Words of the prompt of an answer from documents.
         top_k: How many documents an answer looks for.
         min_score: An answer leaves out documents below this cosine.
@@ -62,6 +64,7 @@ class ServingOptions:
     most_requests: int = 256
     most_inputs_waiting: int = 4096
     most_generations_waiting: int = 32
+    most_generations_together: int = 8
     template: RagTemplate = KNOWLEDGE_VQA
     top_k: int = 5
     min_score: float | None = None
@@ -99,6 +102,16 @@ class Generated:
     answer: RagAnswer | None = None
 
 
+@dataclass(frozen=True)
+class _Chat:
+    """A chat that waits for its answer: as it was given, as the model takes it, and how to generate."""
+
+    messages: Sample
+    features: dict[str, Any]
+    options: dict[str, Any]
+    wanted: Wanted
+
+
 class Engine:
     """Owns a model, and an index of documents.
 
@@ -120,7 +133,7 @@ class Engine:
         if options.generate_with not in GENERATORS:
             raise ValueError(f"generate_with={options.generate_with!r}: give one of {', '.join(GENERATORS)}.")
         counts = ("batch_tokens", "most_requests", "most_inputs_waiting", "most_generations_waiting", "top_k")
-        for name in (*counts, "max_context_tokens"):
+        for name in (*counts, "max_context_tokens", "most_generations_together"):
             if vars(options)[name] < 1:
                 raise ValueError(f"{name}={vars(options)[name]}: give 1 or more.")
         if wrong := [size for size in options.dimensions if not 1 <= size <= embedder.dim]:
@@ -144,7 +157,10 @@ class Engine:
             adapters=on,
         )
         self._generation = GenerationWorker(
-            most_waiting=options.most_generations_waiting, metrics=self.metrics, adapters=off
+            most_together=options.most_generations_together,
+            most_waiting=options.most_generations_waiting,
+            metrics=self.metrics,
+            adapters=off,
         )
         self._rag = None if self.index is None else self._make_rag(self.index)
 
@@ -232,17 +248,30 @@ class Engine:
             ApiError: The chat cannot be answered, or is too long.
         """
         features = self._prompt(messages, "messages")
-        tokens = features["input_ids"].shape[1]
-        options = self._options(wanted, tokens, watch)
+        options = self._options(wanted, features["input_ids"].shape[1], watch)
+        alike = None if self._draws(options) else "chat"
+        task = Task(self._answer_chats, watch, alike, _Chat(messages, features, options, wanted))
+        return lambda: self._generation.submit(task)
 
-        def work() -> Generated:
-            with torch.no_grad():
-                self._seed(options, wanted)
-                self.model.generate(**features, **options)
-            self._count(tokens, watch)
-            return Generated(tokens)
+    @torch.no_grad()
+    def _answer_chats(self, tasks: Sequence[Task]) -> None:
+        chats: list[_Chat] = [task.request for task in tasks]
+        features = chats[0].features
+        if len(chats) > 1:
+            features = prepared(self.model, self.processor, [chat.messages for chat in chats])
 
-        return lambda: self._generation.submit(work, watch)
+        def end(row: int) -> None:
+            tokens = chats[row].features["input_ids"].shape[1]
+            self._count(tokens, tasks[row].watch)
+            tasks[row].end(Generated(tokens))
+
+        options = {
+            **chats[0].options,
+            "max_new_tokens": max(chat.options["max_new_tokens"] for chat in chats),
+            "stopping_criteria": [Rows([task.watch for task in tasks], end)],
+        }
+        self._seed(options, chats[0].wanted)
+        self.model.generate(**features, **options)
 
     def answer(
         self,
@@ -272,15 +301,15 @@ class Engine:
         tokens = self._prompt(question, param)["input_ids"].shape[1]
         options = self._options(wanted, tokens + (rag.max_context_tokens or 0) + self._template_tokens, watch)
 
-        def work() -> Generated:
+        def run(tasks: Sequence[Task]) -> None:
             self._seed(options, wanted)
             # documents and drawing both have a `top_k`
             given: dict[str, Any] = {"names": [param], "on_found": on_found, "generate_kwargs": options}
             found = rag.answer({"query": question}, **search, **given)
             self._count(found.prompt_tokens, watch)
-            return Generated(found.prompt_tokens, found)
+            tasks[0].end(Generated(found.prompt_tokens, found))
 
-        return lambda: self._generation.submit(work, watch)
+        return lambda: self._generation.submit(Task(run, watch))
 
     def _prompt(self, sample: Any, param: str) -> dict[str, Any]:
         try:
@@ -310,6 +339,7 @@ class Engine:
                 )
                 raise invalid(message, "max_tokens", "context_length_exceeded")
             new_tokens = min(new_tokens, room)
+        watch.most = new_tokens
         options: dict[str, Any] = {
             "max_new_tokens": new_tokens,
             "num_beams": 1,
@@ -324,9 +354,13 @@ class Engine:
             options |= {} if wanted.top_p is None else {"top_p": float(wanted.top_p)}
         return generation_options(self.model, self.processor, options)
 
+    def _draws(self, options: Mapping[str, Any]) -> bool:
+        """Whether tokens are drawn, or the likeliest are taken."""
+        return bool(options.get("do_sample", self.model.generation_config.do_sample))
+
     def _seed(self, options: Mapping[str, Any], wanted: Wanted) -> None:
-        """Set what is drawn: nothing else here draws, and generations come one after the other."""
-        if options.get("do_sample", self.model.generation_config.do_sample):
+        """Set what is drawn: nothing else here draws, and what draws is generated alone."""
+        if self._draws(options):
             if wanted.seed is None:
                 torch.seed()
             else:

@@ -18,6 +18,7 @@ class Metrics:
         in_progress: Requests that have no whole response yet.
         waiting: Inputs, or generations, that wait, by queue.
         batch: Inputs in one batch that is embedded.
+        together: Generations that run together.
         tokens: By kind: `embedded`, `prompt`, `generated`.
         refused: What a full queue has turned away, by queue.
         cancelled: Generations whose client has left.
@@ -32,6 +33,7 @@ class Metrics:
         self.in_progress = Gauge("sugar_requests_in_progress", "Requests without a whole response.", **made)
         self.waiting = Gauge("sugar_queue_length", "What waits.", ["queue"], **made)
         self.batch = Histogram("sugar_batch_inputs", "Inputs in a batch that is embedded.", buckets=_COUNTS, **made)
+        self.together = Histogram("sugar_generations_together", "Generations in a batch.", buckets=_COUNTS, **made)
         self.tokens = Counter("sugar_tokens", "Tokens.", ["kind"], **made)
         self.refused = Counter("sugar_refused", "Requests that a full queue turned away.", ["queue"], **made)
         self.cancelled = Counter("sugar_generations_cancelled", "Generations whose client left.", **made)
