@@ -367,7 +367,7 @@ for _what, _row, _says in (
     ),
     (
         "More images than places for them",
-        {"messages": [{"role": "user", "content": "What is it?"}], "images": [PNG]},
+        {"messages": [{"role": "user", "content": "<image>What is it?"}], "images": [PNG, PNG]},
         "fewer image parts are given",
     ),
 ):

@@ -195,7 +195,10 @@ BAD_ITEMS = {
     "two samples": ({"document": "a", "text": "b"}, "document and text both say"),
     "a nested column": ({"text": "a", "vector": [1.0, 2.0]}, "vector: expected a scalar or a list of strings"),
     "too few images": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "there are 0, but more"),
-    "too many images": ({"messages": [{"role": "user", "content": "a"}], "images": [b"x"]}, "but fewer image parts"),
+    "too many images": (
+        {"messages": [{"role": "user", "content": "<image>a"}], "images": [b"x", b"y"]},
+        "but fewer image parts",
+    ),
     "images of another type": ({"images": "a.png"}, "images: expected a list, got str. Use `image` for one"),
 }
 

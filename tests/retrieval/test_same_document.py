@@ -16,7 +16,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from sugar_hf.data import BadSampleError, as_document, read_documents
+from sugar_hf.data import BadSampleError, as_document, load_dataset_file, read_documents, to_sample
 from sugar_hf.data.readers import stored_rows
 from sugar_hf.model.pipeline_sugar import candidates_of
 from sugar_hf.retrieval import SugarEmbedder, SugarIndex
@@ -48,6 +48,18 @@ TABLES = {
     "type, text": {"type": "text", "text": "a red boat"},
     "its name beside": {"image": "red.png", "file_name": "red.png", "caption": "a red boat"},
 }
+
+
+def test_images_without_a_place_come_first_by_every_way(folder):
+    row = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a boat"}]}
+    row["images"] = ["red.png", "blue.png"]
+    (folder / "chat.jsonl").write_text(json.dumps(row))
+    [read], [stored] = read_documents(folder / "chat.jsonl"), load_dataset_file(folder / "chat.jsonl")
+    chats = [read.load(), as_document(row, 0).load(), to_sample(row), to_sample(stored)]
+    for chat in chats:
+        first, second, text = chat[0]["content"]
+        assert [image["image"].getpixel((0, 0)) for image in (first, second)] == [(255, 0, 0), (0, 0, 255)]
+        assert text == {"type": "text", "text": "what?"}
 
 
 def in_json(rows, folder):

@@ -386,7 +386,7 @@ def as_document(
                 document = Document(f"{prefix}{number}", item)
             else:
                 row = item if choice is None else choice.of_row(item)
-                document = row_document(row, f"{prefix}{number}", images or GivenImages(front=False))
+                document = row_document(row, f"{prefix}{number}", images or GivenImages())
         except BadSampleError as error:
             error.at(row=number)
             raise

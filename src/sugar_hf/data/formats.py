@@ -85,9 +85,6 @@ _FOREIGN_MARK = re.compile(
 class Images(Protocol):
     """What turns a row's words for images into what is stored."""
 
-    #: Whether images that nothing gives a place to stand in front of the first question (TRL, ms-swift).
-    front: bool
-
     def take(self, value: Any, name: str) -> Any:
         """What is stored for an image; raises a `BadSampleError` that names the field."""
         ...
@@ -108,7 +105,6 @@ class ImageSource:
         drop_broken: Leave a broken place out of a web document instead of refusing the document.
         dropped: The errors of the places left out of the present row.
         intact: The paths that were decoded before; many rows may show one image.
-        front: See `Images`.
     """
 
     root: str
@@ -117,8 +113,6 @@ class ImageSource:
     drop_broken: bool = False
     dropped: list[BadSampleError] = field(default_factory=list)
     intact: set[str] = field(default_factory=set)
-
-    front: bool = True
 
     def take(self, value: Any, name: str) -> StoredImage:
         """Store a path, bytes, or a `{"bytes", "path"}` struct.
@@ -153,15 +147,8 @@ class ImageSource:
             self.dropped.append(error)
 
 
-@dataclass
 class GivenImages:
-    """Takes images as they are, where they come from a program and not from a file: nothing is looked up or decoded.
-
-    Attributes:
-        front: See `Images`.
-    """
-
-    front: bool = True
+    """Takes images as they are, where a program gives them and no file: nothing is looked up or decoded."""
 
     def take(self, value: Any, name: str) -> Any:
         """The image as it was given.
@@ -642,7 +629,7 @@ def _from_marks(
             what = f"it is {kind(row[key])}" if isinstance(row[key], list) else "it is empty"
             fault = f"{what}, but the conversation has {marks} {PLACEHOLDER}"
             raise BadSampleError(fault, field=key, mend="Fill it in")
-    elif not marks and images.front and form != "conversations":
+    elif not marks and form != "conversations":  # as TRL and ms-swift read them
         _put_in_front(turns, messages, len(listed))
     elif marks != len(listed):
         raise BadSampleError(
@@ -656,6 +643,7 @@ def _from_marks(
 
 
 def _put_in_front(turns: list[Turn], messages: list[dict[str, Any]], count: int) -> None:
+    """Put images that nothing gives a place in front of the first question."""
     for turn, message in zip(turns, messages, strict=True):
         if message["role"] != "user":
             continue

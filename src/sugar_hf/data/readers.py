@@ -267,9 +267,7 @@ def read_documents(
     is_folder = file.is_dir() and not is_saved(file) and not shards_of(file)
     root = image_root or (file if is_folder else file.parent)
     # only what was decoded is known not to be broken
-    images = ImageSource(
-        os.path.abspath(root), validate=drop_broken_images, drop_broken=drop_broken_images, front=False
-    )
+    images = ImageSource(os.path.abspath(root), validate=drop_broken_images, drop_broken=drop_broken_images)
     choice, options = ColumnChoice.of(columns, drop_columns), PageOptions(section_length, page_pixels)
     left_out: list[BadSampleError] = [] if skipped is None else skipped
     return _read_documents(file, images, choice, options, on_error, left_out, text_field, id_field, captions)
