@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from ..model.samples_sugar import Sample
 from .embedder import ModelFingerprint, SugarEmbedder, origin_of, why_another
 from .explain import Explanation, explain
 from .filters import Filter
+from .hits import FUSED, Hit, check_mode, hybrid_hits, score_slices, text_hits, vector_hits
 from .index_hub import pull, push
 from .ingest import AddOptions, ProcessGroup, add_documents, add_vectors, build_store
 from .store import (
@@ -27,10 +28,12 @@ from .store import (
     IndexStore,
     IndexWriter,
     Snapshot,
+    check_top_k,
     checked_spec,
     create_index,
     holds_index,
     open_writer,
+    words_of,
 )
 
 __all__ = ["Hit", "Reranker", "SugarIndex"]
@@ -39,31 +42,6 @@ PART_DOCUMENTS = 1024
 DEFAULT_RERANK = 20
 #: Settings of an index that are options of a `SugarEmbedder`.
 _OPTIONS = ("truncate_dim", "split_sentences", "max_length", "truncation", "positions")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A document that a search found.
-
-    Args:
-        id: Its id.
-        score: The cosine of query and document.
-        slice: The 0-based slice of the document at whose end the embedding was taken that matched; -1, the last, in
-            an index with one embedding for each document.
-        document: The document.
-        vector: (dim,) float32, the embedding that matched, if it was asked for.
-    """
-
-    id: str
-    score: float
-    slice: int
-    document: Document
-    vector: np.ndarray | None = None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The metadata of the document."""
-        return self.document.metadata
 
 
 class Reranker(Protocol):
@@ -410,20 +388,26 @@ class SugarIndex:
         queries: Any,
         top_k: int = 10,
         *,
+        mode: str = "vector",
         where: Mapping[str, Any] | Filter | None = None,
         return_vectors: bool = False,
+        late_interaction: int | None = None,
         reranker: Reranker | None = None,
         rerank: int | None = None,
     ) -> Any:
-        """Find the documents nearest to samples.
+        """Find the documents that fit samples best.
 
         Args:
             queries: One query (str, PIL image, Path, chat, or `{"query": interleaved list}`), or a list of queries,
                 interleaved ones as lists.
             top_k: How many documents.
+            mode: `"vector"`: the nearest embeddings; `"text"`: the words of the query's texts, by BM25, without a
+                model; `"hybrid"`: both, fused by reciprocal rank. Of a query without words, vectors alone then.
             where: A filter on metadata, such as `{"kind": "story", "year": {"$gte": 2000}}`; see
                 `sugar_hf.retrieval.filters`.
             return_vectors: Whether hits have the embedding that matched, as it is stored.
+            late_interaction: Of so many documents that `mode` finds, return those whose slices fit the slices of the
+                query best, each its own; for an index with positions `"all"`.
             reranker: Puts what was found in another order, such as a [`SugarReranker`]. Scores are then its own.
             rerank: How many documents the reranker sees, `top_k` of which are returned; 20 when `None`.
 
@@ -431,19 +415,68 @@ class SugarIndex:
             For one query a list of [`Hit`], best first; for a list of queries a list of those.
 
         Raises:
-            ValueError: A query or the filter cannot be read, there is no embedder, or `rerank` is less than `top_k`
-                or has no reranker.
+            ValueError: A query, the filter or the mode cannot be read, or there is no embedder. With `"text"`: a
+                query has no words. With `late_interaction`: the index has one embedding for each document. Or
+                `rerank` is less than `top_k` or has no reranker.
             IndexMismatchError: The embedder's model was changed since it was given.
         """
-        embedder = self._checked_embedder()
+        check_mode(mode)
         condition = None if where is None else Filter.parse(where)
         samples, is_single = split_inputs(queries)
-        vectors = embedder.encode(samples, names=[f"query {i}" for i in range(len(samples))])
-        count = candidate_count(top_k, reranker, rerank)
-        hits = self.search_vectors(vectors, count, where=condition, return_vectors=return_vectors)
+        names = [f"query {i}" for i in range(len(samples))]
+        wanted = candidate_count(top_k, reranker, rerank)
+        count = self._first_count(wanted, late_interaction)
+        slices, vectors = [], np.zeros((len(samples), self._spec.dim), np.float32)
+        if late_interaction is not None:
+            slices = self._checked_embedder().encode_slices(samples, names=names)
+            vectors = np.stack([each[-1] for each in slices])
+        elif mode != "text":
+            vectors = self._checked_embedder().encode(samples, names=names)
+        if mode == "vector":
+            snapshot, matches = self.store.search(vectors, count, condition)
+            hits = vector_hits(snapshot, matches, return_vectors)
+        else:
+            words = [words_of(sample, name) for sample, name in zip(samples, names, strict=True)]
+            snapshot, hits = self._search_words(words, names, vectors, count, mode, condition, return_vectors)
+        if slices:
+            hits = [line[:wanted] for line in score_slices(snapshot, slices, hits)]
         if reranker is not None:
             hits = [reranker.rerank(*row, top_k) for row in zip(samples, hits, strict=True)]
         return hits[0] if is_single else hits
+
+    def _first_count(self, top_k: int, late_interaction: int | None) -> int:
+        """Return how many documents are found before late interaction."""
+        if late_interaction is None:
+            return top_k
+        if self._spec.positions != "all":
+            raise ValueError(
+                f"late_interaction={late_interaction!r:.40} compares slices, and {self.folder} has one embedding for "
+                "each document. Build it with SugarEmbedder(..., positions='all')."
+            )
+        if check_top_k(late_interaction) < check_top_k(top_k):
+            raise ValueError(f"late_interaction={late_interaction} is less than top_k={top_k}. Give as many or more.")
+        return late_interaction
+
+    def _search_words(
+        self,
+        words: Sequence[Sequence[str]],
+        names: Sequence[str],
+        vectors: np.ndarray,
+        top_k: int,
+        mode: str,
+        where: Filter | None,
+        return_vectors: bool,
+    ) -> tuple[Snapshot, list[list[Hit]]]:
+        """Search for the words of queries, with `"hybrid"` for their vectors, too. Returns also what was searched."""
+        if mode == "hybrid":
+            most = max(check_top_k(top_k), FUSED)
+            snapshot, matches = self.store.search(vectors, most, where)
+            found = snapshot.search_text(words, most, where)
+            return snapshot, hybrid_hits(snapshot, vectors, matches, found, top_k, return_vectors)
+        if without := [name for name, some in zip(names, words, strict=True) if not some]:
+            raise ValueError(f"{without[0]} has no words to search for. Use mode='vector' or 'hybrid'.")
+        snapshot = self.store.snapshot
+        return snapshot, text_hits(snapshot, snapshot.search_text(words, top_k, where), return_vectors)
 
     def search_vectors(
         self,
@@ -469,14 +502,7 @@ class SugarIndex:
             ValueError: They are not finite, or `top_k` is no whole number of 1 or more.
         """
         snapshot, matches = self.store.search(vectors, top_k, None if where is None else Filter.parse(where))
-        found: list[list[Hit]] = []
-        for scores, numbers, rows in zip(*matches, strict=True):
-            count = int((numbers >= 0).sum())
-            documents = snapshot.documents(numbers[:count].tolist())
-            embeddings = snapshot.vectors(rows[:count].tolist()) if return_vectors and count else [None] * count
-            columns = (scores[:count].tolist(), snapshot.row_slice[rows[:count]].tolist(), documents, embeddings)
-            found.append([Hit(document.id, *row) for document, *row in zip(documents, *columns, strict=True)])
-        return found
+        return vector_hits(snapshot, matches, return_vectors)
 
     def explain(self, query: Sample, hit: Hit | str, **options: Any) -> Explanation:
         """Explain why a document was found: compare its slices with the query's, as this index embeds them.
@@ -557,7 +583,7 @@ class SugarIndex:
         snapshot, spec = self.store.snapshot, self._spec
         manifest = snapshot.manifest
         deleted = len(snapshot.deleted) / max(1, manifest.documents)
-        files = [file for entry in manifest.segments for file in (entry.texts, entry.vectors)]
+        files = [file for entry in manifest.segments for file in entry.files]
         return {
             "folder": str(self.folder),
             "documents": len(self),

@@ -3,6 +3,7 @@
 `SugarIndex` has an [`IndexStore`]; nothing else outside of this package opens the files of an index.
 """
 
+from .backends.base import check_top_k
 from .index_writer import (
     MUCH_DELETED,
     AddReport,
@@ -24,7 +25,8 @@ from .layout import (
     Manifest,
     read_current,
 )
-from .snapshot import DocumentNumber, IndexStore, RowId, Snapshot, checked_spec, read_settled
+from .postings import words_of
+from .snapshot import DocumentNumber, IndexStore, Matches, RowId, Snapshot, checked_spec, read_settled
 
 __all__ = [
     "MUCH_DELETED",
@@ -39,15 +41,18 @@ __all__ = [
     "IndexWriter",
     "LockedIndexError",
     "Manifest",
+    "Matches",
     "PendingParts",
     "RowId",
     "Snapshot",
     "check_duplicates",
+    "check_top_k",
     "checked_spec",
     "create_index",
     "holds_index",
     "open_writer",
     "read_current",
     "read_settled",
+    "words_of",
     "write_current",
 ]

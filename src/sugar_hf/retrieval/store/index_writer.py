@@ -50,6 +50,8 @@ from .layout import (
     read_current,
     read_tensors,
 )
+from .postings import VERSION as WORDS_VERSION
+from .postings import PostingsBuilder
 from .snapshot import DocumentNumber, IndexStore, Snapshot, read_settled
 
 #: From this share of deleted documents on, compaction is advised.
@@ -149,13 +151,15 @@ def write_segments(folder: Path, first: int, batches: Iterable[Batch], limits: L
     batch = next(left, None)
     while batch is not None:
         path = folder / f"{first + len(entries):06d}.arrow"
-        vectors = path.with_suffix(".safetensors")
+        vectors, words = path.with_suffix(".safetensors"), path.with_name(f"{path.stem}-words.safetensors")
+        builder = PostingsBuilder()
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         documents = size = code_size = 0
         with pa.ipc.new_stream(str(path), SCHEMA) as texts:
             while batch is not None:
                 rows, codes, document, slices = batch
                 texts.write_batch(rows)
+                builder.add(rows)
                 # copies, as codes may be views into a much larger part
                 parts.append((codes.copy(), (document + documents).astype(np.int32), slices.astype(np.int32)))
                 documents, size, code_size = documents + rows.num_rows, size + rows.nbytes, code_size + codes.nbytes
@@ -164,7 +168,8 @@ def write_segments(folder: Path, first: int, batches: Iterable[Batch], limits: L
                     break
         codes, document, slices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         write_tensors(vectors, {"codes": codes, "document": document, "slice": slices})
-        entries.append(SegmentEntry(documents, len(codes), *entries_of(path, vectors)))
+        write_tensors(words, builder.postings().tensors(), {"version": WORDS_VERSION})
+        entries.append(SegmentEntry(documents, len(codes), *entries_of(path, vectors, words)))
     return entries
 
 

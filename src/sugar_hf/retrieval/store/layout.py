@@ -280,23 +280,31 @@ class SegmentEntry:
         rows: How many vectors.
         texts: The file of the documents.
         vectors: The file of the vectors.
+        words: The file of the words for full-text search; `None` where an older sugar-hf wrote.
     """
 
     documents: int
     rows: int
     texts: FileEntry
     vectors: FileEntry
+    words: FileEntry | None = None
 
     @classmethod
     def from_dict(cls, values: Any) -> "SegmentEntry":
         """Read an entry of a manifest."""
-        files = [FileEntry.from_dict(values[key]) for key in ("texts", "vectors")]
+        keys = ("texts", "vectors") if values.get("words") is None else ("texts", "vectors", "words")
+        files = [FileEntry.from_dict(values[key]) for key in keys]
         return cls(_count(values["documents"]), _count(values["rows"]), *files)
 
-    def check(self, folder: Path, verify: bool) -> tuple[Path, Path]:
-        """Return the paths of both files in the folder of an index; see [`FileEntry.check`]."""
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Its files: documents, vectors and, where there is one, words."""
+        return (self.texts, self.vectors) if self.words is None else (self.texts, self.vectors, self.words)
+
+    def check(self, folder: Path, verify: bool) -> list[Path]:
+        """Return the paths of its files in the folder of an index; see [`FileEntry.check`]."""
         place = inside(folder, "segments")
-        return self.texts.check(place, verify), self.vectors.check(place, verify)
+        return [file.check(place, verify) for file in self.files]
 
 
 @dataclass(frozen=True)
@@ -474,7 +482,7 @@ def names_of(manifests: Iterable[Manifest]) -> set[str]:
     names: set[str] = set()
     for each in manifests:
         names |= {each.name, f"milvus-{each.base:06d}"}
-        names |= {f"segments/{file.name}" for entry in each.segments for file in (entry.texts, entry.vectors)}
+        names |= {f"segments/{file.name}" for entry in each.segments for file in entry.files}
         names |= {each.deleted.file.name} if each.deleted else set()
         names |= {each.graph.folder} if each.graph else set()
     return names
@@ -512,11 +520,13 @@ class Segment:
         entry: What the manifest says of it.
         table: Its documents.
         tensors: Its vectors: `codes` (n, w), `document` (n,) int32, its number in this segment, `slice` (n,) int32.
+        words: The path of its words and their open file, if there is one; they are read when they are asked for.
     """
 
     entry: SegmentEntry
     table: pa.Table
     tensors: Any
+    words: tuple[Path, Any] | None = None
 
     @classmethod
     def open(cls, folder: Path, entry: SegmentEntry, codec: Codec | None, positions: str, verify: bool) -> "Segment":
@@ -529,8 +539,9 @@ class Segment:
             positions: `"last"` or `"all"`.
             verify: Compare the digests, too.
         """
-        texts, vectors = entry.check(folder, verify)
-        segment = cls(entry, map_table(texts), open_tensors(vectors))
+        texts, vectors, *words = entry.check(folder, verify)
+        opened = (words[0], open_tensors(words[0])) if words else None  # readable when its name is gone
+        segment = cls(entry, map_table(texts), open_tensors(vectors), opened)
         if segment.table.num_rows != entry.documents:
             raise DamagedIndexError(
                 f"{texts} has {segment.table.num_rows} documents instead of {entry.documents}. {FIX}."

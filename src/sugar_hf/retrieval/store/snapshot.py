@@ -17,7 +17,7 @@ from ...data.documents import Document
 from ..embedder import POSITIONS, check_origin
 from ..filters import Filter, kinds_of
 from .backends import BACKENDS, Rows, VectorBackend
-from .backends.base import cut_top_k
+from .backends.base import check_top_k, cut_top_k
 from .backends.milvus_backend import public_address
 from .codecs import CODECS, Codec
 from .layout import (
@@ -30,12 +30,14 @@ from .layout import (
     LockedIndexError,
     Manifest,
     Segment,
+    SegmentEntry,
     checked_read,
     inside,
     read_current,
     read_tensors,
     unreadable,
 )
+from .postings import Postings, TextSearch
 
 #: Names the server that an index may connect to.
 URI_VARIABLE = "MILVUS_URI"
@@ -66,7 +68,7 @@ class Matches(NamedTuple):
 
 
 class Catalogue:
-    """Ids and metadata of the documents of a base, read when they are first asked for.
+    """Ids, metadata and words of the documents of a base, read when they are first asked for.
 
     All snapshots of the base share it, as what a document number stands for never changes.
     """
@@ -76,6 +78,7 @@ class Catalogue:
         self._named = 0
         self._metadata: list[dict[str, Any]] = []
         self._kinds: dict[str, set[str]] = {}
+        self._postings: dict[SegmentEntry, Postings] = {}
         self._lock = Lock()
 
     def number(self, name: str, segments: Sequence[Segment], count: int) -> DocumentNumber | None:
@@ -99,6 +102,28 @@ class Catalogue:
                     self._metadata += new
         return self._metadata if len(self._metadata) == count else self._metadata[:count]
 
+    def postings(self, segments: Sequence[Segment]) -> list[Postings]:
+        """Return the words of each segment. Where there is no file of them, they are taken from its documents."""
+        missing = 0
+        with self._lock:
+            for segment in segments:
+                if segment.entry in self._postings:
+                    continue
+                count, read = segment.entry.documents, None
+                if segment.words is not None:
+                    path, tensors = segment.words
+                    read = Postings.read(tensors, path, count)
+                missing += count if read is None else 0
+                self._postings[segment.entry] = read or Postings.of(segment.table.to_batches())
+            found = [self._postings[segment.entry] for segment in segments]
+        if missing:
+            warnings.warn(
+                f"another version of sugar-hf wrote {missing} documents of this index without their words: these were "
+                "taken from the texts, which is done anew each time it is opened. compact() writes them.",
+                stacklevel=2,
+            )
+        return found
+
     def warn_of(self, where: Filter) -> None:
         """Warn of conditions that no document can meet because of the kind of their values."""
         with self._lock:
@@ -119,7 +144,7 @@ class Snapshot:
         row_document: (rows,) int32, the document number of each row.
         row_slice: (rows,) int32, the slice of each row.
         deleted: Numbers of deleted documents, in the order in which they were deleted.
-        catalogue: Ids and metadata.
+        catalogue: Ids, metadata and words.
     """
 
     manifest: Manifest
@@ -274,7 +299,42 @@ class Snapshot:
         self.catalogue.warn_of(where)
         return where.mask(metadata)
 
+    def rows_of(self, number: DocumentNumber) -> tuple[RowId, np.ndarray]:
+        """Return the first row of a document, and its vectors, (S, d) float32, decoded."""
+        assert self.codec is not None
+        at = int(np.searchsorted(self._document_ends, number, side="right"))
+        segment = self.segments[at]
+        inner = number - int(self._document_ends[at]) + segment.entry.documents
+        low, high = np.searchsorted(segment.document, [inner, inner + 1]).tolist()
+        first = RowId(sum(each.entry.rows for each in self.segments[:at]) + low)
+        return first, self.codec.decode(segment.tensors.get_slice("codes")[low:high])
+
     # ---- Search ----
+
+    @cached_property
+    def _text(self) -> TextSearch:
+        return TextSearch(self.catalogue.postings(self.segments), self.live)
+
+    def search_text(
+        self, queries: Sequence[Sequence[str]], top_k: int, where: Filter | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Find the documents that have any of some words, by BM25; see [`TextSearch`].
+
+        Args:
+            queries: The words of each query.
+            top_k: How many.
+            where: A filter on metadata.
+
+        Returns:
+            For each query numbers of documents (k,) int64, best first, and scores (k,) float64.
+
+        Raises:
+            ValueError: `top_k` is no whole number of 1 or more.
+            DamagedIndexError: The words of a segment are not what they should be.
+        """
+        top_k = check_top_k(top_k)
+        allowed = self.live if where is None else self.live & self._mask(where)
+        return [self._text.search(words, top_k, allowed) for words in queries]
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> Matches:
         """Find the nearest documents.
