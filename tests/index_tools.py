@@ -1,11 +1,14 @@
 """Documents, and an embedder without a model, for tests of indexes."""
 
 import hashlib
+import json
 
 import numpy as np
 
 from sugar_hf.data import BadSampleError, Document
 from sugar_hf.retrieval.embedder import EmbeddingSettings, ModelFingerprint
+from sugar_hf.retrieval.store import read_current
+from sugar_hf.retrieval.store.layout import as_json
 
 DIM = 16
 
@@ -75,3 +78,16 @@ class FakeEmbedder:
 
 def unit(count):
     return np.stack([vector(f"v{i}") for i in range(count)])
+
+
+def rewrite(folder, **changes):
+    """Change the manifest as somebody would who knows the format."""
+    path = folder / read_current(folder).name
+    values = json.loads(path.read_bytes())
+    for key, value in changes.items():
+        values[key] = value(values[key]) if callable(value) else value
+    data = as_json(values)
+    path.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    current = {"generation": values["generation"], "manifest": path.name, "sha256": digest}
+    (folder / "CURRENT").write_bytes(as_json(current))

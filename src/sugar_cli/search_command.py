@@ -1,6 +1,8 @@
 """`sugar-hf search`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from .loading import load_embedder, parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Rerank, TopK, Where
@@ -29,6 +31,14 @@ def search(
     query_file: QueryFile = None,
     top_k: TopK = 10,
     where: Where = None,
+    mode: Annotated[
+        Literal["vector", "text", "hybrid"],
+        typer.Option(help="Compare embeddings, or words (without a model), or both."),
+    ] = "vector",
+    late_interaction: Annotated[
+        int | None,
+        typer.Option(min=1, help="Compare the slices of so many results, in an index with --positions all."),
+    ] = None,
     rerank: Rerank = None,
     model: Model = None,
     device: Device = None,
@@ -41,20 +51,29 @@ def search(
       sugar-hf search photos.index "a red cat" --top-k 5
       sugar-hf search photos.index --image cat.jpg "the same cat, asleep"
       sugar-hf search stories.index "a storm" --where '{"kind": "story", "year": {"$gte": 2000}}' --json
+      sugar-hf search manual.index "error 0x80070057" --mode hybrid
       sugar-hf search photos.index "two cats, one asleep" --top-k 5 --rerank 20
       sugar-hf search photos.index --query-file chat.json
       sugar-hf search photos.index --query-file queries.jsonl > results.jsonl
     """
     condition = parse_where(where)
     queries, is_stream = read_queries(query, query_file)
-    opened = open_index(index, model, device, dtype)
-    options = {} if rerank is None else reranking(opened.embedder, rerank)
-    results = opened.search(queries, top_k, where=condition, **options)
+    if mode == "text" and late_interaction is None and rerank is None:
+        from sugar_hf.retrieval.index import SugarIndex
+
+        opened = SugarIndex.load(index)
+    else:
+        opened = open_index(index, model, device, dtype)
+    options: dict[str, Any] = {"mode": mode, "where": condition, "late_interaction": late_interaction}
+    if rerank is not None:
+        options |= reranking(opened.embedder, rerank)
+    results = opened.search(queries, top_k, **options)
     for number, hits in enumerate(results):
+        found = [as_dict(hit, mode) for hit in hits]
         if is_stream:
-            emit({"query": number, "results": [as_dict(hit) for hit in hits]})
+            emit({"query": number, "results": found})
         elif as_json:
-            emit([as_dict(hit) for hit in hits])
+            emit(found)
         else:
             _print_hits(hits)
 
@@ -66,11 +85,13 @@ def reranking(embedder: Any, count: int) -> dict[str, Any]:
     return {"reranker": SugarReranker(embedder.model, embedder.processor), "rerank": count}
 
 
-def as_dict(hit: "Hit") -> dict[str, Any]:
-    """A result for JSON: images are counted, not shown."""
+def as_dict(hit: "Hit", mode: str = "vector") -> dict[str, Any]:
+    """A result for JSON: images are counted, not shown. Where words were searched, it has the score of each search."""
+    scores = {"vector_score": hit.vector_score, "text_score": hit.text_score} if mode != "vector" else {}
     return {
         "id": hit.id,
         "score": round(hit.score, 6),
+        **{name: None if score is None else round(score, 6) for name, score in scores.items()},
         "slice": hit.slice,
         "text": "\n".join(texts_of(hit.document)),
         "images": hit.document.size[0],

@@ -44,6 +44,21 @@ def test_search_gives_json(cli, stories):
     assert f"model: {MODEL} (recorded in the index)" in found.err
 
 
+def test_search_for_words(cli, stories):
+    found = cli("search", stories, "a dog is in the garden.", "--top-k", "3", "--mode", "text", "--json")
+    hits = json.loads(found.out)
+    assert len(hits) == 3
+    assert "dog" in hits[0]["text"]
+    assert [hit["vector_score"] for hit in hits] == [None] * 3
+    assert [hit["score"] for hit in hits] == [hit["text_score"] for hit in hits]
+    assert "model:" not in found.err
+    both = cli("search", stories, "a dog is in the garden.", "--mode", "hybrid", "--late-interaction", "20", "--json")
+    assert all(hit["score"] <= 1 and hit["vector_score"] is not None for hit in json.loads(both.out))
+    wordless = cli("search", stories, "?", "--mode", "text")
+    assert (wordless.code, wordless.out) == (1, "")
+    assert "no words" in wordless.err
+
+
 def test_search_for_people(cli, stories):
     found = cli("search", stories, "a dog is in the garden.", "--top-k", "2")
     lines = found.out.splitlines()

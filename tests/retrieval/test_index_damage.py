@@ -1,7 +1,5 @@
 """Files that are not what was written, and folders that are not what they seem."""
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -9,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from index_tools import DIM, FakeEmbedder, make, state
+from index_tools import DIM, FakeEmbedder, make, rewrite, state
 
 from sugar_hf.retrieval import DamagedIndexError, SugarIndex
 from sugar_hf.retrieval.store import read_current
-from sugar_hf.retrieval.store.layout import as_json, names_of
+from sugar_hf.retrieval.store.layout import names_of
 
 QUIET = {"show_progress": False}
 
@@ -42,8 +40,10 @@ NAMES = (
     "manifest-000003.json",
     "segments/000000.arrow",
     "segments/000000.safetensors",
+    "segments/000000-words.safetensors",
     "segments/000001.arrow",
     "segments/000001.safetensors",
+    "segments/000001-words.safetensors",
 )
 
 
@@ -96,19 +96,6 @@ def test_what_does_not_count_may_be_damaged(whole, tmp_path):
     assert state(index) == expected
     index.add([make(50)], **QUIET)
     assert state(SugarIndex.load(folder)).keys() == expected.keys() | {"d50"}
-
-
-def rewrite(folder, **changes):
-    """Change the manifest as somebody would who knows the format."""
-    path = folder / read_current(folder).name
-    values = json.loads(path.read_bytes())
-    for key, value in changes.items():
-        values[key] = value(values[key]) if callable(value) else value
-    data = as_json(values)
-    path.write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    current = {"generation": values["generation"], "manifest": path.name, "sha256": digest}
-    (folder / "CURRENT").write_bytes(as_json(current))
 
 
 def renamed(name):

@@ -95,7 +95,8 @@ def test_push_and_pull(index, repository, tmp_path):
     )
     assert address == "https://huggingface.co/commit"
     names = sorted(path.relative_to(repository.folder).as_posix() for path in repository.folder.rglob("*.*"))
-    assert names == ["README.md", "manifest-000001.json", "segments/000000.arrow", "segments/000000.safetensors"]
+    segment = ["segments/000000-words.safetensors", "segments/000000.arrow", "segments/000000.safetensors"]
+    assert names == ["README.md", "manifest-000001.json", *segment]
     assert (repository.folder / "README.md").read_text() == CARD
     (repo, created), (token, uploaded) = repository.calls
     assert (repo, created["repo_type"], created["private"], token) == ("stories", "dataset", True, "t")

@@ -93,7 +93,7 @@ def test_files_of_old_generations_go(index):
     manifests = {f"manifest-{number:06d}.json" for number in (generation - 1, generation)}
     files = {name for name in names if name.startswith("segments/")}
     assert names - files == {"CURRENT", "LOCK", "LOCK.owner", *manifests}
-    assert len(files) == 4
+    assert len(files) == 6
 
 
 def test_a_reader_that_loses_a_race_reads_again(index, monkeypatch):

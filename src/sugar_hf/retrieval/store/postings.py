@@ -279,7 +279,7 @@ class TextSearch:
 
     def __init__(self, segments: Sequence[Postings], live: np.ndarray) -> None:
         ends = np.cumsum([len(segment.lengths) for segment in segments], dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         self._segments = [
             (start, segment, live[start:end]) for start, segment, end in zip(starts, segments, ends, strict=True)
         ]
