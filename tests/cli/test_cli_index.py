@@ -45,7 +45,7 @@ def test_search_gives_json(cli, stories):
 
 
 def test_search_for_words(cli, stories):
-    found = cli("search", stories, "wood, snake!", "--top-k", "3", "--mode", "text", "--json")
+    found = cli("search", stories, "WOOD, the snake!", "--top-k", "3", "--mode", "text", "--json")
     hits = json.loads(found.out)
     assert len(hits) == 3
     assert "wood" in hits[0]["text"]

@@ -618,7 +618,7 @@ def fit(
         if used:
             parts = [part for message in messages for part in message.parts]
             taken.append([part.load() if part.is_image else part.text for part in parts])
-        noted.append(RagHit(hit.id, hit.score, hit.slice, hit.document, hit.vector, used, total))
+        noted.append(RagHit(**vars(hit), used=used, slices=total))
     return noted, taken
 
 
