@@ -3,6 +3,7 @@
 from ..model.samples_sugar import Sample
 from .documents import Document, as_document, to_row, to_sample
 from .errors import BadSampleError, SkippedRowsWarning
+from .pair_rows import PAIR_FEATURES, read_pair, to_samples
 from .readers import (
     ReadOptions,
     load_dataset_file,
@@ -20,6 +21,7 @@ __all__ = [
     "CHAT_ROLES",
     "DOCUMENT_ROLE",
     "FEATURES",
+    "PAIR_FEATURES",
     "BadSampleError",
     "Document",
     "ReadOptions",
@@ -35,10 +37,12 @@ __all__ = [
     "read_llava",
     "read_mmc4",
     "read_obelics",
+    "read_pair",
     "read_pairs",
     "resolve_image",
     "text_part",
     "to_row",
     "to_sample",
+    "to_samples",
     "validate_row",
 ]

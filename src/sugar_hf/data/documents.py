@@ -37,6 +37,7 @@ from .formats import (
     form_columns,
     read_flat,
 )
+from .pair_columns import is_pair_row
 from .schema import CHAT_ROLES, DOCUMENT_ROLE, MAYBE_IMAGE_KEYS, is_empty, load_image, refuse_unused, validate_row
 from .schema import FEATURES as SAMPLE_FEATURES
 
@@ -423,15 +424,15 @@ def row_document(
     """
     name = row_id(row, name, id_field)
     try:
-        sample, used = _row_sample(row, images, text_field)
+        sample, used = row_sample(row, images, text_field)
         return Document(name, sample, _row_metadata(row, used, text_field))
     except BadSampleError as error:
         error.at(sample=name)
         raise
 
 
-def _row_sample(row: Mapping[str, Any], images: Images, text_field: str | None) -> tuple[Sample, set[str]]:
-    """What a row says, and the columns that say it."""
+def row_sample(row: Mapping[str, Any], images: Images, text_field: str | None = None) -> tuple[Sample, set[str]]:
+    """Return what a row says, and the columns that say it; see [`row_document`]."""
     if text_field is not None:
         if text_field not in row:
             raise BadSampleError(f"the row has no such column; it has {', '.join(map(str, row))}", field=text_field)
@@ -542,6 +543,8 @@ def to_row(row: Mapping[str, Any]) -> dict[str, Any]:
         found = dict(row)
         if _is_in_schema(row):
             refuse_unused(row, {"messages", "images"}, row["images"])
+        elif is_pair_row(row):
+            raise BadSampleError("the row is a pair, which is several samples", mend="Use sugar_hf.data.to_samples")
         else:
             name = detect(row)
             if name is None:
@@ -613,6 +616,26 @@ def _content_id(row: Mapping[str, Any]) -> str:
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         digest.update(_bytes_of(image))
     return f"row-{digest.hexdigest()}"
+
+
+def sample_digest(sample: Mapping[str, Any]) -> str:
+    """Return 32 letters that are the same for equal samples: equal roles and texts, and the same images.
+
+    An image is known by its bytes or by the name of its file, so that no file is opened. White space around a text
+    does not count.
+
+    Args:
+        sample: `messages` and `images` of the common schema.
+    """
+    said: Any = sample["messages"]
+    if said and isinstance(said[0], Mapping):
+        said = [(turn["role"], [part["text"] and part["text"].strip() for part in turn["content"]]) for turn in said]
+    digest = hashlib.blake2b(repr(said).encode("utf-8", "backslashreplace"), digest_size=16)
+    for image in sample["images"]:
+        if isinstance(image, Mapping):
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        digest.update(hashlib.blake2b(_bytes_of(image), digest_size=16).digest())
+    return digest.hexdigest()
 
 
 def _bytes_of(image: Any) -> bytes:

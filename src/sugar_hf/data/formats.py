@@ -75,7 +75,10 @@ _IMAGE_SOURCES = ("image", "path", "base64")
 # Beside any of these, a question and an answer are only known about a document.
 _OTHER_CONTENT = ("text", "caption", "txt", "document", "sample")
 # Columns that change what a conversation says or teaches, and have no place in the common schema.
-_UNTAKEN = ("tools", "chosen", "rejected", "rejected_response", "rejected_messages", "objects")
+_UNTAKEN = (
+    *("tools", "objects", "chosen", "rejected", "rejected_response", "rejected_messages"),
+    *("positive_messages", "negative_messages"),
+)
 # Other tools' marks of an image; with any of them in a text nobody can tell where the images belong.
 _FOREIGN_MARK = re.compile(
     r"<\|?(?:image|img|video|audio)[ _]?(?:pad|start|here|\d+)?\|?>|<img>[^<]+</img>", re.IGNORECASE

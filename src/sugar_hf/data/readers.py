@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
@@ -43,11 +43,14 @@ from .errors import BadSampleError, SkippedRowsWarning
 from .formats import PARSERS, ImageSource, detect
 from .hub_rows import hub_rows
 from .pages import PAGE_PIXELS, PAGE_SUFFIXES, SECTION_LENGTH, PageOptions, read_page_file
+from .pair_columns import TEXT_COLUMNS, is_pair_row
+from .pair_rows import PAIR_FEATURES, read_pair
 from .schema import FEATURES, IMAGE_SUFFIXES, kind, validate_row
 from .sections import Notes
 
 T = TypeVar("T")
-Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat", "documents"]
+Format = Literal["auto", "llava", "mmc4", "obelics", "pairs", "chat", "documents", "retrieval"]
+RETRIEVAL = "retrieval"
 
 TEXT_SUFFIXES = (".txt",)
 _CAPTION_SUFFIXES = (".txt", ".json")
@@ -101,6 +104,7 @@ def load_dataset_file(
     | `pairs` | `captions_*.json` of COCO | an image and its captions; `image_root` is the folder of the images |
     | `chat` | JSON lines | `messages` with `role` and `content`, and `images`; the forms of TRL and ms-swift |
     | `documents` | PDF, HTML, Markdown, or a folder of them | a page or section: its texts and pictures in order |
+    | `retrieval` | JSON lines, CSV, Parquet | a query, what answers it and what does not; see [`read_pair`] |
 
     Each kind of row may come in each container: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` (all but Parquet also
     with `.gz`, `.bz2` or `.xz` behind), webdataset shards, the folder that `Dataset.save_to_disk` wrote, or a data set
@@ -130,15 +134,16 @@ def load_dataset_file(
         show_progress: Show a progress bar where reading takes longer than two seconds.
 
     Returns:
-        A data set with `FEATURES`. `source` of a row is `file:line#row`, or `file#row` where there are no lines.
+        A data set with `FEATURES`, or with `PAIR_FEATURES` for `retrieval`. `source` of a row is `file:line#row`, or
+        `file#row` where there are no lines.
 
     Raises:
         BadSampleError: A row is broken (see `on_error`), or the file as a whole is.
         FileNotFoundError: There is no such path.
         ValueError: The format is unknown or cannot be found, or no row is usable.
     """
-    if format not in ("auto", "documents", *PARSERS):
-        raise ValueError(f"unknown format {format!r}: use auto, {', '.join(PARSERS)}, documents")
+    if format not in ("auto", "documents", RETRIEVAL, *PARSERS):
+        raise ValueError(f"unknown format {format!r}: use auto, {', '.join(PARSERS)}, documents, {RETRIEVAL}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     file = _data_file(Path(path)) or Path(path)
@@ -153,8 +158,16 @@ def load_dataset_file(
         dataset = _write(_document_rows(documents, file, images, on_error, left_out, show_progress))
     else:
         name = _detect(file, choice) if format == "auto" else format
-        raws = _raws(file, show_progress, choice)
-        dataset = _write(_read(raws, lambda raw: _as_row(raw, name, images), images, on_error, left_out, choice))
+        is_retrieval, asked = name == RETRIEVAL, format == RETRIEVAL
+        texts = TEXT_COLUMNS if is_retrieval else frozenset()
+        raws = _raws(file, show_progress, choice, texts)
+        parse = (
+            partial(_as_pair, images=images, asked=asked)
+            if is_retrieval
+            else partial(_as_row, name=name, images=images)
+        )
+        rows = _read(raws, parse, images, on_error, left_out, choice)
+        dataset = _write(rows, PAIR_FEATURES if is_retrieval else FEATURES)
     if skipped is not None:
         skipped.extend(left_out)
     if dataset is None:
@@ -353,7 +366,7 @@ def _raws(
 def _detect(file: Path, choice: ColumnChoice) -> str:
     fault: BadSampleError | None = None
     for number, raw in enumerate(_raws(file, False, choice)):
-        name = detect(raw.value)
+        name = RETRIEVAL if is_pair_row(raw.value) else detect(raw.value)
         if raw.error is not None and fault is None:
             fault = _locate(raw.error, raw)
         if name is not None:
@@ -365,7 +378,8 @@ def _detect(file: Path, choice: ColumnChoice) -> str:
     if fault is not None:
         raise fault
     raise ValueError(
-        f"cannot tell the format of {str(file)!r} from its keys: pass format=, one of {', '.join(PARSERS)}"
+        f"cannot tell the format of {str(file)!r} from its keys: pass format=, one of {', '.join(PARSERS)}, "
+        f"{RETRIEVAL}"
     )
 
 
@@ -401,14 +415,27 @@ def _as_row(raw: RawRow, name: str, images: ImageSource) -> dict[str, Any]:
     messages, stored = PARSERS[name](raw.value, images)
     row = {"id": row_id(raw.value, _default_id(raw)), "source": _place(raw), "messages": messages, "images": stored}
     validate_row(row)
-    # Arrow holds no half surrogate pairs, as which names of files come that are no UTF-8.
-    names = {f"images[{i}]": image["path"] or "" for i, image in enumerate(stored)}
-    for field, text in {**names, "source": _place(raw)}.items():
+    _check_names({f"images[{i}]": image for i, image in enumerate(stored)}, _place(raw))
+    return row
+
+
+def _as_pair(raw: RawRow, images: ImageSource, asked: bool) -> dict[str, Any]:
+    # of a row that was stored before, the place is where it stands now
+    pair = read_pair({**raw.value, "source": None}, images, name=_default_id(raw), source=_place(raw), asked=asked)
+    places = {
+        f"{field}.images[{i}]": image for field, each in pair.samples() for i, image in enumerate(each["images"])
+    }
+    _check_names(places, _place(raw))
+    return pair.to_row()
+
+
+def _check_names(images: Mapping[str, dict[str, Any]], place: str) -> None:
+    """Refuse names of files that are no UTF-8: they come as half surrogate pairs, which Arrow cannot hold."""
+    for field, text in {**{name: image["path"] or "" for name, image in images.items()}, "source": place}.items():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadSampleError(f"{text!r} is not valid Unicode", field=field, mend="Rename the file") from error
-    return row
 
 
 def _as_document(raw: RawRow, text_field: str | None, id_field: str | None, images: ImageSource) -> Document:
@@ -665,7 +692,7 @@ def _scratch() -> str:
     return folder
 
 
-def _write(rows: Iterator[dict[str, Any]]) -> Dataset | None:
+def _write(rows: Iterator[dict[str, Any]], features: Features = FEATURES) -> Dataset | None:
     """Write rows to an Arrow file and open it memory-mapped; None if there are no rows.
 
     `Dataset.from_generator` would wrap a row's error in its own, and would answer a later call from its cache although
@@ -675,9 +702,9 @@ def _write(rows: Iterator[dict[str, Any]]) -> Dataset | None:
     os.close(handle)
     count = 0
     try:
-        with ArrowWriter(features=FEATURES, path=path, writer_batch_size=256) as writer:
+        with ArrowWriter(features=features, path=path, writer_batch_size=256) as writer:
             for row in rows:
-                writer.write(FEATURES.encode_example(row))
+                writer.write(features.encode_example(row))
                 count += 1
             if count:
                 writer.finalize()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .embedding_sugar import check_unit
-from .samples_sugar import sample_sizes
+from .samples_sugar import sample_sizes, with_prompt
 
 try:
     from sentence_transformers.base.modules import InputModule
@@ -91,7 +91,7 @@ class SugarModule(InputModule):
         Raises:
             ValueError: If an input is of no such form, is empty or is too long; the message shows its beginning.
         """
-        samples = [_with_prompt(_sample(given), prompt) for given in inputs]
+        samples = [with_prompt(_sample(given), prompt) for given in inputs]
         names = [f"input {given!r:.60}" for given in inputs]
         longest = self.max_seq_length if max_length is None else max_length
         options = _options((self.processing_kwargs, processing_kwargs or {}), longest)
@@ -245,13 +245,6 @@ def _looks_like_an_image(text: str) -> bool:
     if name.startswith(("http://", "https://")) and " " not in name:
         return name.partition("?")[0].partition("#")[0].endswith(_PICTURE_NAMES)
     return name.endswith(_PICTURE_NAMES) and os.path.isfile(text)
-
-
-def _with_prompt(sample: list[Any], prompt: str | None) -> list[Any]:
-    if not prompt:
-        return sample
-    system = {"role": "system", "content": [{"type": "text", "text": prompt}]}
-    return [system, *sample] if _is_message(sample[0]) else [system, {"role": "user", "content": sample}]
 
 
 def _options(layers: Sequence[dict[str, dict[str, Any]]], longest: int | None) -> dict[str, Any]:

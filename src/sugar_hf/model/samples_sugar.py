@@ -214,6 +214,20 @@ def is_chat(sample: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     )
 
 
+def with_prompt(sample: Sample, prompt: str | None) -> Sample:
+    """Put a prompt in front of a sample as a system message; the texts and images of one without roles are the user's.
+
+    A prompt is an instruction, and makes no slice. Without one the sample stays as it is.
+
+    >>> with_prompt("a cat", "Find the picture.")[1]
+    {'role': 'user', 'content': ['a cat']}
+    """
+    if not prompt:
+        return sample
+    system = {"role": "system", "content": [{"type": "text", "text": prompt}]}
+    return [system, *sample] if is_chat(sample) else [system, {"role": "user", "content": sample_items(sample)}]
+
+
 def sample_items(sample: Sample) -> list[Any]:
     """Return the items of a sample in reading order, one for an item alone."""
     return list(sample) if isinstance(sample, list | tuple) else [sample]

@@ -17,7 +17,7 @@ from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
 from ..model.backbone_sugar import evaluation_mode
 from ..model.embedding_sugar import Faults, drawn_picture, embed_features, embed_list, embed_samples
-from ..model.samples_sugar import Sample
+from ..model.samples_sugar import Sample, with_prompt
 
 T = TypeVar("T")
 SAMPLED = 64  # numbers looked at in each weight
@@ -324,6 +324,7 @@ class SugarEmbedder:
         batch_size: int | None = None,
         show_progress: bool = True,
         names: Sequence[str] | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Embed samples, each at its last slice.
 
@@ -332,6 +333,8 @@ class SugarEmbedder:
             batch_size: Samples in one forward pass; the embedder's when `None`.
             show_progress: Show a bar if it takes long.
             names: What to call the samples in errors; "sample 0", ... when `None`.
+            prompt: An instruction, such as what queries look for: the system message of each sample, as
+                `instruction` is in training. It makes no slice.
 
         Returns:
             (len(samples), dim) float32 unit vectors.
@@ -339,7 +342,7 @@ class SugarEmbedder:
         Raises:
             ValueError: A sample cannot be read or is too long, or its embedding is no unit vector.
         """
-        found = self._encode(samples, "last", batch_size, show_progress, names)
+        found = self._encode(samples, "last", batch_size, show_progress, names, prompt)
         return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
 
     def encode_slices(
@@ -349,13 +352,14 @@ class SugarEmbedder:
         batch_size: int | None = None,
         show_progress: bool = True,
         names: Sequence[str] | None = None,
+        prompt: str | None = None,
     ) -> list[np.ndarray]:
         """Embed samples at every slice end; arguments and errors are those of [`encode`].
 
         Returns:
             For each sample (S, dim) float32 unit vectors, one for each of its slices.
         """
-        return self._encode(samples, "all", batch_size, show_progress, names)
+        return self._encode(samples, "all", batch_size, show_progress, names, prompt)
 
     def embed_documents(
         self,
@@ -424,10 +428,12 @@ class SugarEmbedder:
         batch_size: int | None,
         show_progress: bool,
         names: Sequence[str] | None,
+        prompt: str | None,
     ) -> list[np.ndarray]:
         if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
             raise ValueError(f"samples must be a list of samples, got a {type(samples).__name__}. For one: [sample].")
         names = [f"sample {i}" for i in range(len(samples))] if names is None else names
+        samples = [with_prompt(sample, prompt) for sample in samples]
         step = checked_size(self.batch_size if batch_size is None else batch_size)
         options = {"batch_size": step, "positions": positions, **self._options}
         with tqdm(total=len(samples), desc="Embedding", unit="samples", delay=2, disable=not show_progress) as bar:

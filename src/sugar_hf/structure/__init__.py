@@ -12,6 +12,7 @@ from .labels import (
     triple_distance,
 )
 from .loss import structure_loss
+from .pair_labels import PairLabels
 from .slice_teacher import Teacher
 from .teacher_columns import block_means, check_cache
 from .teachers import TripleTeacher
@@ -19,6 +20,7 @@ from .teachers import TripleTeacher
 __all__ = [
     "TEACHER_COLUMNS",
     "EncoderTeacher",
+    "PairLabels",
     "SliceFeatures",
     "StructureLossConfig",
     "Teacher",

@@ -19,13 +19,17 @@ def structure_loss(
     *,
     sample_ids: Tensor | None = None,
     rows: Tensor | None = None,
+    positives: Tensor | None = None,
+    left_out: Tensor | None = None,
+    anchors: int | None = None,
 ) -> Tensor:
     """Loss L_d of the cosines M^r of the embeddings against the labels M^l.
 
     - ``mse`` (eq. 5): ``sum_ij (M^r_ij - M^l_ij)²``, divided by n² (``reduction="mean"``) or, as in the paper, by n.
-    - ``infonce``: for each end, the other ends of its sample are positives (Khosla et al. 2020, eq. 2), all others in
-      the batch negatives; the labels are not read. Rows without a positive are left out. Where no row has one, as in
-      a batch of samples with one slice each, there is nothing to contrast: the loss is 0, with a warning.
+    - ``infonce``: for each end, the other ends of its sample and ``positives`` are positives (Khosla et al. 2020, eq.
+      2), all others in the batch negatives; the labels are not read. Rows without a positive are left out. Where no
+      row has one, as in a batch of samples with one slice each and without ``positives``, there is nothing to
+      contrast: the loss is 0, with a warning.
     - ``kl``: Kullback-Leibler divergence from the softmax of a row of M^l to that of M^r, without the diagonal.
 
     With ``matryoshka_dims`` it is the weighted mean, over these sizes k, of the loss of the first k numbers of each
@@ -38,9 +42,13 @@ def structure_loss(
         sample_ids: the sample of each end; needed by ``infonce``.
         rows: indices of the ends whose rows ``labels`` holds; all when None. The result is then the share that these
             rows have in the loss of all n: the shares of all parts add up to it.
+        positives: which entries are positives of ``infonce`` beside the ends of one sample.
+        left_out: which entries are not compared at all. ``mse`` counts them as met.
+        anchors: number of all n ends that have a positive; counted by ``sample_ids`` when None.
 
     Shape:
-        embeddings (n, d), labels (n, n) or (r, n), sample_ids (n,), rows (r,); returns () in float32 or wider.
+        embeddings (n, d), labels (n, n) or (r, n), sample_ids (n,), rows (r,), positives and left_out bool like
+        labels; returns () in float32 or wider.
 
     Raises:
         ValueError: for shapes that do not fit, a size above d, or ``infonce`` without ``sample_ids``.
@@ -61,20 +69,31 @@ def structure_loss(
             f"labels must have shape ({len(rows)}, {count}), a row for each of the {len(rows)} rows and a column for "
             f"each of the {count} embeddings; got {tuple(labels.shape)}."
         )
-    same = _same_sample(sample_ids, count) if config.objective == "infonce" else None  # (n, n)
+    positive: Tensor | None = None  # (r, n)
+    if config.objective == "infonce":
+        same = _same_sample(sample_ids, count)  # (n, n)
+        anchors = int((same.sum(1) > 1).sum()) if anchors is None else anchors
+        if not anchors:
+            warnings.warn(
+                "InfoNCE found no positive in the batch, so the structure loss is 0. Train on pairs, or draw at least "
+                "two positions per sample, from samples with at least two slices.",
+                stacklevel=2,
+            )
+        positive = same[rows] if positives is None else same[rows] | positives
     # Half precision would lose what tells close pairs apart; inside autocast too.
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         labels = labels.detach().to(wide.dtype)
         if config.matryoshka_dims is None:
-            return _loss_of_unit(normalize(wide, dim=-1), labels, config, same, rows)
+            return _loss_of_unit(normalize(wide, dim=-1), labels, config, rows, positive, left_out, anchors or 0)
         if max(config.matryoshka_dims) > wide.shape[1]:
             raise ValueError(
                 f"matryoshka_dims={list(config.matryoshka_dims)}: the embeddings have {wide.shape[1]} dimensions only."
             )
         weights = config.matryoshka_weights or [1.0] * len(config.matryoshka_dims)
         losses = [
-            weight * _loss_of_unit(normalize(wide[:, :size], dim=-1), labels, config, same, rows)
+            weight
+            * _loss_of_unit(normalize(wide[:, :size], dim=-1), labels, config, rows, positive, left_out, anchors or 0)
             for size, weight in zip(config.matryoshka_dims, weights, strict=True)
         ]
         return torch.stack(losses).sum() / sum(weights)
@@ -86,31 +105,32 @@ def _same_sample(sample_ids: Tensor | None, count: int) -> Tensor:
         raise ValueError("objective='infonce' needs sample_ids, the sample that each embedding comes from.")
     if sample_ids.shape != (count,):
         raise ValueError(f"sample_ids must have shape ({count},); got {tuple(sample_ids.shape)}.")
-    same = sample_ids[:, None] == sample_ids
-    if not bool((same.sum(1) > 1).any()):
-        warnings.warn(
-            "InfoNCE found no two ends of one sample in the batch, so the structure loss is 0. Draw at least two "
-            "positions per sample, from samples with at least two slices.",
-            stacklevel=3,
-        )
-    return same
+    return sample_ids[:, None] == sample_ids
 
 
 def _loss_of_unit(
-    unit: Tensor, labels: Tensor, config: StructureLossConfig, same: Tensor | None, rows: Tensor
+    unit: Tensor,
+    labels: Tensor,
+    config: StructureLossConfig,
+    rows: Tensor,
+    positive: Tensor | None,
+    left_out: Tensor | None,
+    anchors: int,
 ) -> Tensor:
     """The rows' share of the loss of embeddings (n, k) of length 1."""
     count = len(unit)
     similarity = unit[rows] @ unit.T  # M^r (r, n)
     if config.objective == "mse":
         squared = (similarity - labels).square()
+        if left_out is not None:
+            squared = squared.masked_fill(left_out, 0)
         return squared.sum() / (count * count if config.reduction == "mean" else count)
     itself = rows[:, None] == torch.arange(count, device=rows.device)
-    logits = (similarity / config.temperature).masked_fill(itself, -math.inf)
-    if same is None:
-        return _soft_target_loss(logits, labels / config.temperature, itself) / count
-    contrasted = int((same.sum(1) > 1).sum())
-    return _contrastive_loss(logits, same[rows] & ~itself) / max(contrasted, 1)
+    hidden = itself if left_out is None else itself | left_out
+    logits = (similarity / config.temperature).masked_fill(hidden, -math.inf)
+    if positive is None:
+        return _soft_target_loss(logits, labels / config.temperature, hidden) / count
+    return _contrastive_loss(logits, positive & ~itself) / max(anchors, 1)
 
 
 def _contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -123,10 +143,12 @@ def _contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return -(log_share.sum(1) / positive.sum(1)).sum()
 
 
-def _soft_target_loss(logits: Tensor, label_logits: Tensor, itself: Tensor) -> Tensor:
+def _soft_target_loss(logits: Tensor, label_logits: Tensor, hidden: Tensor) -> Tensor:
     """Sum over rows of the divergence from the labels' softmax to the model's."""
-    if logits.shape[1] < 2:
-        return logits.masked_fill(itself, 0).sum() * 0  # a single end has nothing to be compared with
-    target = log_softmax(label_logits.masked_fill(itself, -math.inf), dim=1).masked_fill(itself, 0)
-    log_share = log_softmax(logits, dim=1).masked_fill(itself, 0)
-    return (target.exp().masked_fill(itself, 0) * (target - log_share)).sum()
+    compared = ~hidden.all(1)
+    if not bool(compared.any()):
+        return logits.masked_fill(hidden, 0).sum() * 0  # a single end has nothing to be compared with
+    logits, label_logits, hidden = logits[compared], label_logits[compared], hidden[compared]
+    target = log_softmax(label_logits.masked_fill(hidden, -math.inf), dim=1).masked_fill(hidden, 0)
+    log_share = log_softmax(logits, dim=1).masked_fill(hidden, 0)
+    return (target.exp().masked_fill(hidden, 0) * (target - log_share)).sum()
