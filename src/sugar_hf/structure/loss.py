@@ -75,8 +75,9 @@ def structure_loss(
         anchors = int((same.sum(1) > 1).sum()) if anchors is None else anchors
         if not anchors:
             warnings.warn(
-                "InfoNCE found no positive in the batch, so the structure loss is 0. Train on pairs, or draw at least "
-                "two positions per sample, from samples with at least two slices.",
+                "InfoNCE found no two ends of one sample in the batch and no positive of a pair, so the structure "
+                "loss is 0. Train on pairs, or draw at least two positions per sample, from samples with at least two "
+                "slices.",
                 stacklevel=2,
             )
         positive = same[rows] if positives is None else same[rows] | positives

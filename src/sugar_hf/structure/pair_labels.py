@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from .config import StructureLossConfig
@@ -134,16 +136,14 @@ class PairLabels:
         """Tell which classes share a row or a positive: (own, classes) bool."""
         in_pairs = self.samples[:, 2].bool()
         row_numbers = torch.unique(self.samples[:, 1], return_inverse=True)[1]
-        places = torch.stack(
-            [torch.cat([of_sample[in_pairs], one]), torch.cat([row_numbers[in_pairs] + count, other])]
-        )
-        size = (count, count + len(self.samples) + 1)
-        member = torch.sparse_coo_tensor(places, torch.ones(places.shape[1], device=own.device), size).coalesce()
-        shared = torch.sparse.mm(member.index_select(0, own), member.t().coalesce()).coalesce()
-        related = torch.zeros(len(own), count, dtype=torch.bool, device=own.device)
-        rows, columns = shared.indices()
-        related[rows, columns] = True
-        return related
+        members = torch.cat([of_sample[in_pairs], one]).cpu().numpy()
+        groups = torch.cat([row_numbers[in_pairs] + count, other]).cpu().numpy()
+        size = (count, count + len(self.samples))
+        belongs = csr_matrix((np.ones(len(members), np.float32), (members, groups)), size)
+        shared = (belongs[own.cpu().numpy()] @ belongs.T).tocoo()
+        related = torch.zeros(len(own), count, dtype=torch.bool)
+        related[shared.row, shared.col] = True
+        return related.to(own.device)
 
 
 @dataclass

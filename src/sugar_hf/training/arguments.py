@@ -67,6 +67,11 @@ class StructureArguments:
         max_length: Longest sequence in tokens; None for no limit.
         truncation: What happens to a longer sample: `"error"`, or `"slice"` to drop its last slices with a warning.
         split_sentences: Whether each sentence of a text segment is a slice of its own.
+        pairs_lm_loss: Whether the language-model loss learns the texts of pairs, too, as those of documents and chats.
+        score_mapping: How scores of pairs become labels. `"label"`: as they are, -1 to 1. `"logit"`: by the logistic
+            function, for the logits of a reranker.
+        score_range: Scores that stand for the labels 0 and 1, such as `[0, 5]`, with a straight line between them.
+        batch_sampler: `"no_duplicates"` keeps rows that have a sample in common out of one batch, over all processes.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -119,6 +124,14 @@ class StructureArguments:
     max_length: int | None = option(None, "Longest sequence in tokens. None for no limit.")
     truncation: str = option("error", "A longer sample is an error, or loses its last slices.", "error", "slice")
     split_sentences: bool = option(False, "Whether each sentence of a text is a slice of its own.")
+    pairs_lm_loss: bool = option(False, "Whether the language-model loss learns the texts of pairs too.")
+    score_mapping: str = option("label", "How scores of pairs become labels.", "label", "logit")
+    score_range: list[float] | None = option(  # noqa: RUF009
+        None, "Scores that stand for the labels 0 and 1, such as 0 5."
+    )
+    batch_sampler: str = option(
+        "batch_sampler", "Whether rows with a common sample may share a batch.", "batch_sampler", "no_duplicates"
+    )
     remove_unused_columns: bool = option(False, "Whether columns that are no part of the sample schema are removed.")
     logging_nan_inf_filter: bool = option(False, "Whether the logged loss leaves out values that are NaN or infinite.")
 
@@ -157,6 +170,12 @@ class StructureArguments:
         for name, allowed in {**choices, "image_pooling": [None, "mean", "last"]}.items():
             if values[name] not in allowed:
                 raise ValueError(f"{name}={values[name]!r}: give one of {', '.join(map(repr, allowed))}.")
+        if self.score_range is not None:
+            low_high = len(self.score_range) == 2 and self.score_range[0] < self.score_range[1]
+            if not low_high or self.score_mapping != "label":
+                raise ValueError(
+                    f"score_range={self.score_range}: give [lowest, highest], and leave score_mapping alone."
+                )
         if self.truncation == "slice" and self.max_length is None:
             raise ValueError("truncation='slice' does nothing without max_length.")
         if self.head_learning_rate == 0 and self.alpha:

@@ -21,11 +21,13 @@ from torch.utils.data import Sampler, get_worker_info
 from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..data import BadSampleError, Sample
+from ..data import BadSampleError, Sample, read_pair
 from ..data.documents import read_row
+from ..data.pair_columns import TEXT_COLUMNS, has_pair_columns, is_pair_row
 from ..model import SugarProcessor
 from ..structure import TEACHER_COLUMNS, SliceFeatures, Teacher, features_from_columns
 from ..structure.labels import VECTOR_COLUMNS
+from .pair_batches import MEMBERSHIP, ScoreScale, pair_fields, with_members
 
 BLANK = Image.new("RGB", (32, 32))
 BLANK_TEXT = "."
@@ -49,6 +51,7 @@ class SugarCollator:
     """Make the batch of a Sugar trainer from rows of the sample schema (`sugar_hf.data.FEATURES`).
 
     It also takes rows of the other forms that `sugar_hf.data.to_row` knows, such as those of TRL's vision trainers.
+    Pairs (see `sugar_hf.data.read_pair`) become several samples: the query, its positives and its negatives.
 
     Labels lie on the assistant's text, or on all text of a document without turns; never on image tokens. Teacher
     vectors come from the columns that a teacher's `cache` stored with the data set, or else from `teacher` during
@@ -72,6 +75,10 @@ class SugarCollator:
             which lists it under `bad_samples`.
         fill_images: Whether a batch without any image gets a blank one, as a last sample that has no
             label. Sharded weights need it: all processes have to run the vision tower, or none.
+        pairs_lm_loss: Whether the language-model loss learns the texts of pairs, too, as those of documents and chats.
+        score_mapping: How scores of pairs become labels: `"label"` takes them as they are, -1 to 1; `"logit"` takes
+            the logistic function.
+        score_range: Scores that stand for the labels 0 and 1, such as `[0, 5]`; None for none.
     """
 
     def __init__(
@@ -86,6 +93,9 @@ class SugarCollator:
         control_tokens_in_answers: bool = True,
         on_bad_sample: str = "error",
         fill_images: bool = False,
+        pairs_lm_loss: bool = False,
+        score_mapping: str = "label",
+        score_range: Sequence[float] | None = None,
     ):
         self.processor = processor
         self.teacher = copy.copy(teacher)
@@ -98,18 +108,21 @@ class SugarCollator:
         self.control_tokens_in_answers = control_tokens_in_answers
         self.on_bad_sample = on_bad_sample
         self.fill_images = fill_images
+        self.pairs_lm_loss = pairs_lm_loss
+        self.score_scale = ScoreScale(score_mapping, score_range)
         self._says_unlearnt = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows.
 
         Args:
-            rows: B rows of the sample schema, with the teacher columns or without.
+            rows: Rows of the sample schema or pairs, with the teacher columns or without; B samples.
 
         Returns:
             What the processor makes (`input_ids`, `attention_mask`, `slice_map`, `labels`, image inputs);
             `sample_ids`, the rows' ids; `sample_keys`, a number for each of them; `structure_features`, the fields of
-            a `SliceFeatures` as a dict, which workers, pinned memory and device transfer can handle. With
+            a `SliceFeatures` as a dict, which workers, pinned memory and device transfer can handle; `pair_labels`,
+            those of a `PairLabels`, if the rows come from a table with pairs. With
             `on_bad_sample="skip"` also `bad_samples`, what is wrong with each row that was left out. A batch of which
             nothing is left has a blank sample, and no `sample_ids`.
 
@@ -125,6 +138,12 @@ class SugarCollator:
         given = rows
         rows, samples, inputs, bad = self._processed(rows)
         batch: dict[str, Any] = dict(inputs)
+        counts = batch["slice_map"][: len(rows)].amax(dim=1)  # (B,)
+        if any(map(has_pair_columns, given)) or any(MEMBERSHIP in row for row in given):
+            batch["pair_labels"] = pair_fields(rows, counts, sample_key)
+            if not self.pairs_lm_loss:
+                in_pairs = [row[MEMBERSHIP].field is not None for row in rows]
+                batch["labels"][: len(rows)][torch.tensor(in_pairs, dtype=torch.bool)] = -100
         batch["sample_ids"] = [row["id"] for row in rows]
         batch["sample_keys"] = torch.tensor([sample_key(row["id"]) for row in rows], dtype=torch.int64)  # (B,)
         if self.on_bad_sample == "skip":
@@ -137,10 +156,13 @@ class SugarCollator:
         self._say_unlearnt(batch["labels"], rows)
         columns = self._teacher_columns(rows, samples)
         if columns is not None:
-            counts = batch["slice_map"][: len(rows)].amax(dim=1).tolist()
-            columns = [self._cut(*each) for each in zip(columns, counts, rows, samples, strict=True)]
+            columns = [self._cut(*each) for each in zip(columns, counts.tolist(), rows, samples, strict=True)]
             batch["structure_features"] = vars(features_from_columns(columns))
         return batch
+
+    def members(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Put the samples of pairs in the place of their rows; a broken row stays, for the call to find."""
+        return with_members(rows, self.score_scale, self.split_sentences, keep_bad=True)[0]
 
     def _processed(
         self, rows: Sequence[Mapping[str, Any]]
@@ -151,12 +173,13 @@ class SugarCollator:
             BadSampleError: A row cannot be used, and none is to be left out.
         """
         usable: list[tuple[Mapping[str, Any], Sample]] = []
-        bad: list[BadSampleError] = []
+        rows, bad = with_members(rows, self.score_scale, self.split_sentences)
+        self._stop_at(bad)
         for row in rows:
             try:
                 usable.append(read_row(row))
             except BadSampleError as error:
-                bad.append(error)
+                bad.append(_named(error, row))
         self._stop_at(bad)
         try:
             inputs = self._run_processor([sample for _, sample in usable])
@@ -194,12 +217,12 @@ class SugarCollator:
         except MemoryError:
             raise
         except BadSampleError as error:
-            return error.at(file=row["source"], sample=row["id"])
+            return _named(error.at(file=row["source"], sample=row["id"]), row)
         except Exception as error:
             reason = f"the processor cannot take it: {type(error).__name__}: {error}".rstrip(".")
             fault = BadSampleError(reason, field="messages")
             fault.__cause__ = error
-            return fault.at(file=row["source"], sample=row["id"])
+            return _named(fault.at(file=row["source"], sample=row["id"]), row)
         return None
 
     def _stop_at(self, bad: Sequence[BadSampleError]) -> None:
@@ -211,6 +234,7 @@ class SugarCollator:
         if not self._says_unlearnt:
             return
         learnt = (labels[: len(rows), 1:] != -100).any(dim=1).tolist()
+        learnt = [each or self._is_of_pair(row) for each, row in zip(learnt, rows, strict=True)]
         if not all(learnt):
             self._says_unlearnt = False
             row = rows[learnt.index(False)]
@@ -219,6 +243,9 @@ class SugarCollator:
                 "assistant's turns, or the texts of a document without turns. Further such samples are not named.",
                 stacklevel=3,
             )
+
+    def _is_of_pair(self, row: Mapping[str, Any]) -> bool:
+        return MEMBERSHIP in row and row[MEMBERSHIP].field is not None
 
     def _no_features(self, rows: Sequence[Mapping[str, Any]]) -> SliceFeatures | None:
         """Return the features of a batch of which no sample is left, as wide as others; None without teachers."""
@@ -286,6 +313,15 @@ class SugarCollator:
         return {name: column[name][:count] for name in TEACHER_COLUMNS if name != "teacher_fingerprint"}
 
 
+def _named(error: BadSampleError, row: Mapping[str, Any]) -> BadSampleError:
+    """Name the row of a pair, and the place of the sample in it, instead of the sample."""
+    member = row.get(MEMBERSHIP)
+    if member is not None and member.field is not None:
+        error.sample = member.row
+        error.field = f"{member.field}.{error.field}" if error.field else member.field
+    return error
+
+
 def _has_image(sample: Any) -> bool:
     """Tell whether a document or a chat, as `to_sample` makes it, has an image."""
     if sample and isinstance(sample[0], Mapping):
@@ -343,7 +379,8 @@ class LengthEstimate:
     def of_dataset(self, rows: Dataset | Sequence[Mapping[str, Any]]) -> list[int]:
         """Estimate the tokens of every row."""
         if isinstance(rows, Dataset):
-            rows = rows.select_columns([name for name in TURNS if name in rows.column_names])
+            said = {*TURNS, *TEXT_COLUMNS, "instruction"}
+            rows = rows.select_columns([name for name in rows.column_names if name in said])
         return [self(row) for row in tqdm(rows, desc="Estimating lengths", unit="row", disable=len(rows) < 10_000)]
 
 
@@ -372,6 +409,13 @@ class LengthSampler(Sampler[int]):
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int, int]:
     """Count the messages, characters and images of a row of whatever form; a broken one is found elsewhere."""
+    if is_pair_row(row):
+        try:
+            sizes = [_size(sample) for _, sample in read_pair(row).samples()]
+        except BadSampleError:
+            return 1, 1, 0
+        messages, characters, images = map(sum, zip(*sizes, strict=True))
+        return messages, characters, images
     turns: list[Any] = []
     for name in TURNS:
         value = row.get(name)
@@ -430,6 +474,7 @@ class MiniBatchCollator:
         size: The most samples of a mini-batch; None for no limit.
         tokens: The most tokens of a mini-batch, padding included; None for no limit. A sample that is longer by
             itself is a mini-batch of its own.
+        members: Puts samples in the place of rows that are several; None for rows that are not.
     """
 
     def __init__(
@@ -438,11 +483,14 @@ class MiniBatchCollator:
         length: LengthEstimate,
         size: int | None = None,
         tokens: int | None = None,
+        members: Callable[[Sequence[Mapping[str, Any]]], list[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.collate, self.length, self.size, self.tokens = collate, length, size, tokens
+        self.members = members or list
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> MiniBatches:
         """Collate rows; see [`SugarCollator`] for what each mini-batch holds and for the errors."""
+        rows = self.members(rows)
         lengths = [self.length(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda row: -lengths[row])  # what does not fit fails at once
         groups: list[list[int]] = []

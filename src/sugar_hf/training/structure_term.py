@@ -10,10 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..structure import SliceFeatures, StructureLossConfig, label_matrix, label_statistics, structure_loss
+from ..structure import PairLabels, SliceFeatures, StructureLossConfig, label_matrix, label_statistics, structure_loss
 
 # Rows of the matrix of pairs whose graph is held at once.
 ROWS = 512
+WITHOUT_VECTORS = (
+    "A part of the batch has teacher vectors, and another has none. Cache the whole data set with "
+    "TripleTeacher.cache, or no part of it."
+)
 
 
 def draw_slice_ends(
@@ -22,6 +26,7 @@ def draw_slice_ends(
     positions_per_sample: int | None = None,
     seed: int = 0,
     step: int = 0,
+    keep_last: Sequence[bool] | None = None,
 ) -> Tensor:
     """Draw up to K slice ends from each sample, uniformly and without replacement.
 
@@ -35,6 +40,7 @@ def draw_slice_ends(
         positions_per_sample: K. A sample with fewer slices gives all of them; None takes all slices of all samples.
         seed: Seed of the run.
         step: Number of the optimizer step.
+        keep_last: Whether the last end of each sample is among those that are drawn, as it has to be in pairs.
 
     Returns:
         Rows of sample index and 0-based slice index, in ascending order.
@@ -53,7 +59,10 @@ def draw_slice_ends(
             drawn = list(range(length))
         else:
             generator = np.random.default_rng((seed, step, key))
-            drawn = sorted(generator.choice(length, size=positions_per_sample, replace=False).tolist())
+            last = int(keep_last is not None and keep_last[sample])
+            size = positions_per_sample - last
+            drawn = sorted(generator.choice(length - last, size=size, replace=False).tolist())
+            drawn += [length - 1] * last
         rows += [(sample, end) for end in drawn]
     return torch.tensor(rows, dtype=torch.int64).view(-1, 2)  # (n, 2)
 
@@ -80,10 +89,11 @@ class StructureTerm:
 
 def structure_term(
     embeddings: Tensor,
-    features: SliceFeatures,
+    features: SliceFeatures | None,
     ends: Tensor,
     config: StructureLossConfig,
     *,
+    known: PairLabels | None = None,
     accelerator: Accelerator | None = None,
     with_gradient: bool = True,
     with_statistics: bool = False,
@@ -94,11 +104,15 @@ def structure_term(
     matrix that belong to its own ends, and the gradients of all rows are summed. Value and gradient are those of one
     process with the whole batch.
 
+    What is known of pairs overrides the labels of the alignment; see [`PairLabels.compose`]. The alignment has none
+    without teacher vectors.
+
     Args:
         embeddings: Embeddings r of this process's slice ends; their graph is not used.
-        features: Teacher vectors of its B samples.
+        features: Teacher vectors of its B samples; None for none.
         ends: Sample index in `features` and slice index of each end.
         config: The structure loss.
+        known: What is known of pairs of its samples; needed without teacher vectors.
         accelerator: Gathers over its processes; None takes this process's pairs alone.
         with_gradient: Whether the gradient is computed.
         with_statistics: Whether label statistics are computed.
@@ -110,22 +124,40 @@ def structure_term(
     rows = slice(0, len(ends))
     processes = 1 if accelerator is None else accelerator.num_processes
     if accelerator is not None and processes > 1:
-        embeddings, features, ends, rows = _gather(accelerator, embeddings, features, ends)
+        embeddings, features, known, ends, rows = _gather(accelerator, embeddings, features, known, ends)
     if not len(ends):  # no sample is left in any process
         nothing = torch.zeros((), device=embeddings.device)
         return StructureTerm(nothing, torch.zeros_like(embeddings) if with_gradient else None, {})
     leaf = embeddings.requires_grad_(with_gradient)
+    labels = None
     # with all rows, only half of the symmetric matrix is computed
     if processes > 1 and rows.start == rows.stop:
         labels = embeddings.new_zeros(0, len(ends))
-    else:
+    elif features is not None:
         labels = label_matrix(features, ends, config, row_ends=ends[rows] if processes > 1 else None)  # (n, N)
+    groups, anchors = ends[:, 0], None
+    positives = left_out = None
+    if known is not None:
+        whole = known.compose(labels if features is not None else None, ends, config, rows)
+        labels, groups, anchors = whole.labels, whole.groups, whole.anchors
+        positives, left_out = whole.positives, whole.left_out
+    assert labels is not None
     indices = torch.arange(len(ends), device=ends.device)[rows]
     value = torch.zeros((), device=embeddings.device)
     gradient = torch.zeros_like(embeddings) if with_gradient else None  # (N, d)
-    for some, their_labels in zip(indices.split(ROWS), labels.split(ROWS), strict=True):
+    for start in range(0, len(indices), ROWS):
+        part = slice(start, start + ROWS)
         with torch.enable_grad():
-            share = structure_loss(leaf, their_labels, config, sample_ids=ends[:, 0], rows=some)
+            share = structure_loss(
+                leaf,
+                labels[part],
+                config,
+                sample_ids=groups,
+                rows=indices[part],
+                positives=None if positives is None else positives[part],
+                left_out=None if left_out is None else left_out[part],
+                anchors=anchors,
+            )
         if gradient is not None:
             gradient += torch.autograd.grad(share, leaf)[0]
         value = value + share.detach()
@@ -137,7 +169,45 @@ def structure_term(
         measured = label_statistics(labels[:, rows], leaf.detach()[rows])
         # a batch whose labels are all equal has no rank correlation
         statistics = {f"label_{name}": number for name, number in measured.items() if not math.isnan(number)}
-    return StructureTerm(value, None if gradient is None else gradient[rows], statistics, len(ends), len(features))
+    samples = len(known) if features is None and known is not None else len(features or ())
+    return StructureTerm(value, None if gradient is None else gradient[rows], statistics, len(ends), samples)
+
+
+def structure_parts(batch: dict[str, Any], needed: bool = True) -> tuple[SliceFeatures | None, PairLabels | None]:
+    """Take teacher vectors, and what is known of pairs, out of a batch.
+
+    Raises:
+        ValueError: It has neither, though it is needed.
+    """
+    features, known = batch.pop("structure_features", None), batch.pop("pair_labels", None)
+    if needed and features is None and known is None:
+        raise ValueError(
+            "The batch has no teacher vectors to make labels from, and no pairs. Store vectors with "
+            "TripleTeacher.cache, give the collator a teacher, train on pairs, or set alpha=0 to train the "
+            "language-model loss alone."
+        )
+    return None if features is None else SliceFeatures(**features), None if known is None else PairLabels(**known)
+
+
+def joined_parts(
+    features: Sequence[SliceFeatures | None], known: Sequence[PairLabels | None]
+) -> tuple[SliceFeatures | None, PairLabels | None]:
+    """Put the teacher vectors of mini-batches, and what is known of pairs, into one.
+
+    Raises:
+        ValueError: Some of the mini-batches have teacher vectors, and some have none.
+    """
+    vectors = [each for each in features if each is not None]
+    if 0 < len(vectors) < len(features):
+        raise ValueError(WITHOUT_VECTORS)
+    pairs = [each for each in known if each is not None]
+    if 0 < len(pairs) < len(known):  # those without are of rows that know nothing of pairs
+        start, pairs = -1, []
+        for each, own in zip(known, vectors, strict=True):
+            numbers = start - torch.arange(len(own), device=own.lengths.device)
+            pairs.append(PairLabels.unknown(numbers, own.lengths) if each is None else each)
+            start -= len(own)
+    return SliceFeatures.cat(vectors) if vectors else None, PairLabels.cat(pairs) if pairs else None
 
 
 class KnownGradient(torch.autograd.Function):
@@ -157,13 +227,27 @@ class KnownGradient(torch.autograd.Function):
 
 
 def _gather(
-    accelerator: Accelerator, embeddings: Tensor, features: SliceFeatures, ends: Tensor
-) -> tuple[Tensor, SliceFeatures, Tensor, slice]:
-    """Return the embeddings, teacher vectors and ends of all processes, and which of the ends are this one's."""
+    accelerator: Accelerator,
+    embeddings: Tensor,
+    features: SliceFeatures | None,
+    known: PairLabels | None,
+    ends: Tensor,
+) -> tuple[Tensor, SliceFeatures | None, PairLabels | None, Tensor, slice]:
+    """Return what all processes have of each, and which of the ends are this one's.
+
+    Raises:
+        ValueError: Some of the processes have teacher vectors, and some have none.
+    """
     device = embeddings.device
-    sizes = torch.tensor([[len(features), features.is_image.shape[1], len(ends)]], device=device)
-    sizes = accelerator.gather(sizes)  # (processes, 3)
-    samples, slices, counts = sizes.unbind(1)
+    count = len(features) if features is not None else 0 if known is None else len(known)
+    own_sizes = [
+        count,
+        -1 if features is None else features.is_image.shape[1],
+        len(ends),
+        -1 if known is None else len(known.pairs),
+    ]
+    sizes = accelerator.gather(torch.tensor([own_sizes], device=device))  # (processes, 4)
+    samples, slices, counts, pairs = sizes.unbind(1)
     own = accelerator.process_index
     counts_before, samples_before = int(counts[:own].sum()), int(samples[:own].sum())
 
@@ -172,15 +256,32 @@ def _gather(
         most = int(number.max())
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        parts = accelerator.gather(padded).split(most)
+        parts = accelerator.gather(padded).split(most) if most else [padded] * len(number)
         return torch.cat([part[: int(size)] for part, size in zip(parts, number, strict=True)])
 
-    features = features.padded(int(slices.max()))
-    fields = {name: gathered(tensor, samples) for name, tensor in vars(features).items()}
+    if int(pairs.max()) >= 0 and known is None and features is not None:  # other processes have some
+        numbers = -1 - samples_before - torch.arange(count, device=device)
+        known = PairLabels.unknown(numbers, features.lengths)
+    if features is not None:
+        if int(slices.min()) < 0:
+            raise ValueError(WITHOUT_VECTORS)
+        features = features.padded(int(slices.max()))
+        features = replace(features, **{name: gathered(tensor, samples) for name, tensor in vars(features).items()})
+    elif int(slices.max()) >= 0:
+        raise ValueError(WITHOUT_VECTORS)
+    if known is not None:
+        rows = pairs.clamp(min=0)
+        known = PairLabels(
+            samples=gathered(known.samples, samples),
+            lengths=gathered(known.lengths, samples),
+            pairs=gathered(known.pairs, rows),
+            labels=gathered(known.labels, rows),
+        )
     numbered = ends + torch.tensor([samples_before, 0], device=ends.device)
     return (
         gathered(embeddings, counts),
-        replace(features, **fields),
+        features,
+        known,
         gathered(numbered.to(device), counts),
         slice(counts_before, counts_before + len(ends)),
     )

@@ -20,17 +20,25 @@ from transformers import Trainer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
-from ..data import FEATURES, BadSampleError, RetrievalSet
+from ..data import FEATURES, PAIR_FEATURES, BadSampleError, RetrievalSet
+from ..data.pair_columns import has_pair_columns
 from ..model import SugarForConditionalGeneration, SugarOutput, SugarProcessor, check_prefix_embeddings
 from ..model.modeling_sugar import CACHE_NAME
-from ..structure import TEACHER_COLUMNS, SliceFeatures, StructureLossConfig, Teacher, block_means, check_cache
+from ..structure import (
+    TEACHER_COLUMNS,
+    PairLabels,
+    SliceFeatures,
+    StructureLossConfig,
+    Teacher,
+    block_means,
+    check_cache,
+)
 from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints
 from .collator import (
     BAD_SAMPLES,
     PROBED_ROWS,
     LengthEstimate,
-    LengthSampler,
     MiniBatch,
     MiniBatchCollator,
     MiniBatches,
@@ -52,7 +60,8 @@ from .guards import (
 )
 from .hub_upload import HubUploads
 from .retrieval_evaluation import RetrievalEvaluations, as_retrieval_set
-from .structure_term import KnownGradient, draw_slice_ends, structure_term
+from .samplers import train_sampler
+from .structure_term import KnownGradient, draw_slice_ends, joined_parts, structure_parts, structure_term
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +236,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             missing = [column for column in TEACHER_COLUMNS if column not in dataset.column_names]
             if not missing:
                 check_cache(dataset, teacher)
-            elif teacher is None:
+            elif teacher is None and not has_pair_columns(dict.fromkeys(dataset.column_names)):
                 raise ValueError(
                     f"{name} lacks the columns {', '.join(missing)}, the teacher vectors that labels are made from. "
                     "Store them with TripleTeacher.cache, give teacher=..., or set alpha=0 to train the "
@@ -316,7 +325,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         size, tokens, collate = self.args.mini_batch_size, self.args.mini_batch_tokens, self.data_collator
         self._sampler_asked = False
         if size is not None or tokens is not None:
-            self.data_collator = MiniBatchCollator(collate, self.length_estimate, size, tokens)
+            members = collate.members if isinstance(collate, SugarCollator) else None
+            self.data_collator = MiniBatchCollator(collate, self.length_estimate, size, tokens, members)
         try:
             loader = super().get_train_dataloader()
         finally:
@@ -328,15 +338,15 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         self._sampler_asked = True
-        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
-        has_lengths = isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
-        if args.train_sampling_strategy != "group_by_length" or has_lengths or not has_length(dataset):
-            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
         # samples hold no `input_ids` that the base trainer could count
-        lengths = self.length_estimate.of_dataset(dataset)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        together = args.train_batch_size * args.gradient_accumulation_steps
-        return LengthSampler(lengths, together, seed, lambda: int(self.state.epoch or 0))
+        sampler = train_sampler(
+            dataset,
+            self.args,
+            epoch=lambda: int(self.state.epoch or 0),
+            lengths=lambda: self.length_estimate.of_dataset(dataset),
+        )
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """Take the micro-batches of one optimizer step, which begins here, and count the samples left out of them."""
@@ -436,21 +446,21 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         states, drawn, samples = [], [], 0
         for batch in batches:
             inputs = self._prepare_inputs(batch)
-            teachers, keys = _required(inputs.pop("structure_features", None)), inputs.pop("sample_keys")
+            parts, keys = structure_parts(inputs), inputs.pop("sample_keys")
             for name in ("sample_ids", BAD_SAMPLES):
                 inputs.pop(name, None)
             states.append(RandomState(inputs["input_ids"]))
             inputs |= {"labels": None, "use_cache": False, "skip_logits": True}
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.model(**inputs)
-            embeddings, features, ends = self._draw(outputs.retrieval_embeds, teachers, keys, training=True)
-            drawn.append((embeddings, features, ends + torch.tensor([samples, 0], device=ends.device)))
+            embeddings, ends = self._draw(outputs.retrieval_embeds, *parts, keys, training=True)
+            drawn.append((embeddings, *parts, ends + torch.tensor([samples, 0], device=ends.device)))
             samples += len(keys)
-        parts, vectors, all_ends = zip(*drawn, strict=True)
-        joined = torch.cat(parts), SliceFeatures.cat(vectors), torch.cat(all_ends)
+        embedded, vectors, known, all_ends = zip(*drawn, strict=True)
+        joined = torch.cat(embedded), *joined_parts(vectors, known), torch.cat(all_ends)
         value, gradient, statistics = self._structure_term(*joined, training=True)
         self.guard.log(statistics, weight=1 / self.current_gradient_accumulation_steps)
-        gradients = torch.as_tensor(gradient).split([len(part) for part in parts])
+        gradients = torch.as_tensor(gradient).split([len(part) for part in embedded])
         return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -507,17 +517,16 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             ValueError: If alpha is positive and the batch has no teacher vectors.
         """
         inputs = dict(inputs)
-        features, keys = inputs.pop("structure_features", None), inputs.pop("sample_keys", None)
+        features = inputs.get("structure_features")
+        parts, keys = structure_parts(inputs, needed=self.args.alpha > 0), inputs.pop("sample_keys", None)
         names = inputs.pop("sample_ids", None)
         self._eval_bad += len(inputs.pop(BAD_SAMPLES, ()))
         training, run = model.training, self.mini_batch
         steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
-        parts = steps * run.count
+        shares = steps * run.count
         samples = len(inputs["input_ids"]) if keys is None else len(keys)
         fillers = len(inputs["input_ids"]) - samples
-        if self.args.alpha:
-            features = _required(features)
-        elif not fillers:
+        if not self.args.alpha and not fillers:
             inputs.pop("slice_map", None)
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
@@ -536,22 +545,22 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             loss = loss + 0 * outputs.retrieval_embeds[-fillers:].sum()
             outputs.retrieval_mask = outputs.retrieval_mask.clone()
             outputs.retrieval_mask[-fillers:] = False
-        losses: dict[str, Any] = {"loss_lm": loss_lm.detach() * parts}
+        losses: dict[str, Any] = {"loss_lm": loss_lm.detach() * shares}
         statistics: dict[str, Any] = {}
         if self.args.alpha:
-            embeddings, vectors, ends = self._draw(outputs.retrieval_embeds, features, keys, training)
+            embeddings, ends = self._draw(outputs.retrieval_embeds, *parts, keys, training)
             value, gradient = run.value, run.gradient
             if value is None:
-                value, gradient, statistics = self._structure_term(embeddings, vectors, ends, training)
+                value, gradient, statistics = self._structure_term(embeddings, *parts, ends, training)
             losses["loss_structure"] = value
             if gradient is not None:
                 value = KnownGradient.apply(embeddings, value, gradient * run.count)
-            loss = loss + (self.current_alpha() if training else self.args.alpha) / parts * value
+            loss = loss + (self.current_alpha() if training else self.args.alpha) / shares * value
         if training:
             mask = inputs["attention_mask"][:samples]
             self.guard.check(losses, names, nonfinite_samples(outputs, mask, features))
             if not self._is_empty_step:
-                self.guard.log(losses | statistics, weight=1 / parts)
+                self.guard.log(losses | statistics, weight=1 / shares)
         else:
             if self.args.on_bad_sample == "skip":  # some processes may have fewer: they share one normaliser
                 samples = int(self._sum_over_processes(torch.tensor(samples, device=self.args.device)))
@@ -560,18 +569,29 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         return (loss, outputs) if return_outputs else loss
 
     def _draw(
-        self, embeddings: Tensor, features: Mapping[str, Tensor], keys: Tensor, training: bool
-    ) -> tuple[Tensor, SliceFeatures, Tensor]:
-        """Return embeddings (n, d) of the slice ends drawn in this step, teacher vectors, and the ends (n, 2)."""
+        self,
+        embeddings: Tensor,
+        features: SliceFeatures | None,
+        known: PairLabels | None,
+        keys: Tensor,
+        training: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings (n, d) of the slice ends drawn in this step, and the ends (n, 2)."""
         step = self.state.global_step if training else 0  # evaluations are compared with each other
         seed = self.args.seed if self.args.slice_seed is None else self.args.slice_seed
-        vectors = SliceFeatures(**features)
+        lengths = features.lengths if known is None else known.lengths
+        last = None if known is None else known.samples[:, 2].tolist()
         most = self.args.positions_per_sample or None
-        ends = draw_slice_ends(vectors.lengths.tolist(), keys.tolist(), most, seed=seed, step=step).to(keys.device)
-        return embeddings[ends[:, 0], ends[:, 1]], vectors, ends
+        ends = draw_slice_ends(lengths.tolist(), keys.tolist(), most, seed, step, last).to(keys.device)
+        return embeddings[ends[:, 0], ends[:, 1]], ends
 
     def _structure_term(
-        self, embeddings: Tensor, features: SliceFeatures, ends: Tensor, training: bool
+        self,
+        embeddings: Tensor,
+        features: SliceFeatures | None,
+        known: PairLabels | None,
+        ends: Tensor,
+        training: bool,
     ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """Return L_d, its gradient with respect to the embeddings in training, and label statistics if due."""
         step, every = self.state.global_step if training else 0, self.args.label_statistics_steps
@@ -580,6 +600,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             features,
             ends,
             self.structure_config,
+            known=known,
             accelerator=self.accelerator if self.args.structure_loss_scope == "global" else None,
             with_gradient=training,
             with_statistics=bool(every) and step % every == 0,
@@ -701,6 +722,9 @@ def _make_collator(
         split_sentences=args.split_sentences,
         on_bad_sample=args.on_bad_sample,
         control_tokens_in_answers=args.control_tokens_in_answers,
+        pairs_lm_loss=args.pairs_lm_loss,
+        score_mapping=args.score_mapping,
+        score_range=args.score_range,
     )
 
 
@@ -713,7 +737,7 @@ def _used_columns(data: Any, args: SugarTrainingArguments) -> Any:
         return {name: _used_columns(each, args) for name, each in data.items()}
     if not isinstance(data, Dataset) or not set(FEATURES) <= set(data.column_names):
         return data
-    kept = {*FEATURES, *TEACHER_COLUMNS, args.length_column_name}
+    kept = {*FEATURES, *PAIR_FEATURES, *TEACHER_COLUMNS, args.length_column_name}
     return data.select_columns([name for name in data.column_names if name in kept])
 
 
@@ -745,13 +769,3 @@ def _first_rows(values: Any, count: int) -> Any:
     if isinstance(values, Tensor):
         return values[:count]
     return None if values is None else tuple(_first_rows(value, count) for value in values)
-
-
-def _required(features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """Return the teacher vectors of a batch, or raise an error if it has none."""
-    if features is None:
-        raise ValueError(
-            "The batch has no teacher vectors to make labels from. Store them with TripleTeacher.cache, give the "
-            "collator a teacher, or set alpha=0 to train the language-model loss alone."
-        )
-    return features
