@@ -394,6 +394,7 @@ class SugarIndex:
         late_interaction: int | None = None,
         reranker: Reranker | None = None,
         rerank: int | None = None,
+        prompt: str | None = None,
     ) -> Any:
         """Find the documents that fit samples best.
 
@@ -410,6 +411,7 @@ class SugarIndex:
                 query best, each its own; for an index with positions `"all"`.
             reranker: Puts what was found in another order, such as a [`SugarReranker`]. Scores are then its own.
             rerank: How many documents the reranker sees, `top_k` of which are returned; 20 when `None`.
+            prompt: An instruction for the queries; see [`SugarEmbedder.encode`].
 
         Returns:
             For one query a list of [`Hit`], best first; for a list of queries a list of those.
@@ -428,10 +430,10 @@ class SugarIndex:
         count = self._first_count(wanted, late_interaction)
         slices, vectors = [], np.zeros((len(samples), self._spec.dim), np.float32)
         if late_interaction is not None:
-            slices = self._checked_embedder().encode_slices(samples, names=names)
+            slices = self._checked_embedder().encode_slices(samples, names=names, prompt=prompt)
             vectors = np.stack([each[-1] for each in slices])
         elif mode != "text":
-            vectors = self._checked_embedder().encode(samples, names=names)
+            vectors = self._checked_embedder().encode(samples, names=names, prompt=prompt)
         if mode == "vector":
             snapshot, matches = self.store.search(vectors, count, condition)
             hits = vector_hits(snapshot, matches, return_vectors)

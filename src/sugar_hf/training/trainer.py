@@ -571,7 +571,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
     def _draw(
         self,
         embeddings: Tensor,
-        features: SliceFeatures | None,
+        features: Any,
         known: PairLabels | None,
         keys: Tensor,
         training: bool,
