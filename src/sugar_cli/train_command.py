@@ -1,7 +1,8 @@
 """Fine-tune a vision-language model so that it retrieves as well as it generates.
 
 Takes any image-text-to-text model (or a Sugar checkpoint, to train it on) and any of the data formats of
-`sugar_hf.data`: LLaVA's JSON, MMC4, OBELICS, image-caption pairs, chat messages, alone or mixed. The teachers'
+`sugar_hf.data`: LLaVA's JSON, MMC4, OBELICS, image-caption pairs, chat messages, queries with what answers them, alone
+or mixed. The teachers'
 embeddings of all slices are computed once and kept with the data set. The model and its processor are saved to
 `--output_dir`.
 
@@ -47,7 +48,7 @@ from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, HfArgumentParser, PreTrainedConfig, set_seed
 
 from sugar_hf import picturebook
-from sugar_hf.data import load_dataset_file, to_sample
+from sugar_hf.data import load_dataset_file, to_samples
 from sugar_hf.data.containers import hub_hint
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter, push_to_hub
 from sugar_hf.structure import EncoderTeacher, TripleTeacher
@@ -87,7 +88,9 @@ class ScriptArguments:
     image_processor: str | None = field(
         default=None, metadata={"help": "Settings of the image processor (YAML or JSON), such as {size: {...}}."}
     )
-    format: str = field(default="auto", metadata={"help": "llava, mmc4, obelics, pairs, chat, documents, or auto."})
+    format: str = field(
+        default="auto", metadata={"help": "llava, mmc4, obelics, pairs, chat, documents, retrieval, or auto."}
+    )
     image_root: str | None = field(default=None, metadata={"help": "Folder that image names are relative to."})
     on_error: str = field(default="raise", metadata={"help": "What a broken row does.", "choices": ["raise", "skip"]})
     drop_columns: list[str] | None = field(
@@ -113,6 +116,9 @@ class ScriptArguments:
             "help": "One model of sentence-transformers, or a Sugar checkpoint, as the teacher of all slices in the "
             "place of clip, dino and text; with --text it compares all but two texts."
         },
+    )
+    no_teacher: bool = field(
+        default=False, metadata={"help": "Train on what pairs say alone, without labels of teachers."}
     )
     teacher_device: str = field(default="cuda" if torch.cuda.is_available() else "cpu")
     teacher_batch_size: int = field(default=64, metadata={"help": "Slices that a teacher embeds at once."})
@@ -295,12 +301,12 @@ def load_rows(
 ) -> tuple[Dataset, Dataset | None]:
     """The data with the teachers' vectors, which are taken from the cache if they are there."""
     train, evaluation = load_data(script, arguments.seed)
-    if not arguments.alpha:
+    if not arguments.alpha or script.no_teacher:
         return train, evaluation
     teacher, split_sentences = load_teacher(script), arguments.split_sentences
 
     def slices(row: dict[str, Any]) -> list[Any]:
-        return processor.slices(to_sample(row), split_sentences)
+        return [part for sample in to_samples(row) for part in processor.slices(sample, split_sentences)]
 
     # A run that was killed while the teachers were at work resumes.
     folder = script.teacher_cache or Path(arguments.output_dir, "_teacher_cache")

@@ -14,7 +14,7 @@ from builders import picture
 from peft import get_peft_model
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
-from training_tools import chat, document, make_dataset, make_rows, make_sugar, make_trainer
+from training_tools import chat, document, make_dataset, make_pairs, make_rows, make_sugar, make_trainer
 from transformers import TrainerCallback
 
 from sugar_hf.data import RetrievalSet
@@ -37,6 +37,9 @@ SCENARIOS = {
     "paper": {"label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
     "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
+    "pairs": {"pairs": "cached", "objective": "kl", "alpha": 0.3},
+    "pairs_alone": {"pairs": "alone", "objective": "infonce", "alpha": 0.3, "mini_batch_size": 2},
+    "pairs_apart": {"pairs": "alone", "positions_per_sample": 1, "batch_sampler": "no_duplicates"},
     "bad_samples": {"bad": 3, "on_bad_sample": "skip", "max_length": 200},
 }
 
@@ -51,7 +54,7 @@ RETRIEVAL = RetrievalSet.of(
 
 
 # What is run by three processes, too: where they have unequal shares.
-UNEQUAL = ("plain", "token_budget", "few_ends", "bad_samples")
+UNEQUAL = ("plain", "token_budget", "few_ends", "pairs_alone", "bad_samples")
 
 
 def scenarios(world_size):
@@ -69,6 +72,19 @@ def rows():
         document(8, "tt"),
     ]
     return [{**row, "id": f"{row['id']}-{i}"} for i, row in enumerate(first + make_rows()[2:])]
+
+
+def pair_rows():
+    """Pairs among documents and chats, twice as many as a batch; one positive stands in both halves of a batch."""
+    pairs, others = make_pairs(), make_rows()[:3]
+    return [
+        *pairs[:2],
+        others[0],
+        *pairs[2:5],
+        others[1],
+        *pairs[5:],
+        *({**row, "id": f"{row['id']}-again"} for row in (others[2], *pairs[1:4])),
+    ]
 
 
 class Reductions(TrainerCallback):
@@ -95,7 +111,8 @@ def train(folder, name, world_size, count_reductions=False, **options):
     if options.pop("lora", False):
         torch.manual_seed(0)
         model = get_peft_model(model, sugar_lora_config(model, r=2))
-    found = rows()
+    pairs = options.pop("pairs", None)
+    found = rows() if pairs is None else pair_rows()
     for row in found[: options.pop("bad", 0)]:  # all that the first process has of the first batch
         parts = row["messages"][0]["content"]
         parts[0] = {"type": "text", "text": "A cat on a mat. " * 100} if parts[0]["type"] == "text" else parts[0]
@@ -103,8 +120,8 @@ def train(folder, name, world_size, count_reductions=False, **options):
     trainer = make_trainer(
         folder,
         model=model,
-        train_dataset=make_dataset(processor, found),
-        eval_dataset=make_dataset(processor, found[:GLOBAL_BATCH]),
+        train_dataset=make_dataset(processor, found, cached=pairs != "alone"),
+        eval_dataset=make_dataset(processor, found[:GLOBAL_BATCH], cached=pairs != "alone"),
         eval_retrieval=RETRIEVAL,
         callbacks=[reductions] if count_reductions else None,
         **{

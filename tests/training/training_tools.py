@@ -5,9 +5,9 @@ import io
 import numpy as np
 import torch
 from builders import build_tiny_llava, picture
-from datasets import Dataset
+from datasets import Dataset, Features
 
-from sugar_hf.data import DOCUMENT_ROLE, FEATURES, image_part, text_part, to_sample
+from sugar_hf.data import DOCUMENT_ROLE, FEATURES, PAIR_FEATURES, image_part, text_part, to_samples
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments
 
@@ -48,6 +48,40 @@ def chat(number: int, answer: str = "Two green apples.") -> dict:
     }
 
 
+def sample(number: int, parts: str) -> dict:
+    """A sample of a pair: messages and images."""
+    row = document(number, parts)
+    return {"messages": row["messages"], "images": row["images"]}
+
+
+def pair(number: int, positives: tuple[str, ...] = ("t",), negatives: tuple[str, ...] = (), **more) -> dict:
+    """A pair whose query is a picture and a text; each positive and negative has a `t` or `i` for each part."""
+    first = 20 * number
+    return {
+        "id": f"pair-{number}",
+        "source": "tests",
+        "query": sample(first, "it"),
+        "positives": [sample(first + 1 + i, parts) for i, parts in enumerate(positives)],
+        "negatives": [sample(first + 10 + i, parts) for i, parts in enumerate(negatives)],
+        "scores": None,
+        "instruction": None,
+        **more,
+    }
+
+
+def make_pairs() -> list[dict]:
+    """Six pairs of different sizes, two of which have a positive in common."""
+    shared = pair(1)["positives"]
+    return [
+        pair(0, ("t",), ("i", "tt")),
+        pair(1),
+        pair(2, ("it", "t"), ("t",), scores=[0.9, 0.7, 0.1]),
+        pair(3, instruction="Find the caption."),
+        pair(4, positives=(), negatives=("ti",)) | {"positives": shared},
+        pair(5, ("titit",), ("t",)),
+    ]
+
+
 def make_rows() -> list[dict]:
     return [
         document(0, "titi"),
@@ -74,7 +108,7 @@ def teacher_columns(row: dict, processor: SugarProcessor, dim: int = 8) -> dict:
         vector = np.random.default_rng([space, *content[:200]]).normal(size=dim)
         return vector / np.linalg.norm(vector)
 
-    slices = processor.slices(to_sample(row))
+    slices = [each for sample in to_samples(row) for each in processor.slices(sample)]
     contents = [s.encode() if isinstance(s, str) else np.asarray(s).tobytes() for s in slices]
     images = [not isinstance(s, str) for s in slices]
     zeros = np.zeros(dim)
@@ -90,7 +124,10 @@ def teacher_columns(row: dict, processor: SugarProcessor, dim: int = 8) -> dict:
 
 def make_dataset(processor: SugarProcessor, rows: list[dict] | None = None, cached: bool = True) -> Dataset:
     rows = make_rows() if rows is None else rows
-    dataset = Dataset.from_list(rows, features=FEATURES)
+    known = {**FEATURES, **PAIR_FEATURES}
+    features = Features({name: known[name] for name in known if any(name in row for row in rows)})
+    filled = [{name: row.get(name) for name in features} for row in rows]
+    dataset = Dataset.from_list(filled, features=features)
     if not cached:
         return dataset
     columns = [teacher_columns(row, processor) for row in rows]

@@ -214,7 +214,8 @@ def _sample(value: Any, field: str, images: Images) -> SchemaSample:
             taken.append(images.take(given, f"images[{i}]" if len(sources) > 1 else "image"))
         return {**sample, "images": taken}
     except BadSampleError as error:
-        error.field = field if error.field in (None, "document") else f"{field}.{error.field}"
+        is_whole = isinstance(value, str) or error.field in (None, "document")
+        error.field = field if is_whole else f"{field}.{error.field}"
         raise error
 
 

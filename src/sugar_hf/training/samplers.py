@@ -121,6 +121,19 @@ class NoDuplicatesSampler(Sampler[int]):
             )
 
 
+def is_own_order(dataset: Any, args: StructureArguments) -> bool:
+    """Tell whether the arguments ask for an order that the base trainer may not know.
+
+    Raises:
+        ValueError: Equal samples are to be kept apart in a data set that has no length.
+    """
+    values: Any = args
+    if args.batch_sampler == "no_duplicates" and not has_length(dataset):
+        raise ValueError("batch_sampler='no_duplicates' looks at all rows first: give a data set with a length.")
+    is_ordered = args.batch_sampler == "no_duplicates" or values.train_sampling_strategy == "group_by_length"
+    return is_ordered and has_length(dataset)
+
+
 def train_sampler(
     dataset: Any, args: StructureArguments, epoch: Callable[[], int], lengths: Callable[[], list[int]]
 ) -> Sampler | None:
@@ -131,15 +144,10 @@ def train_sampler(
         args: `batch_sampler`, and of the base `train_sampling_strategy`, `length_column_name`, seeds and batch sizes.
         epoch: Tells the epoch when the sampler is iterated over.
         lengths: Estimates the length of each row.
-
-    Raises:
-        ValueError: Equal samples are to be kept apart in a data set that has no length.
     """
     values: Any = args
     is_apart, is_by_length = args.batch_sampler == "no_duplicates", values.train_sampling_strategy == "group_by_length"
     has_column = isinstance(dataset, Dataset) and values.length_column_name in dataset.column_names
-    if is_apart and not has_length(dataset):
-        raise ValueError("batch_sampler='no_duplicates' looks at all rows first: give a data set with a length.")
     if not is_apart and (not is_by_length or has_column or not has_length(dataset)):
         return None
     seed = values.seed if values.data_seed is None else values.data_seed

@@ -60,7 +60,7 @@ from .guards import (
 )
 from .hub_upload import HubUploads
 from .retrieval_evaluation import RetrievalEvaluations, as_retrieval_set
-from .samplers import train_sampler
+from .samplers import is_own_order, train_sampler
 from .structure_term import KnownGradient, draw_slice_ends, joined_parts, structure_parts, structure_term
 
 logger = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             data_collator = _make_collator(processing_class, teacher, args)
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
-        if isinstance(train_dataset, IterableDataset) and args.world_size > 1:
-            # by default one process collates for all, as tensors of one length
+        if isinstance(train_dataset, IterableDataset):
+            # by default one process collates for all, as tensors of one length, and as many samples as rows
             args.accelerator_config.dispatch_batches = False
         if args.remove_unused_columns:  # used is what the collator reads, not what the model takes
             args.remove_unused_columns = False
@@ -331,9 +331,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = collate
-        by_length = self.args.train_sampling_strategy == "group_by_length" and has_length(self.train_dataset)
-        if by_length and not self._sampler_asked:
-            raise lost_hook("_get_train_sampler", "train_sampling_strategy='group_by_length'")
+        if not self._sampler_asked and is_own_order(self.train_dataset, self.args):
+            raise lost_hook("_get_train_sampler", "train_sampling_strategy='group_by_length' and batch_sampler")
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
