@@ -206,7 +206,7 @@ def _sample(value: Any, field: str, images: Images) -> SchemaSample:
             validate_row({"id": "", "source": "", **sample})
             sources = sample["images"]
         else:
-            content = Content.of(_typed(value, images))
+            content = Content.of(_typed(value))
             sample, sources = {"messages": content.messages}, content.images
         taken = []
         for i, image in enumerate(sources):
@@ -219,7 +219,7 @@ def _sample(value: Any, field: str, images: Images) -> SchemaSample:
         raise error
 
 
-def _typed(value: Any, images: Images) -> Any:
+def _typed(value: Any) -> Any:
     """Return a sample whose parts say their type; a row becomes the sample that it stands for."""
     if isinstance(value, str):
         if looks_like_media(value) and not re.search(r"\s", value.strip()):
@@ -238,8 +238,8 @@ def _typed(value: Any, images: Images) -> Any:
             return found
         if is_empty(value):
             raise BadSampleError("it has neither text nor image", mend="Fill it in or leave it out")
-        said, _ = row_sample(value, GivenImages(front=images.front))
-        return said if isinstance(said, str) else _typed(said, images)
+        said, _ = row_sample(value, GivenImages())
+        return said if isinstance(said, str) else _typed(said)
     return value
 
 
