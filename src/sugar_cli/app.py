@@ -14,6 +14,7 @@ from .evaluate_command import evaluate
 from .explain_command import explain
 from .export_command import export
 from .index_command import index_app
+from .mine_command import mine
 from .options import TextCommand
 from .output import visible
 from .report_command import report
@@ -30,6 +31,7 @@ HELP = """Train Sugar models, index interleaved documents, search them, answer w
   sugar-hf ask photos.index "What is beside the red boat?"
   sugar-hf explain photos.index "a red boat by the sea" --plot why.png
   sugar-hf serve sugar --index photos.index
+  sugar-hf mine pairs.jsonl --index corpus.index --output mined.jsonl
   sugar-hf train examples/recipes/llava15_7b.yaml
   sugar-hf evaluate --task vist --data ~/vist --model sugar
 
@@ -88,6 +90,7 @@ app.command(cls=TextCommand)(explain)
 app.command(cls=TextCommand)(embed)
 app.command()(export)
 app.command()(space)
+app.command()(mine)
 app.command()(evaluate)
 app.command()(report)
 app.command()(serve)

@@ -1,17 +1,14 @@
 """`sugar-hf explain`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from .loading import parse_where, read_queries
+from .loading import load_teacher, parse_where, read_queries
 from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Where
 from .output import emit, say, show
 from .search_command import open_index
-
-if TYPE_CHECKING:
-    from sugar_hf.structure import Teacher
 
 PLOTS = (".png", ".svg")
 
@@ -70,9 +67,8 @@ def explain(
         hit, name = hits[rank - 1], hits[rank - 1].id
     else:
         hit = name = document
-    found = opened.explain(
-        {"query": queries[0]}, hit, embeddings=embeddings, teacher=None if teachers is None else _load(teachers)
-    )
+    teacher = None if teachers is None else load_teacher(teachers, "--teachers", device)
+    found = opened.explain({"query": queries[0]}, hit, embeddings=embeddings, teacher=teacher)
     if as_json:
         emit({"id": name, **found.to_dict()})
     else:
@@ -83,23 +79,3 @@ def explain(
 
             plot_alignment(found, file, which=which)
             say(f"drawn: {file}")
-
-
-def _load(teachers: str) -> "Teacher":
-    from sugar_hf.structure import EncoderTeacher, TripleTeacher
-
-    if teachers == "paper":
-        return TripleTeacher.from_pretrained(show_progress=False)
-    if teachers == "mini":
-        from sugar_hf.picturebook import mini_teachers
-
-        names = [mini_teachers()[role] for role in ("clip", "dino", "text")]
-    else:
-        names = [name.strip() for name in teachers.split(",")]
-    if len(names) not in (1, 3) or not all(names):
-        said = "give mini, paper, or three names: CLIP,DINO,TEXT; or that of one model of sentence-transformers"
-        raise typer.BadParameter(said, param_hint="--teachers")
-    if len(names) == 1:
-        return EncoderTeacher.from_pretrained(names[0], show_progress=False)
-    clip, dino, text = names
-    return TripleTeacher.from_pretrained(clip=clip, dino=dino, text=text, show_progress=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sugar_hf.data import Document
     from sugar_hf.data.formats import ImageSource
     from sugar_hf.retrieval.embedder import SugarEmbedder
+    from sugar_hf.structure import Teacher
 
 PICTUREBOOK = "picturebook:"
 
@@ -91,6 +92,32 @@ def load_embedder(
     options = {**{name: settings[name] for name in kept if name in settings}, **options}
     name = find_model(model, settings.get("model"))
     return SugarEmbedder.from_pretrained(name, device=device, dtype=dtype, batch_size=batch_size, **options)
+
+
+def load_teacher(named: str, option: str, device: str | None) -> "Teacher":
+    """Load `mini`, `paper`, three names (CLIP,DINO,TEXT), or one model of sentence-transformers.
+
+    Raises:
+        typer.BadParameter: It is none of these.
+    """
+    from sugar_hf.structure import EncoderTeacher, TripleTeacher
+
+    options: dict[str, Any] = {"show_progress": False, "device": device or "cpu"}
+    if named == "paper":
+        return TripleTeacher.from_pretrained(**options)
+    if named == "mini":
+        from sugar_hf.picturebook import mini_teachers
+
+        names = [mini_teachers()[role] for role in ("clip", "dino", "text")]
+    else:
+        names = [name.strip() for name in named.split(",")]
+    if len(names) not in (1, 3) or not all(names):
+        said = "give mini, paper, or three names: CLIP,DINO,TEXT; or that of one model of sentence-transformers"
+        raise typer.BadParameter(said, param_hint=option)
+    if len(names) == 1:
+        return EncoderTeacher.from_pretrained(names[0], **options)
+    clip, dino, text = names
+    return TripleTeacher.from_pretrained(clip=clip, dino=dino, text=text, **options)
 
 
 def read_sources(

@@ -1,0 +1,73 @@
+"""`sugar-hf mine` on the picturebook."""
+
+import json
+
+import pytest
+
+from sugar_hf import picturebook
+from sugar_hf.data import load_dataset_file, to_sample
+from sugar_hf.retrieval.embedder import SugarEmbedder
+from sugar_hf.retrieval.index import SugarIndex
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An index of pictures, and captions as queries for them by id."""
+    folder = tmp_path_factory.mktemp("mine")
+    rows = list(picturebook.load("test", kind="caption", size=30, words_first=True))
+    samples = [to_sample(row) for row in rows]
+    documents = [{"id": row["id"], "document": [sample[1]]} for row, sample in zip(rows, samples, strict=True)]
+    embedder = SugarEmbedder.from_pretrained(picturebook.checkpoint("mini-sugar"), device="cpu")
+    SugarIndex.build(folder / "pictures.index", documents, embedder, show_progress=False)
+    pairs = [
+        {"id": row["id"], "query": sample[0], "positive_ids": [row["id"]]}
+        for row, sample in zip(rows[:6], samples, strict=False)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def test_rows_to_train_on(cli, folder):
+    command = [
+        "mine",
+        folder / "pairs.jsonl",
+        "--index",
+        folder / "pictures.index",
+        "--output",
+        folder / "mined.jsonl",
+    ]
+    found = cli(*command, "--ranks", "2-20", "--count", "3", "--teacher", "mini", "--teacher-threshold", "0.999")
+    assert found.code == 0, found.err
+    assert "rows: 6, negatives: 18" in found.err
+    rows = load_dataset_file(folder / "mined.jsonl")
+    assert [len(row["negatives"]) for row in rows] == [3] * 6
+    assert all(row["negatives"][0]["images"][0]["bytes"] for row in rows)
+    again = cli(*command)
+    assert (again.code, again.out) == (1, "")
+    assert "mined.jsonl is there" in again.err
+    counts = cli(*command, "--overwrite", "--ranks", "1-4", "--count", "4", "--json")
+    assert json.loads(counts.out) == {
+        "rows": 6,
+        "negatives": 24,
+        "short": 0,
+        "empty": 0,
+        "left_out": json.loads(counts.out)["left_out"],
+        "skipped": 0,
+    }
+
+
+def test_what_is_refused(cli, folder, subtests):
+    for options, code, message in [
+        (["--ranks", "ten"], 2, "give two ranks, such as 10-50"),
+        (["--ranks", "9-3"], 1, "ranks=9-3"),
+        (["--teacher", "a,b"], 2, "give mini, paper, or three names"),
+        (["--sampling", "best"], 2, "'best' is not one of"),
+    ]:
+        with subtests.test(message):
+            output = folder / "refused.jsonl"
+            found = cli(
+                "mine", folder / "pairs.jsonl", "--index", folder / "pictures.index", "--output", output, *options
+            )
+            assert (found.code, found.out) == (code, "")
+            assert message in " ".join(found.err.replace("│", " ").split())
+            assert not output.exists()
