@@ -4,6 +4,7 @@ from .chat import SugarChat, chat_to_json, route_by_words
 from .embedder import SugarEmbedder
 from .explain import Alignment, Explanation, explain
 from .index import Hit, Reranker, SugarIndex
+from .mining import MiningReport, MiningRules, mine_negatives
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
 from .rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagAnswer, RagHit, RagTemplate, SugarRag
@@ -22,6 +23,8 @@ __all__ = [
     "Hit",
     "IndexMismatchError",
     "LockedIndexError",
+    "MiningReport",
+    "MiningRules",
     "RagAnswer",
     "RagHit",
     "RagTemplate",
@@ -35,6 +38,7 @@ __all__ = [
     "SugarReranker",
     "chat_to_json",
     "explain",
+    "mine_negatives",
     "plot_alignment",
     "route_by_words",
 ]
