@@ -86,6 +86,17 @@ def test_adapters_are_on(tmp_path):
     check(trainer.evaluate(), model, processor)
 
 
+def test_queries_may_have_an_instruction(tmp_path):
+    trainer = make_trainer(tmp_path, eval_retrieval=TASK | {"instruction": "Find it."})
+    embedder = SugarEmbedder(trainer.model, trainer.processing_class)
+    queries = embedder.encode([*QUERIES.values()], prompt="Find it.", show_progress=False)
+    corpus = embedder.encode([*CORPUS.values()], show_progress=False)
+    vectors = embedder.embed_documents(trainer.eval_retrieval.queries)
+    assert abs(queries - [row[0] for row in vectors]).max() < 1e-5
+    expected = RetrievalSet.of(**TASK).metrics(queries, corpus)
+    assert found_in(trainer.evaluate()).items() >= expected.items()
+
+
 def test_training_is_the_same_with_it(tmp_path):
     losses = []
     for options in ({}, {"eval_retrieval": TASK, "eval_strategy": "steps", "eval_steps": 1}):

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Document, as_document
+from .documents import Document, as_document, from_schema
+from .pair_rows import prompted
 
 KS = (1, 5, 10)
 BLOCK = 1 << 24  # scores in memory at once, 64 MiB
@@ -65,7 +66,14 @@ class RetrievalSet:
                 )
 
     @classmethod
-    def of(cls, queries: Any, corpus: Any, relevance: Mapping[str, Any], ks: Sequence[int] = KS) -> RetrievalSet:
+    def of(
+        cls,
+        queries: Any,
+        corpus: Any,
+        relevance: Mapping[str, Any],
+        ks: Sequence[int] = KS,
+        instruction: str | None = None,
+    ) -> RetrievalSet:
         """Make one of whatever a user has.
 
         Args:
@@ -73,6 +81,7 @@ class RetrievalSet:
             corpus: The same.
             relevance: By the id of each query, the ids of its relevant documents, or their grades by id.
             ks: Where rankings are cut off.
+            instruction: What to look for, in the prompt of each query, as pairs have it in training.
 
         Raises:
             BadSampleError: A query or document is malformed.
@@ -82,7 +91,8 @@ class RetrievalSet:
             str(name): dict(found) if isinstance(found, Mapping) else dict.fromkeys(_listed(name, found), 1.0)
             for name, found in relevance.items()
         }
-        return cls(_documents(queries, "query "), _documents(corpus, "document "), grades, tuple(ks))
+        asked = [_with_instruction(each, instruction) for each in _documents(queries, "query ")]
+        return cls(asked, _documents(corpus, "document "), grades, tuple(ks))
 
     def metrics(self, queries: np.ndarray, corpus: np.ndarray) -> dict[str, float]:
         """Measure the ranking of all documents for each query by the inner products of their vectors.
@@ -163,6 +173,14 @@ def _documents(given: Any, prefix: str) -> list[Document]:
     if isinstance(given, Mapping):
         given = [Document(str(name), sample) for name, sample in given.items()]
     return [as_document(item, number, prefix) for number, item in enumerate(given)]
+
+
+def _with_instruction(query: Document, instruction: str | None) -> Document:
+    if not instruction:
+        return query
+    content = query.content
+    sample = prompted({"messages": content.messages, "images": content.images}, instruction)
+    return Document(query.id, from_schema(sample["messages"], sample["images"]), query.metadata)
 
 
 def _listed(name: Any, found: Any) -> Iterable[str]:
