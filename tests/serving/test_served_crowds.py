@@ -233,6 +233,19 @@ def test_who_leaves_ends_the_generation(served, slow, streamed, path, body):
     eventually(lambda: served.figure("sugar_requests_in_progress") == 0)
 
 
+def test_inputs_of_who_leaves_are_not_embedded(mini):
+    with running(Engine(mini)) as server:
+        holds, goes = threading.Event(), threading.Event()
+        server.engine._embedding.call(lambda: (holds.set(), goes.wait(30)))
+        holds.wait(30)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{server.url}/v1/embeddings", json={"input": ["a"] * 100}, timeout=0.3)
+        eventually(lambda: server.figure("sugar_requests_in_progress") == 0)
+        goes.set()
+        assert server.post("/v1/embeddings", input="a").status_code == 200
+        assert server.figure("sugar_batch_inputs_sum") == 1
+
+
 def test_who_leaves_the_queue_is_not_served(served, slow):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(served.post, CHAT, max_tokens=2, **WHO)

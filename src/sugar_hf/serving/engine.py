@@ -262,8 +262,9 @@ class Engine:
 
         def end(row: int) -> None:
             tokens = chats[row].features["input_ids"].shape[1]
-            self._count(tokens, tasks[row].watch)
-            tasks[row].end(Generated(tokens))
+            if not tasks[row].future.done():
+                self._count(tokens, tasks[row].watch)
+                tasks[row].end(Generated(tokens))
 
         options = {
             **chats[0].options,
@@ -272,6 +273,8 @@ class Engine:
         }
         self._seed(options, chats[0].wanted)
         self.model.generate(**features, **options)
+        for row in range(len(tasks)):  # where the model's own configuration has ended them
+            end(row)
 
     def answer(
         self,

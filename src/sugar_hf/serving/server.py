@@ -44,6 +44,7 @@ PAGE = Path(__file__).with_name("page") / "index.html"
 THUMBNAIL = 256
 _LOG = logging.getLogger(__name__)
 MANY_NUMBERS = 20_000  # in a response: more are written by another thread
+MANY_SAMPLES = 16  # that are not embedded for nobody; to look whether the client is there takes longer than a few
 MANY_CHARACTERS = 100_000  # in a request: more are read by another thread
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schemas.ErrorResponse, "description": "The request cannot be served; `param` names the field."},
@@ -426,7 +427,8 @@ class _Routes:
         return await _read(lambda: self._contents().sample(given, param), [given]), param
 
     async def _embed(self, request: Request, samples: list[Sample], names: list[str]) -> list[Embedded]:
-        return await until_left(request, asyncio.wrap_future(self.engine.embed(samples, names)))
+        found = asyncio.wrap_future(self.engine.embed(samples, names))
+        return await found if len(samples) < MANY_SAMPLES else await until_left(request, found)
 
     def _watch(self, body: Any, pieces: Pieces | None) -> Watch:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
