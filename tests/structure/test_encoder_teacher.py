@@ -15,7 +15,6 @@ from sugar_hf import EncoderTeacher, SugarEmbedder
 from sugar_hf.structure import (
     SliceFeatures,
     StructureLossConfig,
-    Teacher,
     block_means,
     check_cache,
     label_matrix,
@@ -175,8 +174,3 @@ def test_bad_encoders_and_slices_are_refused(clip, text, subtests):
     for message, case in cases.items():
         with subtests.test(message), pytest.raises((TypeError, ValueError), match=message):
             case()
-
-
-def test_a_teacher_of_ones_own_needs_the_protocol_alone(teacher):
-    own: Teacher = teacher
-    assert own.device.type == "cpu"

@@ -9,6 +9,7 @@ from training_tools import logged, make_arguments, make_dataset, make_sugar, mak
 from sugar_hf import SugarEmbedder
 from sugar_hf.data import BadSampleError, RetrievalSet
 from sugar_hf.training import SugarTrainer, sugar_lora_config
+from sugar_hf.training.retrieval_evaluation import embed_over_processes
 
 QUERIES = {"q1": "A cat.", "q2": [picture(2), "And a dog."], "q3": "A ball and a sun."}
 CORPUS = {"d1": "A cat and a mat.", "d2": [picture(2)], "d3": "A dog.", "d4": [picture(3), "A ball."], "d5": "A sun."}
@@ -128,6 +129,30 @@ def test_what_cannot_be_evaluated_is_refused_at_once(tmp_path, subtests):
         SugarTrainer(
             model, make_arguments(tmp_path, alpha=0.0), lambda rows: rows, eval_retrieval=TASK, processing_class=None
         )
+
+
+class OneOfTwo:
+    """The first of two processes, of which the other has met so many faults."""
+
+    num_processes, process_index, device = 2, 0, "cpu"
+
+    def __init__(self, faults):
+        self.faults = faults
+
+    def reduce(self, tensor, reduction):
+        return tensor + self.faults
+
+
+def test_a_fault_stops_all_processes():
+    documents = RetrievalSet.of(**TASK).corpus
+    with pytest.raises(ValueError, match="see its error"):
+        embed_over_processes(OneOfTwo(1), lambda share: torch.zeros(len(share), 2), documents)
+
+    def fail(share):
+        raise ValueError(f"{len(share)} of {len(documents)}")
+
+    with pytest.raises(ValueError, match="3 of 5"):
+        embed_over_processes(OneOfTwo(0), fail, documents)
 
 
 def test_a_broken_picture_is_named(tmp_path):

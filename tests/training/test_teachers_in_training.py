@@ -1,5 +1,6 @@
 """Teacher vectors while training: computed for each batch, or stored before."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_teachers import save_tiny_teachers
@@ -53,6 +54,33 @@ def test_any_encoder_can_be_the_teacher(tmp_path, processor):
     for trainer in (online, stored):
         trainer.train()
         assert all(loss > 0 for loss in logged(trainer, "loss_structure"))
+
+
+class OneVector:
+    """A teacher with what `Teacher` lists and nothing else: all slices are the same to it."""
+
+    show_progress, fingerprint, widths, device = True, "own=1", (2, 0, 0), torch.device("cpu")
+
+    def embed(self, samples):
+        return [
+            {
+                "teacher_clip": np.ones((len(sample), 2), np.float16),
+                "teacher_dino": np.zeros((len(sample), 0), np.float16),
+                "teacher_text": np.zeros((len(sample), 0), np.float16),
+                "teacher_is_image": [not isinstance(part, str) for part in sample],
+                "teacher_fingerprint": self.fingerprint,
+            }
+            for sample in samples
+        ]
+
+
+def test_a_teacher_of_ones_own_needs_the_protocol_alone(tmp_path, processor):
+    rows = make_dataset(processor, cached=False)
+    features = SugarCollator(processor, OneVector())(list(rows))["structure_features"]
+    assert features["clip"].shape[-1] == 2
+    trainer = make_trainer(tmp_path, train_dataset=rows, teacher=OneVector(), label_statistics_steps=1)
+    trainer.train()
+    assert logged(trainer, "label_mean") == pytest.approx([1.0, 1.0], abs=1e-3)
 
 
 def test_the_users_teachers_keep_their_progress_bar(teacher, processor):
