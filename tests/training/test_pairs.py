@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import picture
 from datasets import Dataset, Image, interleave_datasets
+from test_sugar_sft import make_sft
 from training_tools import (
     chat,
     document,
@@ -294,6 +295,24 @@ def test_pairs_chats_and_documents_in_one_run_with_a_share_for_each(tmp_path, pr
     assert min(logged(trainer, "loss_lm")) > 0
     assert max(logged(trainer, "loss_structure")) > 0
     assert set(trainer.train_dataset.column_names) >= {"query", "positives", "messages"}
+
+
+def test_trls_trainer_and_worker_processes(tmp_path, processor):
+    rows = make_dataset(processor, make_pairs(), cached=False)
+    plain = make_trainer(tmp_path, train_dataset=rows, dataloader_num_workers=1, mini_batch_size=3)
+    sft = make_sft(tmp_path, train_dataset=rows, max_steps=2)
+    for trainer in (plain, sft):
+        trainer.train()
+    assert logged(sft, "loss_structure") == pytest.approx(logged(plain, "loss_structure"), rel=1e-5)
+
+
+def test_pairs_without_anything_to_learn_are_refused(tmp_path, processor):
+    rows = make_dataset(processor, make_pairs(), cached=False)
+    with pytest.raises(ValueError, match="pairs_lm_loss"):
+        make_trainer(tmp_path, train_dataset=rows, alpha=0.0)
+    trainer = make_trainer(tmp_path, train_dataset=rows, alpha=0.0, pairs_lm_loss=True)
+    trainer.train()
+    assert min(logged(trainer, "loss_lm")) > 0
 
 
 def test_documents_alone_still_need_teachers(tmp_path, processor):

@@ -57,6 +57,20 @@ def command(files, output, *more):
     return [*settings.split(), *teachers, *more]
 
 
+@pytest.mark.parametrize("teachers", [True, False])
+def test_pairs_and_chats_with_a_share_for_each(script, files, tmp_path, teachers):
+    pairs = [
+        {"query": {"image": f"{i}.png"}, "positives": [f"A cat and {i} dogs."], "negatives": ["x"]} for i in range(6)
+    ]
+    (files / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    parts = [{"path": str(files / name), "weight": weight} for name, weight in (("pairs.jsonl", 2), ("chat.jsonl", 1))]
+    options = ["--dataset", json.dumps(parts), "--alpha", "1", "--logging_steps", "1"]
+    script.main(command(files, tmp_path, *options, *([] if teachers else ["--no_teacher"])))
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert max(entry["loss_structure"] for entry in state["log_history"] if "loss_structure" in entry) > 0
+    assert (tmp_path / "_teacher_cache").exists() == teachers
+
+
 def test_all_weights(script, files, tmp_path):
     script.main(command(files, tmp_path, "--eval_size", "2", "--format", "chat"))
     model = AutoModel.from_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from ..data import BadSampleError, read_pair, to_row
@@ -15,9 +16,12 @@ from ..data.documents import sample_digest
 from ..data.pair_columns import has_pair_columns, is_pair_row
 from ..model.samples_sugar import INSTRUCTION_ROLES, parse_sample
 from ..structure import TEACHER_COLUMNS
+from .arguments import StructureArguments
 
 #: Where a row of one sample keeps what is known of it.
 MEMBERSHIP = "pair_membership"
+# Columns of rows that are no pairs, in a mix of data sets.
+CONVERSATIONS = {"messages", "conversations", "completion", "response", "output", "text", "caption"}
 #: Labels of candidates without scores.
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
 
@@ -178,6 +182,22 @@ def _slice_count(sample: Mapping[str, Any], split_sentences: bool) -> int:
     ]
     parsed = parse_sample(texts, "", split_sentences)[0].parts if texts else ()
     return len(sample["images"]) + sum(part.slice_count for part in parsed)
+
+
+def check_pairs(dataset: Any, args: StructureArguments) -> None:
+    """Refuse a data set of pairs alone from which neither loss learns anything.
+
+    Raises:
+        ValueError: There is no structure loss, and the language-model loss leaves pairs out.
+    """
+    if args.alpha or args.pairs_lm_loss or not isinstance(dataset, Dataset):
+        return
+    columns = dict.fromkeys(dataset.column_names)
+    if has_pair_columns(columns) and not columns.keys() & CONVERSATIONS:
+        raise ValueError(
+            "alpha=0 leaves the language-model loss alone, which learns nothing of pairs. Set alpha, or "
+            "pairs_lm_loss=True to learn their texts."
+        )
 
 
 def pair_fields(

@@ -30,10 +30,14 @@ class SugarSFTConfig(StructureArguments, SFTConfig):
         self._choose_direction()
         super().__post_init__()
         self._check()
-        values = vars(self)
+        values: Any = self
+        # rows without a column of images, such as pairs, would be tokenised beforehand
+        values.dataset_kwargs = {"skip_prepare_dataset": True, **(values.dataset_kwargs or {})}
         for name, only in (("loss_type", "nll"), ("packing", False), ("padding_free", False)):
-            if values[name] != only:
-                raise ValueError(f"{name}={values[name]!r} is not supported with the structure loss: use {only!r}.")
+            if vars(self)[name] != only:
+                raise ValueError(
+                    f"{name}={vars(self)[name]!r} is not supported with the structure loss: use {only!r}."
+                )
 
 
 class SugarSFTTrainer(SugarTrainer, SFTTrainer):

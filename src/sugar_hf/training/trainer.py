@@ -59,6 +59,7 @@ from .guards import (
     sugar_model,
 )
 from .hub_upload import HubUploads
+from .pair_batches import check_pairs
 from .retrieval_evaluation import RetrievalEvaluations, as_retrieval_set
 from .samplers import is_own_order, train_sampler
 from .structure_term import KnownGradient, draw_slice_ends, joined_parts, structure_parts, structure_term
@@ -188,6 +189,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             args.on_bad_sample = self.data_collator.on_bad_sample
             if args.alpha:
                 self._check_teacher_columns()
+            check_pairs(self.train_dataset, args)
         if self._is_sharded:  # all processes have to use the same weights at the same time, or they wait for ever
             if isinstance(self.data_collator, SugarCollator):
                 self.data_collator.fill_images = True
