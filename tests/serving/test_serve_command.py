@@ -87,7 +87,8 @@ def test_an_open_server_without_a_key_is_warned_of(command, monkeypatch):
     assert [call[1:3] for call in calls] == [("0.0.0.0", 8000), ("0.0.0.0", 8000), ("127.0.0.1", 8000)]
 
 
-def test_options_reach_the_server(command, stories):
+def test_options_reach_the_server(command, stories, monkeypatch):
+    monkeypatch.setenv("SUGAR_HF_URLS", "none")  # which stays, whatever the option says
     _, _, [(app, _, port, options)] = command(
         *(
             "--index",
@@ -110,6 +111,7 @@ def test_options_reach_the_server(command, stories):
     assert (engine.name, port, options["drain_seconds"]) == ("toy", 9, 7)
     assert (engine.limits.body_bytes, engine.limits.pixels, engine.limits.new_tokens) == (2 * 2**20, 10, 5)
     assert engine.limits.allow_urls
+    assert os.environ["SUGAR_HF_URLS"] == "none"
     assert (engine.options.dimensions, engine.options.batch_wait) == ((32, 64), 0.0015)
     assert (engine.options.most_generations_waiting, engine.options.top_k) == (3, 2)
     assert engine.options.template.text == "{documents} {question}"

@@ -124,6 +124,7 @@ def test_what_is_not_supported_is_refused_by_name(served, subtests):
         ("presence_penalty", 0.5),
         ("audio", {"voice": "x"}),
         ("nonsense", 1),
+        ("nonsense", None),
     ):
         with subtests.test(name=name):
             found = served.post("/v1/chat/completions", messages=asked("Who?"), **{name: value})

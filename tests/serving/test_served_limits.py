@@ -180,7 +180,8 @@ def test_no_file_and_no_address_of_a_request_is_opened(served, witness, pictures
 
 
 def test_addresses_are_fetched_where_that_is_allowed(mini, monkeypatch, pictures):
-    monkeypatch.delenv("SUGAR_HF_URLS", raising=False)
+    monkeypatch.setenv("SUGAR_HF_URLS", "")  # so that what the server sets is taken back
+    monkeypatch.delenv("SUGAR_HF_URLS")
     with running(Engine(mini, options=ServingOptions(limits=Limits(allow_urls=True)))) as server:
         for name in ("127.0.0.1:9", "localhost:9", "[::1]:9", "10.0.0.1", "169.254.169.254"):
             found = server.post(EMBED, input={"image": f"http://{name}/a.png"})

@@ -8,17 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 MOST_HITS = 100
 MOST_STOPS = 4
-#: What clients send along though it asks for nothing, with the values of which that is true. Others are refused.
+#: What clients send along though it asks for nothing: null, or one of these values. Others are refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
     "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "presence_penalty": (0,),
+    "reasoning_effort": (),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_logprobs": (0,),
     "truncate_prompt_tokens": (),
 }
 
@@ -39,11 +47,13 @@ class _Request(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {
-            name: value
-            for name, value in values.items()
-            if name in cls.model_fields
-            or not (value is None or any(value == one and type(value) is type(one) for one in NEUTRAL.get(name, ())))
+            name: value for name, value in values.items() if name in cls.model_fields or not _is_neutral(name, value)
         }
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    same = any(value == one and type(value) is type(one) for one in NEUTRAL.get(name, ()))
+    return name in NEUTRAL and (value is None or same)
 
 
 class _Part(BaseModel):
