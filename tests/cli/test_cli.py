@@ -23,6 +23,7 @@ COMMANDS = [
     ["search"],
     ["ask"],
     ["explain"],
+    ["mine"],
     ["embed"],
     ["export"],
     ["evaluate"],
