@@ -115,7 +115,12 @@ def to_samples(row: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def read_pair(
-    row: Mapping[str, Any], images: Images | None = None, *, name: str | None = None, source: str = "row", asked=False
+    row: Mapping[str, Any],
+    images: Images | None = None,
+    *,
+    name: str | None = None,
+    source: str = "row",
+    asked: bool = False,
 ) -> PairRow:
     """Read a pair from a row in any of the names that tools have for it.
 
