@@ -63,6 +63,10 @@ def serve(
     together: Annotated[int, typer.Option(min=1, help="Answers to chats that are generated together.")] = 8,
     top_k: Annotated[int, typer.Option(min=1, help="Documents that an answer looks for.")] = 5,
     min_score: Annotated[float | None, typer.Option(help="Answers leave out documents below this cosine.")] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of how many documents that it finds an answer takes the best by judgement."),
+    ] = None,
     max_context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of documents in a prompt.")] = 2048,
     template: Annotated[
         str, typer.Option(help="Words of the prompt with documents, as for `ask`.")
@@ -105,7 +109,7 @@ def serve(
         new_tokens=max_new_tokens,
         allow_urls=allow_urls,
     )
-    options: dict[str, Any] = {"template": words, "top_k": top_k, "min_score": min_score}
+    options: dict[str, Any] = {"template": words, "top_k": top_k, "min_score": min_score, "rerank": rerank}
     engine = Engine(
         embedder,
         opened,

@@ -9,7 +9,7 @@ from PIL import Image
 from serving_tools import image_part, running
 
 from sugar_hf import SugarIndex, SugarRag
-from sugar_hf.retrieval import QUESTION_FIRST, SugarRagPipeline
+from sugar_hf.retrieval import QUESTION_FIRST, SugarRagPipeline, SugarReranker
 from sugar_hf.serving import Engine, ServingOptions
 from sugar_hf.serving.server import THUMBNAIL
 
@@ -48,6 +48,39 @@ def test_search_finds_what_the_index_finds(served, index, pictures):
     chat = [{"role": "user", "content": QUERY}]
     found = served.post("/v1/search", messages=chat).json()["data"]
     assert [hit["id"] for hit in found] == [hit.id for hit in index.search(chat)]
+
+
+def test_modes_are_those_of_the_index(served, index, pictures):
+    for mode in ("text", "hybrid"):
+        found = served.post("/v1/search", query="a large broom", top_k=4, mode=mode).json()["data"]
+        expected = index.search("a large broom", 4, mode=mode)
+        assert [hit["id"] for hit in found] == [hit.id for hit in expected]
+        assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    wordless = served.post("/v1/search", query=[image_part(pictures[0])], mode="text")
+    assert (wordless.status_code, wordless.json()["error"]["param"]) == (400, "query")
+
+
+def test_the_model_judges_what_was_found(served, index, mini, subtests):
+    reranker = SugarReranker(mini.model, mini.processor)
+    expected = index.search(QUERY, 3, reranker=reranker, rerank=8)
+    found = served.post("/v1/search", query=QUERY, top_k=3, rerank=8).json()["data"]
+    assert [hit["id"] for hit in found] == [hit.id for hit in expected]
+    assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    for wrong in ({"rerank": 2}, {"rerank": 0}, {"rerank": 10**6}):
+        with subtests.test(**wrong):
+            refused = served.post("/v1/search", query=QUERY, top_k=3, **wrong)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "rerank")
+
+
+def test_answers_from_what_was_judged(mini, stories):
+    engine = Engine(mini, SugarIndex.load(stories), ServingOptions(rerank=8, top_k=2))
+    with running(engine) as server:
+        found = server.post("/v1/answer", query=QUERY, max_tokens=4).json()["documents"]
+        wider = server.post("/v1/answer", query=QUERY, max_tokens=4, top_k=9).json()["documents"]
+    reranker = SugarReranker(mini.model, mini.processor)
+    expected = SugarRag(mini.model, mini.processor, SugarIndex.load(stories), top_k=2, reranker=reranker, rerank=8)
+    assert [hit["id"] for hit in found] == [hit.id for hit in expected.find(QUERY)]
+    assert len(wider) == 9
 
 
 def test_filters(served, subtests):

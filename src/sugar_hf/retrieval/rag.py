@@ -489,7 +489,8 @@ class SugarRag:
         where: Mapping[str, Any] | None,
     ) -> tuple[Sequence[Hit], list[Hit]]:
         """Search in one stage or two. Returns what was found by cosine, and what is kept of it in the final order."""
-        hits = self._search(embedding, candidate_count(top_k, self.reranker, self.rerank), where)
+        rerank = None if self.rerank is None else max(self.rerank, top_k)
+        hits = self._search(embedding, candidate_count(top_k, self.reranker, rerank), where)
         kept = [hit for hit in hits if min_score is None or hit.score >= min_score]
         return hits, kept if self.reranker is None else self.reranker.rerank(query, kept, top_k)
 

@@ -298,6 +298,7 @@ class BatchedEmbedder(SugarEmbedder):
         options = ("batch_size", "positions", "truncate_dim", "split_sentences", "max_length", "truncation")
         super().__init__(own.model, own.processor, **{name: vars(own)[name] for name in options})
         self.worker = worker
+        self._fingerprint = own._fingerprint  # of the same model: with weights on disk it takes its time
 
     def encode(self, samples: Sequence[Sample], **options: Any) -> np.ndarray:
         """Embed samples, each at its last slice; of the options, `names` counts."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from ..retrieval.embedder import SugarEmbedder, short_name
 from ..retrieval.explain import Explanation
 from ..retrieval.index import Hit, SugarIndex
 from ..retrieval.rag import KNOWLEDGE_VQA, RagAnswer, RagHit, RagTemplate, SugarRag, prepared
+from ..retrieval.reranker import SugarReranker
 from .api_errors import ApiError, invalid
 from .contents import Limits
 from .embedding_worker import BatchedEmbedder, Embedded, EmbeddingWorker
@@ -50,6 +52,7 @@ class ServingOptions:
         template: Words of the prompt of an answer from documents.
         top_k: How many documents an answer looks for.
         min_score: An answer leaves out documents below this cosine.
+        rerank: Of how many documents that an answer finds the model judges which it takes; none when `None`.
         max_context_tokens: The most tokens of documents in the prompt of an answer; never more than half of what the
             model can take.
         refresh_seconds: How often to look whether the index on disk has changed.
@@ -68,6 +71,7 @@ class ServingOptions:
     template: RagTemplate = KNOWLEDGE_VQA
     top_k: int = 5
     min_score: float | None = None
+    rerank: int | None = None
     max_context_tokens: int = 2048
     refresh_seconds: float = 2.0
 
@@ -162,7 +166,10 @@ class Engine:
             metrics=self.metrics,
             adapters=off,
         )
-        self._rag = None if self.index is None else self._make_rag(self.index)
+        self._rag = None
+        if self.index is not None:
+            self.index.embedder = BatchedEmbedder(self._embedding)
+            self._rag = self._make_rag(self.index)
 
     def _adapters(self) -> tuple[Callable[[], AbstractContextManager[Any]], Callable[[], AbstractContextManager[Any]]]:
         """What the thread that embeds, and the one that generates, compute with."""
@@ -185,6 +192,8 @@ class Engine:
             top_k=options.top_k,
             min_score=options.min_score,
             max_context_tokens=most if self.context is None else min(most, self.context // 2),
+            reranker=None if options.rerank is None else self._reranker,
+            rerank=options.rerank,
             **form,
         )
         rag.embedder = BatchedEmbedder(self._embedding)
@@ -229,6 +238,22 @@ class Engine:
         return self._embedding.call(lambda: index.explain({"query": query}, hit))
 
     # ---- Generate ----
+
+    @cached_property
+    def _reranker(self) -> SugarReranker:
+        return SugarReranker(self.model, self.processor)
+
+    def rerank(self, query: Sample, hits: Sequence[Hit], top_k: int, watch: Watch) -> "Future[list[Hit]]":
+        """Let the model judge hits, when its turn has come.
+
+        Raises:
+            QueueFullError: Too many generations are waiting.
+        """
+
+        def run(tasks: Sequence[Task]) -> None:
+            tasks[0].end(self._reranker.rerank(query, hits, top_k))
+
+        return self._generation.submit(Task(run, watch))
 
     def watch(self, stops: Sequence[str], emit: Callable[[str], None] | None) -> Watch:
         """Make what watches a generation."""

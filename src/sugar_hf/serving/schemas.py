@@ -134,6 +134,12 @@ class SearchRequest(_Request):
     messages: Chat | None = None
     top_k: int = Field(10, ge=1, le=MOST_HITS)
     where: dict[str, Any] | None = Field(None, description="A filter on metadata.")
+    mode: Literal["vector", "text", "hybrid"] = Field(
+        "vector", description="By embeddings, by words, or by both, fused by reciprocal rank."
+    )
+    rerank: int | None = Field(
+        None, ge=1, le=MOST_HITS, description="How many of what is found the model judges; `top_k` of them are kept."
+    )
 
 
 class _Generation(_Request):

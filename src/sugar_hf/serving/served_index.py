@@ -55,6 +55,16 @@ class ServedIndex(SugarIndex):
             self.check()
             return super().search_vectors(vectors, top_k, **options)
 
+    def search(self, queries: Any, top_k: int = 10, **options: Any) -> Any:
+        """Search as [`SugarIndex.search`] does.
+
+        Raises:
+            ApiError: There is a fault.
+        """
+        with self._following:
+            self.check()
+            return super().search(queries, top_k, **options)
+
     def follow(self) -> None:
         """Take over what was written. What cannot be read leaves what was read before."""
         with self._following:

@@ -229,14 +229,28 @@ class _Routes:
         self._check_model(body)
         index = self.engine.opened_index()
         condition = _condition(body.where)
+        count = body.top_k if body.rerank is None else body.rerank
+        if count < body.top_k:
+            raise invalid(f"rerank: {count} is less than top_k={body.top_k}.", "rerank")
         query, name = await self._query(body)
-        [found] = await self._embed(request, [query], [name])
+        [found] = await self._embed(request, [query], [name])  # says if it is too long
 
-        def look() -> list[dict[str, Any]]:
-            [hits] = index.search_vectors(found.vectors[-1:], body.top_k, where=condition)
-            return [_found(hit) for hit in hits]
+        def look() -> list[Hit]:
+            if body.mode == "vector":
+                return index.search_vectors(found.vectors[-1:], count, where=condition)[0]
+            try:
+                return index.search({"query": query}, count, mode=body.mode, where=condition)
+            except ValueError as error:  # it has no words
+                raise invalid(str(error).replace("query 0", name), name) from error
 
-        data = await asyncio.to_thread(look)
+        hits = await asyncio.to_thread(look)
+        if body.rerank is not None:
+            watch = self.engine.watch((), None)
+            try:
+                hits = await whole(request, partial(self.engine.rerank, query, hits, body.top_k, watch), watch)
+            except ValueError as error:  # a document that is too long to be judged
+                raise invalid(str(error), "rerank") from error
+        data = await asyncio.to_thread(lambda: [_found(hit) for hit in hits])
         usage = {"total_tokens": found.tokens}
         return _json({"object": "list", "model": self.engine.name, "data": data, "usage": usage})
 

@@ -87,7 +87,7 @@ class EventStream(StreamingResponse):
             self._watch.cancel()
 
 
-async def whole(request: Request, begin: Callable[[], "Future[Generated]"], watch: Watch) -> Generated:
+async def whole(request: Request, begin: Callable[[], "Future[T]"], watch: Watch) -> T:
     """Generate, and wait for all of it.
 
     Raises:
