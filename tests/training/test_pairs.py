@@ -27,6 +27,7 @@ from sugar_hf.structure import PairLabels, SliceFeatures, StructureLossConfig, l
 from sugar_hf.training import SugarCollator, draw_slice_ends
 from sugar_hf.training.collator import LengthEstimate, MiniBatchCollator
 from sugar_hf.training.pair_batches import ScoreScale
+from sugar_hf.training.training_record import example
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,14 @@ def test_pairs_without_anything_to_learn_are_refused(tmp_path, processor):
     trainer = make_trainer(tmp_path, train_dataset=rows, alpha=0.0, pairs_lm_loss=True)
     trainer.train()
     assert min(logged(trainer, "loss_lm")) > 0
+
+
+def test_a_card_shows_the_samples_of_a_pair():
+    shown = example({**pair(0, ("t",), ("i",)), "messages": None})
+    query, positives, negatives = shown.split("; ")
+    assert query.startswith("query: document: (image of ")
+    assert positives.startswith('positives: [document: "A ')
+    assert negatives.startswith("negatives: [document: (image of")
 
 
 def test_documents_alone_still_need_teachers(tmp_path, processor):

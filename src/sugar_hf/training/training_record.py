@@ -212,7 +212,7 @@ def example(row: Mapping[str, Any]) -> str:
     """
     images = iter(row.get("images") or ())
     if not isinstance(row.get("messages"), list):
-        columns = {key: value for key, value in row.items() if key not in ("id", "source")}
+        columns = {key: value for key, value in row.items() if key not in ("id", "source") and value is not None}
         return "; ".join(f"{in_line(key)}: {_described(value)}" for key, value in columns.items())
     turns = []
     for message in row["messages"]:
@@ -234,6 +234,8 @@ def _described(value: Any) -> str:
         return _image_size(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_described(each) for each in value[:5]) + (", …]" if len(value) > 5 else "]")
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list):  # a sample of a pair
+        return example(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{in_line(key)}: {_described(each)}" for key, each in value.items()) + "}"
     return in_line(value) if isinstance(value, int | float | bool | None) else type(value).__name__
