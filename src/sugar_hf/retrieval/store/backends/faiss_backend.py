@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,11 @@ import numpy as np
 from ..codecs import BinaryCodec, Codec, Int8Codec
 from ..layout import checked_read
 from .base import MOST, BackendOptions, Choice, Found, Rows, VectorBackend
+from .equal_rows import MOST_COMPARED, MOST_SHARE, NEAR_SCORE, NEAR_SQUARE, EqualRows, first_equal
 
-GRAPH_FILE = "graph.faiss"
+#: A graph of all rows, and one without those that are nearly equal to others, which an older sugar-hf builds anew.
+GRAPH_FILE, DISTINCT_FILE = "graph.faiss", "distinct.faiss"
+LOOKED_AT = 32  # candidates of a search for a node to which a new row is nearly equal
 # Rows that join the graph at once: each call costs time in proportion to all rows.
 BLOCK = 65536
 # Differences of scores. So far the last row that a search of the graph saw has to be from the last that it gives (and
@@ -59,6 +61,10 @@ class FaissBackend(VectorBackend):
     smaller index has no graph at all. All rows are compared, too, for a query whose best rows are nearly equal to so
     many others that the graph leads to few of them.
 
+    **Nearly equal rows.** The graph has one of them, its node; the others stand in a list at it. A search finds nodes
+    and then compares the rows of their lists. Numbers of nodes and of listed rows are their places in `_storage` and
+    in `_equal.storage`; both are in the order of rows.
+
     Args:
         codec: How vectors are stored.
         options: See [`FaissOptions`].
@@ -74,8 +80,14 @@ class FaissBackend(VectorBackend):
         self._blocks = _Blocks()
         self._storage: Any = None if self._signs is not None else _storage(codec)
         self._graph: Any = None
-        if folder is not None and self.options.kind == "hnsw" and (folder / GRAPH_FILE).is_file():
-            self._graph = self._read_graph(folder / GRAPH_FILE)
+        self._equal = EqualRows(None if self._signs is not None else _storage(codec))
+        self._nodes: np.ndarray | None = None  # the row of each node; `None` until it is needed
+        if folder is not None and self.options.kind == "hnsw":
+            if (folder / DISTINCT_FILE).is_file():
+                self._graph = self._read_graph(folder / DISTINCT_FILE)
+                self._equal = EqualRows.read(folder, self._equal.storage, self._graph.ntotal)
+            elif (folder / GRAPH_FILE).is_file():
+                self._graph = self._read_graph(folder / GRAPH_FILE)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any], vectors: str) -> FaissOptions:
@@ -86,14 +98,20 @@ class FaissBackend(VectorBackend):
         return read
 
     def __len__(self) -> int:
-        return int((self._storage if self._signs is None else self._signs).ntotal)
+        if self._signs is not None:
+            return int(self._signs.ntotal)
+        return int(self._storage.ntotal + self._equal.storage.ntotal)
 
     def check_rows(self) -> None:
         """Refuse a graph of other rows."""
-        if self._graph is not None and self._graph.ntotal != len(self):
+        if self._graph is not None and self._rows_of_graph() != len(self):
             raise ValueError(
-                f"The saved graph is of {self._graph.ntotal} rows, but {len(self)} are there: it is of another state."
+                f"The saved graph is of {self._rows_of_graph()} rows, but {len(self)} are there: it is of another "
+                "state."
             )
+
+    def _rows_of_graph(self) -> int:
+        return int(self._graph.ntotal) + len(self._equal)
 
     # ---- Writing ----
 
@@ -131,30 +149,71 @@ class FaissBackend(VectorBackend):
                 self._signs.add(np.ascontiguousarray(part[:, : self.codec.sign_width]))
                 self._blocks.append(part)
             return
-        codes = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        known = min(len(codes), max(0, self._graph.ntotal - len(self))) if self._graph is not None else len(codes)
-        self._store(codes[:known])
+        codes, start = parts[0] if len(parts) == 1 else np.concatenate(parts), len(self)
+        known = min(len(codes), max(0, self._rows_of_graph() - start)) if self._graph is not None else len(codes)
+        self._store(codes[:known], start)
+        self._nodes = None
         if known < len(codes):
-            # FAISS makes the same codes of the decoded vectors again
-            self._graph.add(np.ascontiguousarray(self.codec.decode(codes[known:])))
+            self._enter(codes[known:], start + known)
         elif self._graph is None and self.options.kind == "hnsw" and len(self) > self._scanned(self.options.ef_search):
             self._build_graph()
 
-    def _store(self, codes: np.ndarray) -> None:
-        if len(codes):
-            raw = np.ascontiguousarray(codes).view(np.uint8).reshape(len(codes), -1)
-            self._storage.add_sa_codes(raw)
+    def _store(self, codes: np.ndarray, start: int) -> None:
+        """Add codes of rows from number `start` on that the graph has already, or that need none."""
+        is_equal = np.isin(np.arange(start, start + len(codes)), self._equal.rows)
+        self._equal.store(codes[is_equal])
+        if not is_equal.all():
+            raw = np.ascontiguousarray(codes[~is_equal]).view(np.uint8)
+            self._storage.add_sa_codes(raw.reshape(len(raw), -1))
+
+    def _enter(self, codes: np.ndarray, start: int) -> None:
+        """Add rows from number `start` on to the graph, or to the lists at its nodes."""
+        vectors = np.ascontiguousarray(self.codec.decode(codes))
+        first = first_equal(vectors)
+        firsts = np.flatnonzero(first == np.arange(len(first)))
+        node = np.full(len(codes), -1)
+        if self._graph.ntotal:
+            params = faiss.SearchParametersHNSW(efSearch=LOOKED_AT)
+            nearest = self._graph.search(vectors[firsts], 1, params=params)[1][:, 0]
+            known, nearest = firsts[nearest >= 0], nearest[nearest >= 0]
+            squares = np.square(vectors[known] - self._storage.reconstruct_batch(nearest)).sum(1)
+            node[known[squares <= NEAR_SQUARE]] = nearest[squares <= NEAR_SQUARE]
+        new = firsts[node[firsts] < 0]
+        node[new] = self._graph.ntotal + np.arange(len(new))
+        if len(new):
+            self._graph.add(vectors[new])  # FAISS makes the same codes of the decoded vectors again
+        others = np.delete(np.arange(len(codes)), new)
+        self._equal.add(codes[others], start + others, node[first[others]])
 
     def _build_graph(self) -> None:
         """A graph of all rows."""
-        codes = faiss.vector_to_array(self._storage.codes).reshape(len(self), -1)
-        _warn_of_equal(codes, self.options.ef_search)
+        codes = self._flatten()
         self._storage.reset()
         self._graph = faiss.IndexHNSW(self._storage, self.options.m)
         self._graph.hnsw.efConstruction = self.options.ef_construction
         for start in range(0, len(codes), BLOCK):
-            part = np.ascontiguousarray(codes[start : start + BLOCK]).view(self.codec.code_dtype)
-            self._graph.add(np.ascontiguousarray(self.codec.decode(part)))
+            self._enter(codes[start : start + BLOCK], start)
+
+    def _flatten(self) -> np.ndarray:
+        """Put the codes of all rows into the storage, in order. Returns them."""
+        width, codec = self._storage.sa_code_size(), self.codec
+        codes = faiss.vector_to_array(self._storage.codes).reshape(-1, width)
+        if len(self._equal):
+            listed = faiss.vector_to_array(self._equal.storage.codes).reshape(-1, width)
+            every = np.empty((len(self), width), np.uint8)
+            every[self._node_rows()], every[self._equal.rows] = codes, listed
+            codes = every
+            self._equal.trim(0)
+            self._storage.reset()
+            self._storage.add_sa_codes(codes)
+        self._nodes = None
+        return codes.view(codec.code_dtype)
+
+    def _node_rows(self) -> np.ndarray:
+        """(nodes,) int64, the row of each node."""
+        if self._nodes is None:
+            self._nodes = np.delete(np.arange(len(self)), self._equal.rows)
+        return self._nodes
 
     def remove(self, rows: np.ndarray) -> None:
         """Nothing: rows keep their numbers, and searches leave deleted ones out until the index is compacted."""
@@ -163,14 +222,17 @@ class FaissBackend(VectorBackend):
         """Drop rows from number `row_count` on. A graph that has them is built anew."""
         if len(self) <= row_count:
             return
-        last = faiss.IDSelectorRange(row_count, len(self))
         if self._signs is not None:
-            self._signs.remove_ids(last)
+            self._signs.remove_ids(faiss.IDSelectorRange(row_count, len(self)))
             self._blocks.trim(row_count)
             return
-        self._storage.remove_ids(last)
-        if self._graph is not None and self._graph.ntotal > row_count:
+        kept = int(np.searchsorted(self._node_rows(), row_count))
+        self._storage.remove_ids(faiss.IDSelectorRange(kept, max(kept, self._storage.ntotal)))
+        self._equal.trim(row_count)
+        self._nodes = None
+        if self._graph is not None and self._graph.ntotal > kept:
             self._graph = None
+            self._flatten()
             if row_count > self._scanned(self.options.ef_search):
                 self._build_graph()
 
@@ -193,10 +255,9 @@ class FaissBackend(VectorBackend):
         found = min(top_k, count)
         if not found or not len(queries):
             return np.empty((len(queries), 0)), np.empty((len(queries), 0))
-        selector = self._selector(row_count, allowed)
         if isinstance(self.codec, BinaryCodec):
-            return self._search_signs(self.codec, queries, found, count, selector)
-        return self._search_codes(queries, found, count, selector)
+            return self._search_signs(self.codec, queries, found, count, self._selector(row_count, allowed))
+        return self._search_codes(queries, found, count, row_count, allowed)
 
     def _scanned(self, ef: int) -> int:
         """About how many rows a search of the graph compares."""
@@ -205,31 +266,100 @@ class FaissBackend(VectorBackend):
     def _selector(self, row_count: int, allowed: np.ndarray | None) -> Any:
         """What FAISS asks whether a row may be found; None if all may."""
         if allowed is not None:
-            return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            return _bitmap(allowed)
         return faiss.IDSelectorRange(0, row_count) if row_count < len(self) else None
 
     def _search_codes(
-        self, queries: np.ndarray, top_k: int, count: int, selector: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, queries: np.ndarray, top_k: int, count: int, row_count: int, allowed: np.ndarray | None
+    ) -> Found:
         ef = -(-max(self.options.ef_search, top_k) * len(self) // count)  # rounded up
-        exact = None if selector is None else faiss.SearchParameters(sel=selector)
         if self._graph is None or self._scanned(ef) >= count:
-            return self._storage.search(queries, top_k, params=exact)
-        wide = faiss.SearchParametersHNSW(efSearch=ef, sel=selector)
-        some = min(count, max(ef, 2 * top_k))
+            return self._compare_all(queries, top_k, row_count, allowed)
+        masks = self._masks(row_count, allowed) if len(self._equal) else None
+        reached = self._selector(row_count, allowed)
+        if masks is not None:
+            has_any = masks[0].copy()
+            has_any[self._equal.nodes[masks[1]]] = True
+            reached = _bitmap(has_any)
+        elif len(self._equal):
+            reached = None
+        wide = faiss.SearchParametersHNSW(efSearch=ef, sel=reached)
+        some = min(count, max(ef, 2 * top_k), int(self._storage.ntotal))
         found, candidates = self._graph.search(queries, some, params=wide)
-        scores, rows = found[:, :top_k].copy(), candidates[:, :top_k].copy()
+        if len(self._equal):
+            scores, rows = self._with_lists(queries, top_k, found, candidates, masks)
+        else:
+            scores, rows = found[:, :top_k].copy(), candidates[:, :top_k].copy()
         # The graph led nowhere, or it ended among rows that are so nearly equal that it leads to few of them: those of
         # the first sentence of many documents, say. Then only a comparison with all rows tells which are the best.
         step = max(1, some // 4)
-        unsure = (rows < 0).any(1) | (found[:, top_k - 1] - found[:, -1] <= NEAR)
+        unsure = (rows < 0).any(1) | (scores[:, -1] - found[:, -1] <= NEAR)
         found[candidates < 0] = np.finfo(np.float32).min
         unsure |= ((found[:, :-step] - found[:, step:] <= NEAR) & (candidates[:, step:] >= 0)).any(1)
         if some >= 2 * top_k:
             unsure |= found[:, top_k - 1] - found[:, 2 * top_k - 1] <= EQUAL
         again = np.flatnonzero(unsure)
         if len(again):
-            scores[again], rows[again] = self._storage.search(queries[again], top_k, params=exact)
+            scores[again], rows[again] = self._compare_all(queries[again], top_k, row_count, allowed)
+        return scores, rows
+
+    def _masks(self, row_count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which nodes and which listed rows may be found; `None` if all may."""
+        if allowed is None and row_count == len(self):
+            return None
+        mask = np.zeros(len(self), bool)
+        mask[:row_count] = True if allowed is None else allowed
+        return mask[self._node_rows()], mask[self._equal.rows]
+
+    def _compare_all(self, queries: np.ndarray, top_k: int, row_count: int, allowed: np.ndarray | None) -> Found:
+        """Compare all rows that may be found."""
+        if not len(self._equal):
+            selector = self._selector(row_count, allowed)
+            params = None if selector is None else faiss.SearchParameters(sel=selector)
+            return self._storage.search(queries, top_k, params=params)
+        masks = self._masks(row_count, allowed) or (None, None)
+        found = []
+        for storage, mask, names in zip(
+            (self._storage, self._equal.storage), masks, (self._node_rows(), self._equal.rows), strict=True
+        ):
+            params = None if mask is None else faiss.SearchParameters(sel=_bitmap(mask))
+            scores, places = storage.search(queries, min(top_k, len(names)), params=params)
+            found.append((np.where(places < 0, -np.inf, scores), np.where(places < 0, -1, names[places])))
+        scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        best = np.lexsort((rows, -scores))[:, :top_k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+    def _with_lists(
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        found: np.ndarray,
+        candidates: np.ndarray,
+        masks: tuple[np.ndarray, np.ndarray] | None,
+    ) -> Found:
+        """Compare the rows in the lists of nodes that were found, too. Gives no rows if there are too many of them."""
+        scores = np.full((len(queries), top_k), -np.inf, np.float32)
+        rows = np.full((len(queries), top_k), -1, np.int64)
+        node_rows, equal = self._node_rows(), self._equal
+        for i, query in enumerate(queries):
+            nodes = candidates[i][candidates[i] >= 0]
+            near = found[i, : len(nodes)]
+            listed, at = equal.of(nodes)
+            if masks is not None:
+                listed, at = listed[masks[1][listed]], at[masks[1][listed]]
+                nodes, own = nodes[masks[0][nodes]], near[masks[0][nodes]]
+            else:
+                own = near
+            about = np.concatenate([own, near[at]])
+            if len(about) > top_k:  # a listed row is not far from its node
+                least = np.partition(about, -top_k)[-top_k] - 2 * NEAR_SCORE
+                listed = listed[near[at] >= least]
+            if len(listed) > min(MOST_COMPARED, MOST_SHARE * len(self)):
+                continue
+            line = np.concatenate([own, equal.score(query, listed)]) if len(listed) else own
+            names = np.concatenate([node_rows[nodes], equal.rows[listed]])
+            best = np.lexsort((names, -line))[:top_k]
+            scores[i, : len(best)], rows[i, : len(best)] = line[best], names[best]
         return scores, rows
 
     def _search_signs(
@@ -255,11 +385,12 @@ class FaissBackend(VectorBackend):
         """Write the graph, without a second copy of the vectors."""
         if self._graph is None:
             return []
+        name = DISTINCT_FILE if len(self._equal) else GRAPH_FILE
         try:
-            faiss.write_index(self._graph, str(folder / GRAPH_FILE), faiss.IO_FLAG_SKIP_STORAGE)
+            faiss.write_index(self._graph, str(folder / name), faiss.IO_FLAG_SKIP_STORAGE)
         except RuntimeError as error:  # as it says that a disk is full
-            raise OSError(f"{folder / GRAPH_FILE} cannot be written ({error})") from error
-        return [GRAPH_FILE]
+            raise OSError(f"{folder / name} cannot be written ({error})") from error
+        return [name, self._equal.save(folder)] if len(self._equal) else [name]
 
     def _read_graph(self, path: Path) -> Any:
         graph = read_graph(path, self.codec.dim)
@@ -268,16 +399,9 @@ class FaissBackend(VectorBackend):
         return graph
 
 
-def _warn_of_equal(codes: np.ndarray, many: int) -> None:
-    """Say that a graph finds less where many rows are equal: their links leave no room for others."""
-    rows = np.ascontiguousarray(codes).view(f"V{codes.shape[1]}").ravel()
-    most = int(np.unique(rows, return_counts=True)[1].max())
-    if most > many:
-        warnings.warn(
-            f"{most} of {len(rows)} vectors are equal, and a graph (kind='hnsw') finds fewer of the nearest then. "
-            "Leave such documents or slices out, or use kind='flat', which is exact.",
-            stacklevel=2,
-        )
+def _bitmap(mask: np.ndarray) -> Any:
+    """What FAISS asks whether it may find something."""
+    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 class _Blocks:
