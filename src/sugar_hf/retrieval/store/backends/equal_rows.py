@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from ..layout import checked_read, open_tensors
 
 FILE = "equal.safetensors"
-# Square of the distance up to which rows are nearly equal. FAISS drops a neighbor that is nearer to another one than to
-# the row itself. Below about this distance single precision tells no product from another, and all neighbors stay.
+# Square of the distance up to which rows are nearly equal. FAISS drops a neighbor that is nearer to another one than
+# to the row itself. Below about this distance single precision tells no product from another, and all of them stay.
 NEAR_SQUARE = 2e-7
 #: So far the score of a row can be from that of a row that is nearly equal.
 NEAR_SCORE = NEAR_SQUARE**0.5
