@@ -26,7 +26,7 @@ class Index:
         document = Document("one", text)
         self.hits = [Hit("one", 0.5, -1, document)]
 
-    def search(self, queries, top_k, where=None):
+    def search(self, queries, top_k, **options):
         self.asked += queries
         return [self.hits for _ in queries]
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -180,8 +181,7 @@ def test_no_file_and_no_address_of_a_request_is_opened(served, witness, pictures
 
 
 def test_addresses_are_fetched_where_that_is_allowed(mini, monkeypatch, pictures):
-    monkeypatch.setenv("SUGAR_HF_URLS", "")  # so that what the server sets is taken back
-    monkeypatch.delenv("SUGAR_HF_URLS")
+    monkeypatch.delenv("SUGAR_HF_URLS", raising=False)
     with running(Engine(mini, options=ServingOptions(limits=Limits(allow_urls=True)))) as server:
         for name in ("127.0.0.1:9", "localhost:9", "[::1]:9", "10.0.0.1", "169.254.169.254"):
             found = server.post(EMBED, input={"image": f"http://{name}/a.png"})
@@ -189,9 +189,10 @@ def test_addresses_are_fetched_where_that_is_allowed(mini, monkeypatch, pictures
             assert "no address of the public internet" in found.json()["error"]["message"]
         file = server.post(EMBED, input={"image": "file:///etc/passwd"})
         assert fault(file)[0] == 400
-        monkeypatch.setattr(contents, "fetch_image", lambda url: png(pictures[0]))
+        monkeypatch.setattr(contents, "fetch_image", lambda url, default: png(pictures[0]))
         found = server.post(EMBED, input={"image": "https://example.org/a.png"}).json()["data"][0]["embedding"]
     assert found == pytest.approx(mini.encode([pictures[0]], show_progress=False)[0].tolist(), abs=1e-6)
+    assert "SUGAR_HF_URLS" not in os.environ  # which is not the server's to change
 
 
 def test_the_key(mini, stories):

@@ -22,7 +22,7 @@ class RefusedError(ValueError):
     """An address that may not be reached; says what allows it."""
 
 
-def download(url: str, seconds: float, max_bytes: int) -> bytes:
+def download(url: str, seconds: float, max_bytes: int, default: str | None = None) -> bytes:
     """Download a file with http or https. Proxies of the environment are used.
 
     The time counts for everything, from looking up the host to the last byte, redirects and slow answers included.
@@ -31,6 +31,7 @@ def download(url: str, seconds: float, max_bytes: int) -> bytes:
         url: The address.
         seconds: The most time it may take.
         max_bytes: The most bytes it may have.
+        default: What `SUGAR_HF_URLS` is taken to be where it is not set.
 
     Raises:
         RefusedError: It may not be reached, or is larger or slower than the limits.
@@ -38,7 +39,7 @@ def download(url: str, seconds: float, max_bytes: int) -> bytes:
         http.client.HTTPException: The answer is no HTTP.
         ValueError: The address is malformed.
     """
-    allowed = os.environ.get(SETTING)
+    allowed = os.environ.get(SETTING, default)
     if allowed is not None and allowed not in _ALLOWED:
         raise RefusedError(f"{SETTING}={allowed!r} is none of {', '.join(_ALLOWED)}")
     if allowed == "none":

@@ -183,7 +183,7 @@ def _source(key: str, text: str) -> str | bytes:
     return text
 
 
-def fetch_image(url: str) -> bytes:
+def fetch_image(url: str, default: str | None = None) -> bytes:
     """Download the file of an image.
 
     The variable `SUGAR_HF_URLS` of the environment says what may be: `none`; `public`, what lies on the public
@@ -192,6 +192,7 @@ def fetch_image(url: str) -> bytes:
 
     Args:
         url: An address with http or https; redirects to those are followed.
+        default: What the variable is taken to be where it is not set.
 
     Returns:
         The bytes, not decoded.
@@ -205,7 +206,7 @@ def fetch_image(url: str) -> bytes:
             f"{url[:200]!r} is no http or https address", 'Give a file as {"type": "image", "path": ...}'
         )
     try:
-        return download(url, DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES)
+        return download(url, DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES, default)
     except RefusedError as error:
         raise BadImageError(f"{url[:200]!r} is not fetched: {error}", "Download the image first") from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a port that is no number, and the like

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..model.download_sugar import SETTING
 from ..model.images_sugar import IMAGE_FORMATS, BadImageError, fetch_image, read_image
 from ..model.samples_sugar import Sample, parse_sample
 from .api_errors import invalid
@@ -48,8 +46,6 @@ class Limits:
         for name, value in vars(self).items():
             if value is not None and value < (name != "allow_urls"):
                 raise ValueError(f"{name}={value}: give 1 or more.")
-        if self.allow_urls:  # what others send may not name machines of our own network
-            os.environ.setdefault(SETTING, "public")
 
 
 class Contents:
@@ -135,7 +131,7 @@ class Contents:
                 param,
                 "urls_not_allowed",
             )
-        return fetch_image(address)
+        return fetch_image(address, default="public")  # what others send names no machine of our own network
 
     def _count(self, data: bytes, param: str) -> None:
         """Refuse too many pixels before any is decoded."""
