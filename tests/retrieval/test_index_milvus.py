@@ -34,6 +34,10 @@ def test_the_same_results_as_faiss(tmp_path, positions):
             assert ids(milvus, query) == ids(faiss, query)
             where = {"number": {"$gte": 5}, "$or": [{"number": {"$lt": 12}}, {"number": 20}]}
             assert ids(milvus, query, where=where) == ids(faiss, query, where=where)
+            for mode in ("text", "hybrid"):
+                found = ids(faiss, query, mode=mode, where=where)
+                assert ids(milvus, query, mode=mode, where=where) == found
+                assert (len(found) > 0) == (len(faiss.search(query, where=where)) > 0)
 
     compare()
     for change in (
