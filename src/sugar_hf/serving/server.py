@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -479,23 +480,26 @@ def _usage(found: Generated, watch: Watch) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 
-def _embedding_response(found: list[Embedded], body: schemas.EmbeddingRequest, width: int | None, model: str) -> str:
+def _embedding_response(found: list[Embedded], body: schemas.EmbeddingRequest, width: int | None, model: str) -> bytes:
     """Write vectors as numbers or base64."""
     data: list[dict[str, Any]] = []
     for sample, each in enumerate(found):
         vectors = each.vectors if body.positions == "all" else each.vectors[-1:]
         if width is not None:
             vectors = vectors[:, :width] / np.linalg.norm(vectors[:, :width], axis=1, keepdims=True)
-        for number, vector in enumerate(vectors):
+        for number, vector in enumerate(np.ascontiguousarray(vectors, np.float32)):
             if body.encoding_format == "base64":
                 written: Any = base64.b64encode(vector.astype("<f4").tobytes()).decode()
             else:
-                written = vector.tolist()
+                written = vector
             place = {"sample": sample, "slice": number} if body.positions == "all" else {}
             data.append({"object": "embedding", "index": len(data), "embedding": written, **place})
     tokens = sum(each.tokens for each in found)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json.dumps({"object": "list", "model": model, "data": data, "usage": usage}, allow_nan=False)
+    response = {"object": "list", "model": model, "data": data, "usage": usage}
+    return orjson.dumps(
+        response, option=orjson.OPT_SERIALIZE_NUMPY
+    )  # the digits that float32 has, in a tenth of the time
 
 
 def _found(hit: Hit) -> dict[str, Any]:
