@@ -238,7 +238,7 @@ def test_pages_of_elsewhere_are_not_let_in(served):
 def test_figures(served, pictures):
     served.post(EMBED, input=["a", {"image": address(pictures[0])}])
     served.post("/v1/chat/completions", messages=[{"role": "user", "content": [image_part(pictures[0])]}])
-    served.http.request("NONSENSE", "/made/up")
+    served.http.request("PROPFIND", "/made/up")
     text = served.http.get("/metrics").text
     for line in (
         'sugar_requests_total{method="POST",route="/v1/embeddings",status="200"}',
