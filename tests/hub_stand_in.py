@@ -9,6 +9,24 @@ from types import SimpleNamespace
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 
+from sugar_hf.model.checkpoint_sugar import CODE_FILES
+
+#: What a repository of a tiny model holds, so that it works without the package.
+MODEL_FILES = {
+    *CODE_FILES,
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modules.json",
+    "processor_config.json",
+    "sentence_bert_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
 
 class FakeHub:
     """Repositories as folders, and the commits as they came: message, options, files."""

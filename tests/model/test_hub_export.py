@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import picture
-from hub_stand_in import put_in_place
+from hub_stand_in import MODEL_FILES, put_in_place
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
@@ -19,20 +19,6 @@ from sugar_hf.model import SugarForConditionalGeneration, export_for_hub
 from sugar_hf.model.checkpoint_sugar import CODE_FILES
 from sugar_hf.model.model_card import TEMPLATE, model_card
 
-FILES = {
-    *CODE_FILES,
-    "README.md",
-    "chat_template.jinja",
-    "config.json",
-    "config_sentence_transformers.json",
-    "generation_config.json",
-    "model.safetensors",
-    "modules.json",
-    "processor_config.json",
-    "sentence_bert_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
 SAMPLE = ["A cat.", picture(1), "A dog."]
 
 # Runs where `import sugar_hf` fails.
@@ -178,7 +164,7 @@ def test_works_without_the_package(exported, llava, tmp_path):
 
 
 def test_exported_files(exported):
-    assert {path.name for path in exported.iterdir()} == FILES
+    assert {path.name for path in exported.iterdir()} == MODEL_FILES
     config = json.loads((exported / "config.json").read_text())
     assert config["auto_map"]["AutoModel"] == "modeling_sugar.SugarForConditionalGeneration"
     assert config["custom_pipelines"].keys() == {"sugar-retrieval", "sugar-generation"}
@@ -226,14 +212,14 @@ def test_push_uploads_everything(llava, hub):
     (commit,) = hub.commits
     assert commit["repo_id"] == "me/tiny"
     assert commit["revision"] == "draft"
-    assert commit["files"] == FILES
+    assert commit["files"] == MODEL_FILES
     assert (hub.folder("me/tiny") / "README.md").read_text() == CARD
 
 
 def test_pipelines_push_everything_too(llava, hub):
     model, processor = llava
     pipeline("sugar-retrieval", model=model, processor=processor, device="cpu").push_to_hub("me/tiny")
-    assert hub.files("me/tiny") == FILES
+    assert hub.files("me/tiny") == MODEL_FILES
     assert "## Results" not in (hub.folder("me/tiny") / "README.md").read_text()
 
 

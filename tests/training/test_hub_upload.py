@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from hub_stand_in import put_in_place
+from hub_stand_in import MODEL_FILES, put_in_place
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
 from peft import PeftModel, get_peft_model
 from training_tools import make_dataset, make_rows, make_sugar, make_trainer, sentence
@@ -23,21 +23,7 @@ from sugar_hf.training import SugarSFTConfig, SugarSFTTrainer, hub_upload, sugar
 from sugar_hf.training.training_record import example, losses_table
 
 TOKEN = "hf_a_secret_of_mine"
-ROOT = {
-    *CODE_FILES,
-    "README.md",
-    "chat_template.jinja",
-    "config.json",
-    "config_sentence_transformers.json",
-    "generation_config.json",
-    "model.safetensors",
-    "modules.json",
-    "processor_config.json",
-    "sentence_bert_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-CHECKPOINT = (ROOT - {*CODE_FILES, "README.md"}) | {
+CHECKPOINT = (MODEL_FILES - {*CODE_FILES, "README.md"}) | {
     "optimizer.pt",
     "rng_state.pth",
     "scheduler.pt",
@@ -92,8 +78,8 @@ def test_a_pushed_model_works_without_the_package_and_holds_nothing_of_the_run(t
     Path(tmp_path / "run" / "notes.txt").write_text("mine")
     commit = trainer.push_to_hub(license="apache-2.0", private=True)
     assert commit.commit_url == "https://huggingface.co/me/sugar/commit/1"
-    assert hub.files("me/sugar") == ROOT
-    for name in ROOT:
+    assert hub.files("me/sugar") == MODEL_FILES
+    for name in MODEL_FILES:
         data = (hub.folder("me/sugar") / name).read_bytes()
         assert str(tmp_path).encode() not in data, name
         assert TOKEN.encode() not in data, name
@@ -136,7 +122,7 @@ def test_each_strategy_pushes_what_it_says(tmp_path, hub, strategy):
     ]
     assert said == expected
     for commit in hub.commits:
-        assert commit["files"] == (CHECKPOINT if commit["path"] else ROOT)
+        assert commit["files"] == (CHECKPOINT if commit["path"] else MODEL_FILES)
     folder = hub.folder("me/sugar")
     for file in folder.rglob("*"):
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
@@ -157,13 +143,13 @@ def test_save_model_pushes_where_the_base_trainer_does(tmp_path, hub):
     trainer = make_trainer(tmp_path / "run", **PUSH)
     trainer.save_model()
     assert [commit["commit_message"] for commit in hub.commits] == ["Model save"]
-    assert hub.files("me/sugar") == ROOT
+    assert hub.files("me/sugar") == MODEL_FILES
     other = make_trainer(tmp_path / "other")
     other.save_model()
     assert len(hub.commits) == 1
     assert not list((tmp_path / "other").glob("*_sugar.py"))  # what is written while training stays small
     other.push_to_hub()  # without the argument: the repository has the folder's name
-    assert hub.files("me/other") == ROOT
+    assert hub.files("me/other") == MODEL_FILES
 
 
 def test_an_upload_has_what_was_saved_even_if_the_run_goes_on(tmp_path, hub, monkeypatch):
@@ -191,7 +177,7 @@ def test_an_upload_has_what_was_saved_even_if_the_run_goes_on(tmp_path, hub, mon
         **PUSH,
     )
     trainer.train()
-    assert [commit["files"] for commit in hub.commits] == [ROOT] * 3
+    assert [commit["files"] for commit in hub.commits] == [MODEL_FILES] * 3
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-3"]
 
 
@@ -239,10 +225,10 @@ def test_an_adapter_on_a_folder_of_mine_is_pushed_merged(tmp_path, hub):
         **PUSH,
     )
     trainer.train()
-    assert hub.files("me/sugar") == ROOT
+    assert hub.files("me/sugar") == MODEL_FILES
     hub.commits.clear()
     trainer.push_to_hub()
-    assert hub.commits[0]["files"] == ROOT
+    assert hub.commits[0]["files"] == MODEL_FILES
     folder = hub.folder("me/sugar")
     assert not [file for file in folder.iterdir() if str(tmp_path).encode() in file.read_bytes()]
     card = (folder / "README.md").read_text()
@@ -264,13 +250,14 @@ def test_an_adapter_on_a_base_of_the_hub_is_pushed_beside_the_merged_model(tmp_p
     )
     trainer.train()
     alone = {
-        f"adapter/{name}" for name in ROOT - {*CODE_FILES, "README.md", "model.safetensors", "generation_config.json"}
+        f"adapter/{name}"
+        for name in MODEL_FILES - {*CODE_FILES, "README.md", "model.safetensors", "generation_config.json"}
     }
     alone |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "README.md"}
     assert hub.files("me/sugar") == alone  # cheap while training goes on
     assert "there is the adapter alone" in (hub.folder("me/sugar") / "README.md").read_text()
     trainer.push_to_hub()
-    assert hub.files("me/sugar") == alone | ROOT
+    assert hub.files("me/sugar") == alone | MODEL_FILES
     folder, processor = hub.folder("me/sugar"), trainer.processing_class
     mine = embed(trainer.model, processor)
     assert torch.allclose(embed(SugarForConditionalGeneration.from_pretrained(folder), processor), mine, atol=1e-5)
@@ -360,7 +347,7 @@ def test_the_card_tells_how_the_model_was_trained(tmp_path, hub):
         EvalResultEntry("user/vist", "vist", 50.0, notes="n = 100")
     ]
     trainer.push_to_hub(results={"user/vist": {"recall": 1.0}})
-    assert hub.files("me/sugar") == ROOT | {".eval_results/user_vist_default.yaml"}
+    assert hub.files("me/sugar") == MODEL_FILES | {".eval_results/user_vist_default.yaml"}
     with pytest.raises(ValueError, match=r"results\['user/vist'\] has no numbers"):
         trainer.create_model_card(results={"user/vist": {"n": 3}})
 
@@ -437,7 +424,7 @@ def test_trls_trainer_pushes_the_same(tmp_path, hub):
     )
     trainer.train()
     trainer.push_to_hub(dataset_name="user/stories")
-    assert [commit["files"] for commit in hub.commits] == [ROOT, ROOT]
+    assert [commit["files"] for commit in hub.commits] == [MODEL_FILES, MODEL_FILES]
     card = ModelCard.load(hub.folder("me/sugar") / "README.md")
     assert card.data.datasets == ["user/stories"]
     assert {"trl", "sft", "sugar"} <= set(card.data.tags)

@@ -1,5 +1,6 @@
 """Pipelines `sugar-rag` and `sugar-chat`."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ class _IndexPipeline(SugarPipeline):
         super().__init__(*args, **kwargs)
         self._open(index, options)
 
+    @abstractmethod
     def _open(self, index: Index, options: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Make what the pipeline asks."""
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         return {}, kwargs, {}
