@@ -37,6 +37,11 @@ SCENARIOS = {
     "paper": {"label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
     "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
+    "composed": {
+        **{"pairs": "cached", "objective": "kl", "alpha": 0.3, "mini_batch_size": 1},
+        **{"temperature": 0.3, "target_temperature": 0.1, "mse_weight": 10.0, "positive_share": 0.3},
+        "learn_temperature": True,
+    },
     "pairs": {"pairs": "cached", "objective": "kl", "alpha": 0.3},
     "pairs_alone": {"pairs": "alone", "objective": "infonce", "alpha": 0.3, "mini_batch_size": 2},
     "pairs_apart": {"pairs": "alone", "positions_per_sample": 1, "batch_sampler": "no_duplicates"},
@@ -54,7 +59,7 @@ RETRIEVAL = RetrievalSet.of(
 
 
 # What is run by three processes, too: where they have unequal shares.
-UNEQUAL = ("plain", "token_budget", "few_ends", "pairs_alone", "bad_samples")
+UNEQUAL = ("plain", "token_budget", "few_ends", "pairs_alone", "composed", "bad_samples")
 
 
 def scenarios(world_size):
@@ -141,6 +146,8 @@ def train(folder, name, world_size, count_reductions=False, **options):
     def keep(*_):
         if not gradients:
             gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+            if trainer.temperature is not None:
+                gradients["logit_scale"] = trainer.temperature.logit_scale.grad.clone()
 
     trainer.create_optimizer().register_step_pre_hook(keep)
     trainer.train()

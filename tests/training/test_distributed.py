@@ -63,7 +63,7 @@ def check_scenario(folder, name, expected, logged):
     both = results(folder)[name]
     assert len(both["log"]) == 2
     for ours, theirs in zip(both["log"], logged["log"], strict=True):
-        for key in {"loss", "loss_lm", "loss_structure", "grad_norm"} & theirs.keys():
+        for key in {"loss", "loss_lm", "loss_structure", "grad_norm", "temperature"} & theirs.keys():
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
     for key in {"eval_loss", "eval_loss_lm", "eval_loss_structure"} & logged["evaluated"].keys():
         assert both["evaluated"][key] == pytest.approx(logged["evaluated"][key], rel=1e-3), key

@@ -11,6 +11,7 @@ from typing import Any
 LABEL_KERNELS = ("calibrated", "aligned", "gak", "mean")
 OBJECTIVES = ("mse", "infonce", "kl")
 REDUCTIONS = ("mean", "paper")
+LIFTED = ("all", "pairs")
 TEACHERS = ("triple", "clip")
 BLOCKS = ("image-image", "text-text", "image-text")
 
@@ -41,6 +42,15 @@ class StructureLossConfig:
             ``"kl"`` (rows of the label matrix are soft targets).
         reduction: of ``mse``. ``"mean"`` over all pairs; ``"paper"``: sum over pairs / n, which grows with the batch.
         temperature: of ``infonce`` and ``kl``.
+        target_temperature: of ``kl``: the temperature of the labels' softmax. None: the same as ``temperature``.
+        mse_weight: of ``kl``: the loss is ``kl + mse_weight * mse``, with ``mse`` as ``reduction`` has it.
+        positive_share: of ``kl``: the share of a row's target that is spread evenly over its positives. The rest is
+            the labels' softmax. A row without a positive keeps its target. The share of a known positive comes on top
+            of what its label of 1 has in the softmax.
+        lifted_positives: what ``positive_share`` counts as positives. ``"all"``: those of ``infonce``, the other ends
+            of one sample and the known positives of pairs; ``"pairs"``: the known positives of pairs alone.
+        learn_temperature: of ``infonce`` and ``kl``: whether ``temperature`` is where a learnt one begins, as in CLIP.
+            ``kl`` then needs ``target_temperature``, or targets would follow the model.
         matryoshka_dims: sizes k, for embeddings that may be cut: the loss is the mean over the sizes of the loss of
             the first k numbers of each embedding, normalised again (Kusupati et al. 2022). None: of all numbers alone.
         matryoshka_weights: weights of the sizes in this mean; equal ones when None.
@@ -59,6 +69,11 @@ class StructureLossConfig:
     objective: str = "mse"
     reduction: str = "mean"
     temperature: float = 0.07
+    target_temperature: float | None = None
+    mse_weight: float = 0.0
+    positive_share: float = 0.0
+    lifted_positives: str = "all"
+    learn_temperature: bool = False
     matryoshka_dims: Sequence[int] | None = None
     matryoshka_weights: Sequence[float] | None = None
 
@@ -70,17 +85,38 @@ class StructureLossConfig:
             "teachers": TEACHERS,
             "objective": OBJECTIVES,
             "reduction": REDUCTIONS,
+            "lifted_positives": LIFTED,
         }
         values = dataclasses.asdict(self)
         for field, allowed in choices.items():
             if values[field] not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}; got {values[field]!r}.")
-        for field in ("delta", "temperature"):
+        for field in ("delta", "temperature", "target_temperature"):
+            if values[field] is None and field == "target_temperature":
+                continue
             if not (math.isfinite(values[field]) and values[field] > 0):
                 raise ValueError(f"{field} must be a positive number; got {values[field]!r}.")
+        self._check_composition()
         if self.block_means is not None:
             check_block_means(self.block_means)
         _check_sizes(self.matryoshka_dims, self.matryoshka_weights)
+
+    def _check_composition(self) -> None:
+        """Raise a ValueError for a number out of range, and for a setting that the objective does not use."""
+        if not (math.isfinite(self.mse_weight) and self.mse_weight >= 0):
+            raise ValueError(f"mse_weight must be 0 or more; got {self.mse_weight!r}.")
+        if not 0 <= self.positive_share <= 1:
+            raise ValueError(f"positive_share must be a share, 0 to 1; got {self.positive_share!r}.")
+        of_kl = {"target_temperature": None, "mse_weight": 0, "positive_share": 0}
+        used = [field for field, unused in of_kl.items() if vars(self)[field] != unused]
+        if used and self.objective != "kl":
+            raise ValueError(f"{used[0]} belongs to objective='kl'; the objective is {self.objective!r}.")
+        if self.lifted_positives != "all" and not self.positive_share:
+            raise ValueError("lifted_positives does nothing without a positive_share above 0.")
+        if self.learn_temperature and self.objective == "mse":
+            raise ValueError("learn_temperature belongs to objective='kl' and 'infonce'; 'mse' has no temperature.")
+        if self.learn_temperature and self.objective == "kl" and self.target_temperature is None:
+            raise ValueError("learn_temperature with objective='kl' needs target_temperature, which stays as it is.")
 
     @classmethod
     def paper(cls, **changes: Any) -> StructureLossConfig:

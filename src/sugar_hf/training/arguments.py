@@ -43,6 +43,12 @@ class StructureArguments:
         block_means: These means. None takes them from the teacher columns of the training set.
         reduction: `"mean"` over all pairs, or `"paper"`: the sum over pairs divided by n, which grows with the batch.
         temperature: Temperature of `"infonce"` and `"kl"`.
+        target_temperature: Temperature of the labels' softmax in `"kl"`; None takes `temperature`.
+        mse_weight: Weight of `mse` beside `"kl"`, as in `kl + mse_weight * mse`.
+        positive_share: Share of a row's target in `"kl"` that is spread over its positives.
+        lifted_positives: These positives. `"all"`: ends of one sample and known positives of pairs; `"pairs"`: the
+            latter alone.
+        learn_temperature: Whether `temperature` is learnt, as in CLIP. It is not part of the model.
         matryoshka_dims: Sizes to which embeddings may be cut later: the structure loss is the mean over these sizes of
             the loss of the first numbers of each embedding. None trains the whole embedding alone.
         matryoshka_weights: Weights of the sizes in this mean; equal ones by default.
@@ -97,6 +103,15 @@ class StructureArguments:
     )
     reduction: str = option(DEFAULTS.reduction, "Mean over all pairs, or their sum divided by n.", "mean", "paper")
     temperature: float = option(DEFAULTS.temperature, "Temperature of the objectives infonce and kl.")
+    target_temperature: float | None = option(None, "Temperature of the targets of kl. None takes temperature.")
+    mse_weight: float = option(DEFAULTS.mse_weight, "Weight of mse beside kl.")
+    positive_share: float = option(
+        DEFAULTS.positive_share, "Share of a row's target in kl that is spread over its positives."
+    )
+    lifted_positives: str = option(
+        DEFAULTS.lifted_positives, "These positives: those of infonce, or known ones of pairs alone.", "all", "pairs"
+    )
+    learn_temperature: bool = option(DEFAULTS.learn_temperature, "Whether the temperature is learnt, as in CLIP.")
     matryoshka_dims: list[int] | None = option(  # noqa: RUF009
         None, "Sizes to which embeddings may be cut, each trained with the structure loss."
     )

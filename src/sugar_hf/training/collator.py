@@ -27,6 +27,7 @@ from ..data.pair_columns import TEXT_COLUMNS, has_pair_columns, is_pair_row
 from ..model import SugarProcessor
 from ..structure import TEACHER_COLUMNS, SliceFeatures, Teacher, features_from_columns
 from ..structure.labels import VECTOR_COLUMNS
+from .arguments import StructureArguments
 from .pair_batches import MEMBERSHIP, ScoreScale, pair_fields, with_members
 
 BLANK = Image.new("RGB", (32, 32))
@@ -313,6 +314,29 @@ class SugarCollator:
         return {name: column[name][:count] for name in TEACHER_COLUMNS if name != "teacher_fingerprint"}
 
 
+def make_collator(
+    processor: SugarProcessor | None, teacher: Teacher | None, args: StructureArguments
+) -> SugarCollator:
+    """Make the collator that the arguments describe."""
+    if not isinstance(processor, SugarProcessor):
+        raise TypeError(
+            f"processing_class is a {type(processor).__name__}; give the model's SugarProcessor, for example "
+            "SugarProcessor.from_pretrained(folder), or a data_collator."
+        )
+    return SugarCollator(
+        processor,
+        teacher,
+        max_length=args.max_length,
+        truncation=False if args.truncation == "error" else args.truncation,
+        split_sentences=args.split_sentences,
+        on_bad_sample=args.on_bad_sample,
+        control_tokens_in_answers=args.control_tokens_in_answers,
+        pairs_lm_loss=args.pairs_lm_loss,
+        score_mapping=args.score_mapping,
+        score_range=args.score_range,
+    )
+
+
 def _named(error: BadSampleError, row: Mapping[str, Any]) -> BadSampleError:
     """Name the row of a pair, and the place of the sample in it, instead of the sample."""
     member = row.get(MEMBERSHIP)
@@ -557,9 +581,11 @@ class MiniBatch:
         random_state: State of the random generators in the first pass; None if there was none.
         gradient: (n, d) gradient of L_d with respect to the embeddings of its n slice ends; None without L_d.
         value: () L_d of the whole batch; None without L_d.
+        scale_gradient: () gradient of it with respect to a learnt logit scale; None without one.
     """
 
     count: int = 1
     random_state: RandomState | None = None
     gradient: Tensor | None = None
     value: Tensor | None = None
+    scale_gradient: Tensor | None = None

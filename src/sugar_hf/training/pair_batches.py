@@ -185,14 +185,22 @@ def _slice_count(sample: Mapping[str, Any], split_sentences: bool) -> int:
 
 
 def check_pairs(dataset: Any, args: StructureArguments) -> None:
-    """Refuse a data set of pairs alone from which neither loss learns anything.
+    """Refuse a data set of pairs alone from which neither loss learns anything, and one without the pairs asked for.
 
     Raises:
-        ValueError: There is no structure loss, and the language-model loss leaves pairs out.
+        ValueError: There is no structure loss, and the language-model loss leaves pairs out; or the positives of pairs
+            are to be lifted, and there are no pairs.
     """
-    if args.alpha or args.pairs_lm_loss or not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset):
         return
     columns = dict.fromkeys(dataset.column_names)
+    if args.alpha and args.lifted_positives == "pairs" and not has_pair_columns(columns):
+        raise ValueError(
+            "lifted_positives='pairs' lifts the positives of pairs, but the training set has none. Train on pairs, or "
+            "set lifted_positives='all' for the ends of one sample."
+        )
+    if args.alpha or args.pairs_lm_loss:
+        return
     if has_pair_columns(columns) and not columns.keys() & CONVERSATIONS:
         raise ValueError(
             "alpha=0 leaves the language-model loss alone, which learns nothing of pairs. Set alpha, or "

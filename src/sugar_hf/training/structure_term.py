@@ -75,6 +75,7 @@ class StructureTerm:
         value: () L_d, the same on all processes.
         gradient: (n, d) gradient of L_d with respect to this process's embeddings, multiplied by the number of
             processes: data-parallel training takes the mean of their gradients. None if it was not asked for.
+        scale_gradient: () gradient of L_d with respect to the logit scale, the same on all processes, if there is one.
         statistics: Label statistics of this process's ends, if they were asked for.
         ends: Number of the ends that pairs were formed of.
         samples: Number of their samples.
@@ -85,6 +86,7 @@ class StructureTerm:
     statistics: dict[str, float]
     ends: int = 0
     samples: int = 0
+    scale_gradient: Tensor | None = None
 
 
 def structure_term(
@@ -97,6 +99,7 @@ def structure_term(
     accelerator: Accelerator | None = None,
     with_gradient: bool = True,
     with_statistics: bool = False,
+    logit_scale: Tensor | None = None,
 ) -> StructureTerm:
     """Compute L_d (eq. 5) and dL_d/dr at once, so that the model's own graph never holds the pairs.
 
@@ -116,9 +119,10 @@ def structure_term(
         accelerator: Gathers over its processes; None takes this process's pairs alone.
         with_gradient: Whether the gradient is computed.
         with_statistics: Whether label statistics are computed.
+        logit_scale: Log of 1 / temperature, for `learn_temperature`; the same on all processes.
 
     Shape:
-        embeddings `(n, d)` float, ends `(n, 2)` int64; n may differ between processes.
+        embeddings `(n, d)` float, ends `(n, 2)` int64, logit_scale `()`; n may differ between processes.
     """
     embeddings = embeddings.detach()
     rows = slice(0, len(ends))
@@ -127,8 +131,16 @@ def structure_term(
         embeddings, features, known, ends, rows = _gather(accelerator, embeddings, features, known, ends)
     if not len(ends):  # no sample is left in any process
         nothing = torch.zeros((), device=embeddings.device)
-        return StructureTerm(nothing, torch.zeros_like(embeddings) if with_gradient else None, {})
+        none = StructureTerm(nothing, None, {})
+        if with_gradient:
+            none.gradient = torch.zeros_like(embeddings)
+            none.scale_gradient = None if logit_scale is None else torch.zeros_like(logit_scale)
+        return none
     leaf = embeddings.requires_grad_(with_gradient)
+    learnt = [leaf]
+    if logit_scale is not None:
+        logit_scale = logit_scale.detach().requires_grad_(with_gradient)
+        learnt.append(logit_scale)
     labels = None
     # with all rows, only half of the symmetric matrix is computed
     if processes > 1 and rows.start == rows.stop:
@@ -144,7 +156,7 @@ def structure_term(
     assert labels is not None
     indices = torch.arange(len(ends), device=ends.device)[rows]
     value = torch.zeros((), device=embeddings.device)
-    gradient = torch.zeros_like(embeddings) if with_gradient else None  # (N, d)
+    gradients = [torch.zeros_like(each) for each in learnt] if with_gradient else []  # (N, d), ()
     for start in range(0, len(indices), ROWS):
         part = slice(start, start + ROWS)
         with torch.enable_grad():
@@ -157,20 +169,29 @@ def structure_term(
                 positives=None if positives is None else positives[part],
                 left_out=None if left_out is None else left_out[part],
                 anchors=anchors,
+                logit_scale=logit_scale,
             )
-        if gradient is not None:
-            gradient += torch.autograd.grad(share, leaf)[0]
+        if with_gradient:
+            parts = torch.autograd.grad(share, learnt)
+            gradients = [total + part_of for total, part_of in zip(gradients, parts, strict=True)]
         value = value + share.detach()
     if accelerator is not None and processes > 1:
         value = accelerator.reduce(value, reduction="sum")
-        gradient = None if gradient is None else accelerator.reduce(gradient, reduction="sum") * processes
+        gradients = [accelerator.reduce(each, reduction="sum") for each in gradients]
     statistics: dict[str, float] = {}
     if with_statistics and len(indices) > 1:
         measured = label_statistics(labels[:, rows], leaf.detach()[rows])
         # a batch whose labels are all equal has no rank correlation
         statistics = {f"label_{name}": number for name, number in measured.items() if not math.isnan(number)}
     samples = len(known) if features is None and known is not None else len(features or ())
-    return StructureTerm(value, None if gradient is None else gradient[rows], statistics, len(ends), samples)
+    return StructureTerm(
+        value,
+        gradients[0][rows] * processes if with_gradient else None,
+        statistics,
+        len(ends),
+        samples,
+        gradients[1] if len(gradients) > 1 else None,
+    )
 
 
 def structure_parts(batch: dict[str, Any], needed: bool = True) -> tuple[SliceFeatures | None, PairLabels | None]:
@@ -211,19 +232,29 @@ def joined_parts(
 
 
 class KnownGradient(torch.autograd.Function):
-    """Join a known value and gradient to the graph: `KnownGradient.apply(embeddings, value, gradient)`."""
+    """Join a known value and gradient to the graph: `KnownGradient.apply(embeddings, value, gradient)`.
+
+    A logit scale and its gradient may follow.
+    """
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        logit_scale: Tensor | None = None,
+        scale_gradient: Tensor | None = None,
+    ) -> Tensor:
         """Return the value."""
-        ctx.save_for_backward(gradient.to(embeddings.dtype))
+        ctx.save_for_backward(gradient.to(embeddings.dtype), scale_gradient)
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of the embeddings, times that of what the loss is part of."""
-        (gradient,) = ctx.saved_tensors
-        return outer[0] * gradient, None, None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the embeddings and the scale, times that of what the loss is part of."""
+        gradient, scale_gradient = ctx.saved_tensors
+        return outer[0] * gradient, None, None, None if scale_gradient is None else outer[0] * scale_gradient, None
 
 
 def _gather(

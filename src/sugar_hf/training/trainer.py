@@ -45,6 +45,7 @@ from .collator import (
     RandomState,
     SugarCollator,
     each_batch,
+    make_collator,
 )
 from .guards import (
     LossGuard,
@@ -62,7 +63,15 @@ from .hub_upload import HubUploads
 from .pair_batches import check_pairs
 from .retrieval_evaluation import RetrievalEvaluations, as_retrieval_set
 from .samplers import is_own_order, train_sampler
-from .structure_term import KnownGradient, draw_slice_ends, joined_parts, structure_parts, structure_term
+from .structure_term import (
+    KnownGradient,
+    StructureTerm,
+    draw_slice_ends,
+    joined_parts,
+    structure_parts,
+    structure_term,
+)
+from .temperature import LearntTemperature
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +131,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
     current_gradient_accumulation_steps = 1
     # Whether the logits of whole batches are computed in training too, where the loss has no need of them.
     keeps_logits = False
+    temperature: LearntTemperature | None = None
 
     # ---- Set-up ----
 
@@ -150,7 +160,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             processing_class = processing_class or SugarProcessor.from_pretrained(model)
             model = SugarForConditionalGeneration.from_pretrained(model)
         if data_collator is None:
-            data_collator = _make_collator(processing_class, teacher, args)
+            data_collator = make_collator(processing_class, teacher, args)
         elif teacher is not None:
             raise TypeError("Both data_collator and teacher are given. Give the teacher to the collator.")
         if isinstance(train_dataset, IterableDataset):
@@ -195,6 +205,9 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
                 self.data_collator.fill_images = True
             sugar.max_logits = None  # the number of chunks depends on the labels, and each uses the LM head
         self.structure_config = self._make_structure_config(sugar.config.retrieval_dim)
+        if args.learn_temperature and args.alpha:
+            self.temperature = LearntTemperature(args.temperature, args.device)
+            self.add_callback(self.temperature)
         self._set_image_pooling(self.model)
         if args.use_liger_kernel:
             _apply_liger(sugar, args.liger_kernel_config)
@@ -218,6 +231,10 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             raise ValueError(f"head_warmup_steps does not work with {culprit}, which keeps the gradients.")
         if not culprit and any(name in optimizer for name in ("lomo", "layerwise")):
             culprit = f"optim={optimizer!r}"
+        if culprit and args.learn_temperature:
+            raise ValueError(
+                f"learn_temperature does not work with {culprit}, which learns the model's weights alone."
+            )
         if culprit and args.nonfinite_loss == "skip":
             raise ValueError(
                 f"nonfinite_loss='skip' does not work with {culprit}, where the gradients cannot be taken back before "
@@ -271,6 +288,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         """Make a model with `model_init`, with the image pooling of the arguments."""
         model = super().call_model_init(trial)
         self._set_image_pooling(model)
+        if self.temperature is not None:
+            self.temperature.reset()
         return model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -283,6 +302,9 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         optimizer = super().create_optimizer(model)
         if is_new and self.args.head_learning_rate is not None:
             split_head(self.model if model is None else model, optimizer, self.args.head_learning_rate)
+        if self.temperature is not None:
+            rate = self.args.head_learning_rate if is_new else None
+            self.temperature.add_to(optimizer, rate, is_scheduled=self.lr_scheduler is not None)
         check_head(self.model, self.args.alpha)
         if not self._is_sharded:
             check_optimizer(self.model, optimizer, self.args.alpha)
@@ -459,10 +481,13 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             samples += len(keys)
         embedded, vectors, known, all_ends = zip(*drawn, strict=True)
         joined = torch.cat(embedded), *joined_parts(vectors, known), torch.cat(all_ends)
-        value, gradient, statistics = self._structure_term(*joined, training=True)
-        self.guard.log(statistics, weight=1 / self.current_gradient_accumulation_steps)
-        gradients = torch.as_tensor(gradient).split([len(part) for part in embedded])
-        return [MiniBatch(len(batches), *known, value) for known in zip(states, gradients, strict=True)]
+        term = self._structure_term(*joined, training=True)
+        self.guard.log(term.statistics, weight=1 / self.current_gradient_accumulation_steps)
+        gradients = torch.as_tensor(term.gradient).split([len(part) for part in embedded])
+        return [
+            MiniBatch(len(batches), *known, term.value, term.scale_gradient)
+            for known in zip(states, gradients, strict=True)
+        ]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the base trainer's norm, and judge the step: this is the last place before the optimizer's."""
@@ -485,6 +510,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         if not is_finite or self._is_empty_step:
             # without a gradient weights, momentum and weight decay stay as they are
             model.zero_grad(set_to_none=True)
+            if self.temperature is not None:
+                self.temperature.logit_scale.grad = None
             self.guard.leave_out()
         return grad_norm
 
@@ -550,12 +577,14 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         statistics: dict[str, Any] = {}
         if self.args.alpha:
             embeddings, ends = self._draw(outputs.retrieval_embeds, *parts, keys, training)
-            value, gradient = run.value, run.gradient
+            value, gradient, of_scale = run.value, run.gradient, run.scale_gradient
             if value is None:
-                value, gradient, statistics = self._structure_term(embeddings, *parts, ends, training)
+                term = self._structure_term(embeddings, *parts, ends, training)
+                value, gradient, of_scale, statistics = term.value, term.gradient, term.scale_gradient, term.statistics
             losses["loss_structure"] = value
             if gradient is not None:
-                value = KnownGradient.apply(embeddings, value, gradient * run.count)
+                scale = None if self.temperature is None else self.temperature.logit_scale
+                value = KnownGradient.apply(embeddings, value, gradient * run.count, scale, of_scale)
             loss = loss + (self.current_alpha() if training else self.args.alpha) / shares * value
         if training:
             mask = inputs["attention_mask"][:samples]
@@ -593,7 +622,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         known: PairLabels | None,
         ends: Tensor,
         training: bool,
-    ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+    ) -> StructureTerm:
         """Return L_d, its gradient with respect to the embeddings in training, and label statistics if due."""
         step, every = self.state.global_step if training else 0, self.args.label_statistics_steps
         term = structure_term(
@@ -605,7 +634,12 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             accelerator=self.accelerator if self.args.structure_loss_scope == "global" else None,
             with_gradient=training,
             with_statistics=bool(every) and step % every == 0,
+            logit_scale=None if self.temperature is None else self.temperature.logit_scale,
         )
+        if (
+            term.scale_gradient is not None and self.args.structure_loss_scope == "rank"
+        ):  # no part of what DDP averages
+            term.scale_gradient = self.accelerator.reduce(term.scale_gradient, reduction="mean")
         if training and self._warns_of_pairs and term.ends and (term.ends < 2 or term.samples < 2):
             self._warns_of_pairs = False
             content = "one slice end, and no pair" if term.ends < 2 else "pairs of slice ends of one sample only"
@@ -615,7 +649,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
                 "share their pairs, mini-batches do. Further such batches are not named.",
                 stacklevel=2,
             )
-        return term.value, term.gradient, term.statistics
+        return term
 
     # ---- Log and evaluation ----
 
@@ -641,6 +675,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         if "loss" in logs:
             logs["loss"] = self.guard.mean_loss(logs["loss"])
             logs |= self._mean_over_processes(self.guard.means.pop())
+            if self.temperature is not None:
+                logs["temperature"] = self.temperature.value
             if self.args.nonfinite_loss == "skip":
                 logs["skipped_steps"] = self.skipped_steps
             if self.args.on_bad_sample == "skip":
@@ -704,29 +740,6 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         gathered = gather_object([means])  # a process may lack a statistic
         names = dict.fromkeys(name for each in gathered for name in each)
         return {name: fmean(each[name] for each in gathered if name in each) for name in names}
-
-
-def _make_collator(
-    processor: SugarProcessor | None, teacher: Teacher | None, args: SugarTrainingArguments
-) -> SugarCollator:
-    """Make the collator that the arguments describe."""
-    if not isinstance(processor, SugarProcessor):
-        raise TypeError(
-            f"processing_class is a {type(processor).__name__}; give the model's SugarProcessor, for example "
-            "SugarProcessor.from_pretrained(folder), or a data_collator."
-        )
-    return SugarCollator(
-        processor,
-        teacher,
-        max_length=args.max_length,
-        truncation=False if args.truncation == "error" else args.truncation,
-        split_sentences=args.split_sentences,
-        on_bad_sample=args.on_bad_sample,
-        control_tokens_in_answers=args.control_tokens_in_answers,
-        pairs_lm_loss=args.pairs_lm_loss,
-        score_mapping=args.score_mapping,
-        score_range=args.score_range,
-    )
 
 
 def _used_columns(data: Any, args: SugarTrainingArguments) -> Any:
