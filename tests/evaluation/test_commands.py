@@ -10,6 +10,7 @@ import fixtures_choices
 import fixtures_demon
 import fixtures_knowledge
 import fixtures_matching
+import fixtures_retrieval
 import fixtures_vqa
 import pytest
 from tiny_encoders import save_blip2, save_dual
@@ -27,7 +28,7 @@ from sugar_hf.evaluation.benchmarks.tasks import all_tasks
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-FIXTURES = (fixtures_vqa, fixtures_choices, fixtures_demon, fixtures_matching, fixtures_knowledge)
+FIXTURES = (fixtures_vqa, fixtures_choices, fixtures_demon, fixtures_matching, fixtures_knowledge, fixtures_retrieval)
 RAW = {name: write for fixtures in FIXTURES for name, write in fixtures.RAW.items()}
 HUB = {name: write for fixtures in FIXTURES for name, write in fixtures.HUB.items()}
 TASKS = all_tasks()
@@ -153,6 +154,15 @@ def test_every_row_of_the_paper_is_on_the_page():
         ours = ["w/o structure loss"] if table == "table4b" else []
         assert names == [*TABLES[table].rows, *ours]
         assert {name for name, commands in rows if not commands} <= NOT_HERE
+
+
+@pytest.mark.usefixtures("loaded_once")
+@pytest.mark.parametrize("command", commands_in(PAGE.split("## Beyond the paper")[1].split("## The tables")[0]))
+def test_commands_beyond_the_paper(command, world, monkeypatch, capsys):
+    monkeypatch.chdir(world[0])
+    for result in run(command, world, capsys):
+        assert result["failed"] == []
+        assert 0 <= result["metrics"][result["primary_metric"]] <= 100
 
 
 @pytest.mark.usefixtures("loaded_once")

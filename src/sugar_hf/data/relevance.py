@@ -91,7 +91,7 @@ class RetrievalSet:
             str(name): dict(found) if isinstance(found, Mapping) else dict.fromkeys(_listed(name, found), 1.0)
             for name, found in relevance.items()
         }
-        asked = [_with_instruction(each, instruction) for each in _documents(queries, "query ")]
+        asked = [with_instruction(each, instruction) for each in _documents(queries, "query ")]
         return cls(asked, _documents(corpus, "document "), grades, tuple(ks))
 
     def metrics(self, queries: np.ndarray, corpus: np.ndarray) -> dict[str, float]:
@@ -175,7 +175,8 @@ def _documents(given: Any, prefix: str) -> list[Document]:
     return [as_document(item, number, prefix) for number, item in enumerate(given)]
 
 
-def _with_instruction(query: Document, instruction: str | None) -> Document:
+def with_instruction(query: Document, instruction: str | None) -> Document:
+    """Put an instruction in front of a query, as pairs have it in training."""
     if not instruction:
         return query
     content = query.content

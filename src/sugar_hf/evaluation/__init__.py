@@ -9,6 +9,7 @@ from .generators import Generator, SugarGenerator
 from .knowledge_evaluator import KnowledgeEvaluator, Pool, View
 from .metrics import exact_match, normalize_answer, recall_at_k, target_ranks
 from .ranking_evaluator import Pair, PairsEvaluator, Ranking, RankingEvaluator
+from .relevance_evaluator import RelevanceEvaluator
 
 __all__ = [
     "Blip2Encoder",
@@ -27,6 +28,7 @@ __all__ = [
     "Ranking",
     "RankingEvaluator",
     "Record",
+    "RelevanceEvaluator",
     "Section",
     "SugarGenerator",
     "View",

@@ -176,7 +176,7 @@ def _measure(
     """The figures of a ranking; its queries are written."""
     queries, names = vectors[ranking.queries][: len(ranking.targets)], ids[ranking.candidates]
     ranks, ties = np.empty(len(queries), np.int64), 0
-    for start, scores in _blocks(queries, vectors[ranking.candidates]):
+    for start, scores in score_blocks(queries, vectors[ranking.candidates]):
         part = slice(start, start + len(scores))
         for row, barred in enumerate(ranking.excluded[part] if ranking.excluded is not None else ()):
             scores[row, list(barred)] = -np.inf
@@ -189,7 +189,7 @@ def _measure(
                     "ranking": ranking.name,
                     "id": ids[ranking.queries][start + row],
                     "rank": int(rank) + 1 if rank < MISSED else None,
-                    "candidates": [[names[i], round(float(scores[row, i]), 6)] for i in _first(scores[row])],
+                    "candidates": [[names[i], round(float(scores[row, i]), 6)] for i in best_candidates(scores[row])],
                     "targets": [names[i] for i in numbers],
                 }
             )
@@ -198,19 +198,25 @@ def _measure(
     return figures | {f"{ranking.name} {key}": value for key, value in counts.items()}
 
 
-def _blocks(
+def score_blocks(
     queries: Sequence[np.ndarray | None], candidates: Sequence[np.ndarray | None]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Scores of some queries at a time, with the number of the first; -inf where one of the two is missing."""
     columns = [i for i, rows in enumerate(candidates) if rows is not None]
     right = [rows for rows in candidates if rows is not None]
+    # one vector each is the usual case: a large corpus is then stacked once, not for every block
+    matrix = np.concatenate(right) if right and all(len(rows) == 1 for rows in right) else None
     step = max(1, BLOCK // len(candidates))
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         scores = np.full((len(block), len(candidates)), -np.inf, np.float32)
         found = [i for i, rows in enumerate(block) if rows is not None]
-        if found and columns:
-            scores[np.ix_(found, columns)] = similarity([rows for rows in block if rows is not None], right)
+        left = [rows for rows in block if rows is not None]
+        if left and right:
+            if matrix is not None and all(len(rows) == 1 for rows in left):
+                scores[np.ix_(found, columns)] = np.concatenate(left) @ matrix.T
+            else:
+                scores[np.ix_(found, columns)] = similarity(left, right)
         yield start, scores
 
 
@@ -220,7 +226,7 @@ def _is_tied(scores: np.ndarray, targets: Sequence[int]) -> bool:
     return bool(others and best > -np.inf)
 
 
-def _first(scores: np.ndarray) -> np.ndarray:
+def best_candidates(scores: np.ndarray) -> np.ndarray:
     """The numbers of the best candidates, ties in their order; those that cannot be retrieved are left out."""
     last = np.partition(scores, -SHOWN)[-SHOWN] if len(scores) > SHOWN else -np.inf
     numbers = np.flatnonzero((scores >= last) & (scores > -np.inf))

@@ -3,14 +3,15 @@
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, get_dataset_config_names, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -57,6 +58,8 @@ class Source:
         if self.folder is None:
             return None
         for name in names:
+            if (self.folder / name).exists():  # spares a walk over millions of images
+                return self.folder / name
             found = sorted(self.folder.rglob(name), key=lambda path: (len(path.parts), str(path)))
             if found:
                 return found[0]
@@ -87,11 +90,43 @@ class Source:
         Raises:
             ValueError: They cannot be loaded; the error says what to do.
         """
+        name, cache = self._named(hub_id), _cache(self.folder) if self.folder else None
+        with self._loading(f"{name}{f' ({config})' if config else ''}, split {split}"):
+            rows = load_dataset(name, config, split=split, cache_dir=cache)
+        for column, feature in rows.features.items():
+            if isinstance(feature, Image):
+                rows = rows.cast_column(column, Image(decode=False))
+        return rows
+
+    def configs(self, hub_id: str | None) -> list[str]:
+        """The names of the configurations of rows; see `rows`."""
+        name = self._named(hub_id)
+        with self._loading(name):
+            return list(get_dataset_config_names(name))
+
+    def split_of(self, hub_id: str | None, config: str, split: str) -> str:
+        """The split if the configuration has it, else its only one: a corpus is often a split of its own name."""
+        name = self._named(hub_id)
+        with self._loading(f"{name} ({config})"):
+            found = get_dataset_split_names(name, config)
+        return str(found[0]) if split not in found and len(found) == 1 else split
+
+    def inside(self, name: str) -> "Source":
+        """The same source with the folder of that name as its data, if the data is a folder that has one."""
+        if self.folder is None or not (self.folder / name).is_dir():
+            return self
+        return replace(self, data=str(self.folder / name))
+
+    def _named(self, hub_id: str | None) -> str:
         name = self.data or hub_id
         if name is None:
             raise ValueError(f"{self.task}: it is not on the Hub. Give a folder with --data; see docs/benchmarks.md.")
+        return name
+
+    @contextmanager
+    def _loading(self, what: str) -> Iterator[None]:
         try:
-            rows = load_dataset(name, config, split=split, cache_dir=_cache(self.folder) if self.folder else None)
+            yield
         except (
             OSError,
             ValueError,
@@ -100,15 +135,10 @@ class Source:
             LocalEntryNotFoundError,
             OfflineModeIsEnabled,
         ) as error:
-            which = f"{name}{f' ({config})' if config else ''}, split {split}"
             said = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{self.task}: cannot load {which}: {said}. docs/benchmarks.md says what to get."
+                f"{self.task}: cannot load {what}: {said}. docs/benchmarks.md says what to get."
             ) from error
-        for column, feature in rows.features.items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(column, Image(decode=False))
-        return rows
 
     def limited(self, items: Sequence[Any]) -> Sequence[Any]:
         """The first `limit` items, or all."""
@@ -166,13 +196,17 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: A line is none; the error names file and line.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: a JSON object is expected, this is {line[:40].strip()!r}")
+            rows.append(row)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of the paper, by name."""
+"""The benchmarks of the paper and of retrieval beyond it, by name."""
 
 from importlib import import_module
 
@@ -15,11 +15,12 @@ _MODULES = (
     "augmented_vqa",
     "knowledge_vqa",
     "webqa_tasks",
+    "interleaved_retrieval",
 )
 
 
 def all_tasks() -> dict[str, Task]:
-    """Every task by its name, in the order of the paper's tables."""
+    """Every task by its name, in the order of the paper's tables; those beyond the paper last."""
     found: dict[str, Task] = {}
     for module in _MODULES:
         found |= import_module(f".{module}", __name__).TASKS
