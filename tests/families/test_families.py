@@ -146,26 +146,29 @@ def test_slices_by_hand(sugar, family, side):
     samples = [[SQUARE, WIDE, "A cat."], "A dog.", ["One.", SQUARE, "Two.", WIDE], [WIDE, WIDE]]
     features = processor(samples, padding_side=side)
     square, wide = IMAGE_TOKENS[family]
-    expected = [[square, wide, 1], [1], [1, square, 1, wide], [wide, wide]]
+    expected = [[square, wide, 0], [0], [0, square, 0, wide], [wide, wide]]  # a text is marked by -k
     is_image = features["input_ids"] == model.config.image_token_id
     assert (features["attention_mask"][1, 0 if side == "left" else -1]) == 0
     for i, (sample, counts) in enumerate(zip(samples, expected, strict=True)):
         slices, ids = features["slice_map"][i], features["input_ids"][i]
-        assert torch.bincount(slices)[1:].tolist() == counts
+        assert torch.bincount(slices.clamp(min=0), minlength=len(counts) + 1)[1:].tolist() == counts
         assert not slices[features["attention_mask"][i] == 0].any()
-        numbers = slices[slices > 0]
+        numbers = slices[slices != 0].abs()
         assert torch.equal(numbers, numbers.sort().values)
         parts = sample if isinstance(sample, list) else [sample]
         images = {number for number, part in enumerate(parts, start=1) if not isinstance(part, str)}
         assert torch.equal(is_image[i], torch.isin(slices, torch.tensor(sorted(images))))
         for number in set(range(1, len(parts) + 1)) - images:
-            real = features["attention_mask"][i][: (slices == number).nonzero()[0, 0] + 1].bool()
+            own = (slices == -number).nonzero()[:, 0]
+            assert processor.decode(ids[own]).strip() == parts[number - 1]
+            real = features["attention_mask"][i][: own[-1] + 1].bool()
             assert processor.decode(ids[: len(real)][real]).endswith(parts[number - 1])
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_batch_and_neighbours_do_not_matter(sugar, side):
+@pytest.mark.parametrize(("side", "text_pooling"), [("left", "mean"), ("right", "mean"), ("left", "last")])
+def test_padding_batch_and_neighbours_do_not_matter(sugar, side, text_pooling, monkeypatch):
     model, processor = sugar
+    monkeypatch.setattr(model.config, "text_pooling", text_pooling)
     together, _ = embed(model, processor, SAMPLES, padding_side=side)
     reverse, _ = embed(model, processor, SAMPLES[::-1], padding_side=side)
     for i, sample in enumerate(SAMPLES):
@@ -206,8 +209,10 @@ def test_embeddings_need_no_logits(sugar, monkeypatch):
 # --- prefixes
 
 
-def test_prefixes_are_exact_or_said_not_to_be(sugar, family):
+@pytest.mark.parametrize("text_pooling", ["last", "mean"])
+def test_prefixes_are_exact_or_said_not_to_be(sugar, family, text_pooling, monkeypatch):
     model, processor = sugar
+    monkeypatch.setattr(model.config, "text_pooling", text_pooling)
     deviations = []
     for sample in (LONG, LONGER):
         whole, _ = embed(model, processor, [sample])

@@ -375,8 +375,8 @@ def _images(sample: Any) -> list[Image.Image]:
 def _check(sugar: SugarProcessor, name: str, sample: Any) -> None:
     backbone, images = sugar.backbone_processor, _images(sample)
     features = sugar([sample])
-    ids, slices = features["input_ids"][0], features["slice_map"][0]
-    counts = [int((sugar([[image]])["slice_map"] > 0).sum()) for image in images]
+    ids, slices = features["input_ids"][0], features["slice_map"][0].abs()
+    counts = [int((sugar([[image]])["slice_map"] != 0).sum()) for image in images]
     placed = [n for n, part in enumerate(_flat(sample), start=1) if isinstance(part, Image.Image)]
     found = [int((slices == number).sum()) for number in placed]
     if name != "interleaved" and found != counts and len(images) == 1:

@@ -28,9 +28,34 @@ def test_first_token_may_be_the_last_of_its_slice():
     assert pooled[0].tolist() == [[0.0, 1.0], [6.0, 7.0]]
 
 
+@pytest.mark.parametrize(
+    ("poolings", "expected"),
+    [
+        (("mean", "mean"), [3.0, 8.0, 2.0]),
+        (("mean", "last"), [4.0, 8.0, 2.0]),
+        (("last", "mean"), [3.0, 10.0, 2.0]),
+        (("last", "last"), [4.0, 10.0, 2.0]),
+    ],
+)
+def test_texts_and_images_are_pooled_each_in_its_way(poolings, expected):
+    slices = torch.tensor([[0, -1, -1, 2, 2, 2], [0, 0, 0, 0, -1, 0]])  # a text and an image, a text of one token
+    hidden = torch.tensor([[0.0, 2, 4, 6, 8, 10], [0, 0, 0, 0, 2, 0]]).unsqueeze(-1)
+    pooled, mask = pool_slices(hidden, slices, *poolings)
+    assert mask.tolist() == [[True, True], [True, False]]
+    assert pooled.flatten().tolist() == [*expected, 0.0]
+
+
+@pytest.mark.parametrize("row", [[0, 0, 1, 0, 2, 2], [1, 1, 0, 0, 0, 2], [0, -1, 1, 0, 2, 2]])
+def test_a_map_that_does_not_mark_all_of_a_text_is_refused_for_the_mean(row):
+    slices = torch.tensor([row, [1, 1, 1, 1, 1, 1]])
+    assert pool_slices(HIDDEN, slices)[1].sum() == 3
+    with pytest.raises(ValueError, match=r"slice_map .*earlier version.*text_pooling=\"mean\".*SugarProcessor"):
+        pool_slices(HIDDEN, slices, text_pooling="mean")
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_no_slices(pooling):
-    pooled, mask = pool_slices(HIDDEN, torch.zeros(2, 6, dtype=torch.int64), pooling)
+    pooled, mask = pool_slices(HIDDEN, torch.zeros(2, 6, dtype=torch.int64), pooling, pooling)
     assert pooled.shape == (2, 0, 2)
     assert mask.shape == (2, 0)
 

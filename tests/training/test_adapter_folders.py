@@ -14,7 +14,7 @@ from versions import needs_the_switches_of_transformers
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.training import SugarTrainer, checkpoints, sugar_lora_config
 
-OPTIONS = {"retrieval_dim": 24, "retrieval_hidden_size": 40, "image_pooling": "last"}
+OPTIONS = {"retrieval_dim": 24, "retrieval_hidden_size": 40, "image_pooling": "last", "text_pooling": "mean"}
 
 
 @pytest.fixture(scope="module")

@@ -39,9 +39,10 @@ VLM_PREFIX = "vlm."
 # What the head's layers were called in checkpoints of older versions.
 OLD_HEAD_NAMES = {"up_proj": "pooled_to_hidden", "down_proj": "hidden_to_embedding"}
 
-# Options of `from_pretrained` that say where files are, and those that change fields of the configuration.
+# Fields of the configuration that say what the head is and what it takes; options of `from_pretrained`, too.
+HEAD_FIELDS = ("retrieval_dim", "retrieval_hidden_size", "image_pooling", "text_pooling")
+# Options of `from_pretrained` that say where files are.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_FIELDS = ("retrieval_dim", "retrieval_hidden_size", "image_pooling")
 _FROM_THE_HEAD_OF = r"^vlm\."
 
 CONFIG_FILE = "config.json"
@@ -171,7 +172,7 @@ class Source:
         """Sort the arguments of `from_pretrained`, and read the configuration if none is given."""
         options = dict(options)
         state_dict = options.pop("state_dict", None)
-        fields = {key: options.pop(key) for key in _FIELDS if key in options}
+        fields = {key: options.pop(key) for key in HEAD_FIELDS if key in options}
         where = hub_options(options)
         if not is_sugar(config):
             config = SugarConfig.from_pretrained(path if config is None else config, **where, **fields)

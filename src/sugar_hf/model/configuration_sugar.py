@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-IMAGE_POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "last")
+# What `from_backbone` gives new models. Not what a configuration without the field means: that is always "last".
+TEXT_POOLING = "last"
 
 
 class SugarConfig(PreTrainedConfig):
@@ -17,6 +19,8 @@ class SugarConfig(PreTrainedConfig):
         retrieval_hidden_size: Width of the head's hidden layer; the hidden size of the language model when `None`.
         image_pooling: How the tokens of an image slice become one vector: `"mean"` over all of its image tokens, or
             its `"last"` image token (the ablation without average pooling).
+        text_pooling: How the tokens of a text slice become one vector: the `"last"` of them, or their `"mean"`. The
+            tokens are the text's own, without those of the chat template and of the slices before it.
 
     Raises:
         ValueError: If `vlm_config` is missing or a field has a value that it cannot have.
@@ -30,6 +34,7 @@ class SugarConfig(PreTrainedConfig):
     retrieval_dim: int = 256
     retrieval_hidden_size: int | None = None
     image_pooling: str = "mean"
+    text_pooling: str = "last"  # not TEXT_POOLING: older configurations have no such field
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vlm_config is None:
@@ -42,8 +47,9 @@ class SugarConfig(PreTrainedConfig):
             self.vlm_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         else:
             self.vlm_config = copy.deepcopy(self.vlm_config)  # below, the kind of attention is set for all parts of it
-        if self.image_pooling not in IMAGE_POOLINGS:
-            raise ValueError(f"image_pooling={self.image_pooling!r}: give one of {', '.join(IMAGE_POOLINGS)}.")
+        for name, value in (("image_pooling", self.image_pooling), ("text_pooling", self.text_pooling)):
+            if value not in POOLINGS:
+                raise ValueError(f"{name}={value!r}: give one of {', '.join(POOLINGS)}.")
         if self.retrieval_dim < 1:
             raise ValueError(f"retrieval_dim={self.retrieval_dim}: give a positive number of dimensions.")
         super().__post_init__(**kwargs)

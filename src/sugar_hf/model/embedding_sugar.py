@@ -329,7 +329,7 @@ def _written_otherwise(prefix: BatchFeature, whole: BatchFeature, end: int) -> s
 def _tokens(features: BatchFeature, end: int) -> np.ndarray:
     """Return ids and slice numbers of one sample up to the end of a slice. (2, L)."""
     real = features["attention_mask"][0].bool()
-    rows = torch.stack([features["input_ids"][0][real], features["slice_map"][0][real]]).numpy()
+    rows = torch.stack([features["input_ids"][0][real], features["slice_map"][0][real].abs()]).numpy()
     return rows[:, : np.flatnonzero(rows[1] == end)[-1] + 1]
 
 

@@ -37,6 +37,7 @@ from .backbone_sugar import (
     same_logits,
 )
 from .checkpoint_sugar import (
+    HEAD_FIELDS,
     HEAD_PREFIX,
     OLD_HEAD_NAMES,
     VLM_PREFIX,
@@ -53,7 +54,7 @@ from .checkpoint_sugar import (
     upload_files,
     write_settings,
 )
-from .configuration_sugar import SugarConfig
+from .configuration_sugar import TEXT_POOLING, SugarConfig
 
 # What transformers calls the cache of keys and values, in outputs and as an input: `cache` from 5.24 on.
 CACHE_NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
@@ -135,39 +136,55 @@ def _head_renamings() -> list[WeightRenaming]:
     return [WeightRenaming(rf"{HEAD_PREFIX}{old}", f"{HEAD_PREFIX}{new}") for old, new in OLD_HEAD_NAMES.items()]
 
 
-def pool_slices(hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean") -> tuple[Tensor, Tensor]:
+def pool_slices(
+    hidden: Tensor, slice_map: Tensor, image_pooling: str = "mean", text_pooling: str = "last"
+) -> tuple[Tensor, Tensor]:
     """Pool the hidden states of every slice into one vector, for all samples at once.
 
     Args:
         hidden: (B, L, H) hidden states.
-        slice_map: (B, L) int64, 0 = no slice, k = slice k of the sample.
-        image_pooling: `"mean"` over the tokens that carry k, or the `"last"` of them. A text slice is marked on its
-            last token alone, so that both give this token's state.
+        slice_map: (B, L) int64, 0 = no slice, k on each token of slice k if it is an image, -k if it is a text. An
+            image of one token has -k, too: one token is the mean and the last of itself.
+        image_pooling: `"mean"` over the tokens of an image, or the `"last"` of them.
+        text_pooling: `"mean"` over the tokens of a text, or the `"last"` of them.
 
     Returns:
         Pooled states (B, S, H) float32, zeros where a sample has no slice k, and the mask (B, S) bool. S is the
         highest number in `slice_map`.
 
+    Raises:
+        ValueError: If texts are to be pooled by their mean, and k stands on a single token. It does so in a map of an
+            earlier version, which has a text's last token alone.
+
     Shape:
         A batch without any slice gives S = 0.
     """
     batch, length, width = hidden.shape
-    slots = int(slice_map.max()) + 1 if slice_map.numel() else 1  # slot 0 collects what belongs to no slice
-    counts = torch.zeros(batch, slots, dtype=torch.float32, device=hidden.device)
-    counts = counts.scatter_add(1, slice_map, torch.ones_like(slice_map, dtype=torch.float32))
-    mask = counts[:, 1:] > 0  # (B, S)
-    if image_pooling == "last":
-        positions = torch.arange(length, device=hidden.device).expand(batch, length)
-        last = torch.zeros(batch, slots, dtype=torch.int64, device=hidden.device)
-        last = last.scatter_reduce(1, slice_map, positions, "amax", include_self=False)[:, 1:]
-        rows = torch.arange(batch, device=hidden.device).unsqueeze(1)
-        return hidden[rows, last].float() * mask.unsqueeze(-1), mask
-    row, column = slice_map.nonzero(as_tuple=True)
+    numbers, is_image = slice_map.abs(), slice_map > 0
+    slots = int(numbers.max()) + 1 if numbers.numel() else 1  # slot 0 collects what belongs to no slice
+
+    def counted(tokens: Tensor) -> Tensor:
+        zeros = torch.zeros(batch, slots, dtype=torch.float32, device=hidden.device)
+        return zeros.scatter_add(1, numbers, tokens.to(torch.float32))[:, 1:]
+
+    if text_pooling == "mean" and bool((counted(is_image) == 1).any()):
+        raise ValueError(
+            "slice_map marks a slice on one token as an image of several: it was made by an earlier version, which "
+            'marks a text on its last token alone, and text_pooling="mean" needs all of them. Process the samples once '
+            "more, with the SugarProcessor of this version."
+        )
+    positions = torch.arange(length, device=hidden.device).expand(batch, length)
+    last = torch.zeros(batch, slots, dtype=torch.int64, device=hidden.device)
+    last = last.scatter_reduce(1, numbers, positions, "amax", include_self=False)
+    pooled_by_mean = (is_image & (image_pooling == "mean")) | (~is_image & (text_pooling == "mean"))
+    is_pooled = (numbers > 0) & (pooled_by_mean | (positions == last.gather(1, numbers)))
+    counts = counted(is_pooled)  # (B, S)
+    row, column = is_pooled.nonzero(as_tuple=True)
     sums = torch.zeros(batch * slots, width, dtype=torch.float32, device=hidden.device)
     # float32 throughout: a bfloat16 sum over hundreds of image tokens loses most of its digits
-    sums = sums.index_add(0, row * slots + slice_map[row, column], hidden[row, column].float())
-    pooled = sums.view(batch, slots, width)[:, 1:] / counts[:, 1:].clamp(min=1).unsqueeze(-1)
-    return pooled, mask
+    sums = sums.index_add(0, row * slots + numbers[row, column], hidden[row, column].float())
+    pooled = sums.view(batch, slots, width)[:, 1:] / counts.clamp(min=1).unsqueeze(-1)
+    return pooled, counts > 0
 
 
 def chunked_cross_entropy(
@@ -256,6 +273,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         retrieval_dim: int = 256,
         retrieval_hidden_size: int | None = None,
         image_pooling: str = "mean",
+        text_pooling: str = TEXT_POOLING,
         **kwargs: Any,
     ) -> "SugarForConditionalGeneration":
         """Put a fresh retrieval head on a vision-language model. The only way to get a model with an untrained head.
@@ -265,6 +283,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             retrieval_dim: See [`SugarConfig`].
             retrieval_hidden_size: See [`SugarConfig`].
             image_pooling: See [`SugarConfig`].
+            text_pooling: See [`SugarConfig`].
             **kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, ...);
                 none are allowed with a model.
 
@@ -276,6 +295,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "retrieval_dim": retrieval_dim,
             "retrieval_hidden_size": retrieval_hidden_size,
             "image_pooling": image_pooling,
+            "text_pooling": text_pooling,
         }
         if not isinstance(backbone, str | os.PathLike) and kwargs:
             raise ValueError(f"{', '.join(kwargs)}: loading options have no effect on a model that is loaded.")
@@ -397,14 +417,14 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"The adapter in {adapter.path} was trained on the plain model {adapter.base}, and no config.json "
                 "beside it tells the width and pooling of its head. Make the model that was trained: "
-                f"SugarForConditionalGeneration.from_backbone({adapter.base!r}, image_pooling=..., ...), "
+                f"SugarForConditionalGeneration.from_backbone({adapter.base!r}, image_pooling=..., text_pooling=...), "
                 "save its configuration with model.config.save_pretrained(folder of the adapter), and load again."
             )
         else:
-            fields = {name: vars(own)[name] for name in ("retrieval_dim", "retrieval_hidden_size", "image_pooling")}
+            fields = {name: vars(own)[name] for name in HEAD_FIELDS}
             model, info = cls.from_backbone(adapter.base, **{**options, **fields}), {}
         if own is not None:
-            model.config.image_pooling = own.image_pooling
+            model.config.image_pooling, model.config.text_pooling = own.image_pooling, own.text_pooling
         model.load_adapter(adapter.path, adapter_kwargs=adapter.options)
         if not is_sugar(base) and isinstance(model.retrieval_head, RetrievalHead):
             raise ValueError(
@@ -479,7 +499,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (B, L) 1 at real tokens.
             pixel_values: Whatever the backbone's image processor makes.
             labels: (B, L) ids to predict, -100 where there is nothing to learn.
-            slice_map: (B, L) int64 from [`SugarProcessor`]: 0 = none, k = slice k.
+            slice_map: (B, L) int64 from [`SugarProcessor`]: 0 = none, k or -k = slice k.
             skip_logits: Return no logits. The loss comes from the positions that have a label, chunk by chunk, equal
                 in value and gradient; without labels no logit is computed at all.
             **kwargs: Further inputs of the backbone (`image_grid_thw`, `num_items_in_batch`, ...).
@@ -600,7 +620,8 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _embed(self, hidden: Tensor, slice_map: Tensor) -> tuple[Tensor, Tensor]:
         self._check_states(hidden, slice_map, "slice_map")
-        pooled, mask = pool_slices(hidden, slice_map.to(hidden.device), self.config.image_pooling)
+        slice_map, config = slice_map.to(hidden.device), self.config
+        pooled, mask = pool_slices(hidden, slice_map, config.image_pooling, config.text_pooling)
         embeds = pooled.new_zeros(*mask.shape, self.config.retrieval_dim)
         embeds[mask] = self.retrieval_head(pooled[mask]).to(
             embeds.device

@@ -133,8 +133,8 @@ class SugarProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask`, what the backbone wants for the images, and `slice_map` (B, L) int64: 0 =
-            none; k = slice k of the sample, on every image token of an image and on the last token of a text.
-            With `return_labels` also `labels` (B, L) int64.
+            none; k = slice k of the sample, on every image token of an image; -k = slice k, on every token of a text,
+            or on the image token of an image that has one only. With `return_labels` also `labels` (B, L) int64.
 
         Raises:
             ValueError: If a sample is empty, malformed or too long; the message names it.
@@ -308,7 +308,7 @@ def _slice_count(messages: list[Message]) -> int:
 
 def _fitting(row: Tokens, count: int, max_length: int) -> int:
     """Count the slices from the first on that can fit, leaving out the last."""
-    last = [int(np.flatnonzero(row.slices == number)[-1]) for number in range(1, count + 1)]
+    last = [int(np.flatnonzero(np.abs(row.slices) == number)[-1]) for number in range(1, count + 1)]
     tail = len(row.ids) - 1 - last[-1]  # what follows the last slice stays
     return sum(position + 1 + tail <= max_length for position in last[:-1])
 

@@ -298,7 +298,7 @@ class Tokens:
 
     Args:
         ids: (L,) int64 token ids.
-        slices: (L,) int64 slice map: 0 = none, k = slice k.
+        slices: (L,) int64 slice map: 0 = none, k = slice k, an image, -k = slice k, a text or an image of one token.
         targets: (L,) bool, true where the model learns to write the token.
         starts: (L,) int64 first character of each token; `ends` is past its last. Equal for added tokens.
         ends: See `starts`.
@@ -623,7 +623,8 @@ class Tokenizing:
         for (start, end), number in zip(written.images, sample.image_slices, strict=True):
             inside = (starts >= start) & (ends <= end) & (ends > starts)
             token = self._image_token(ids[inside], sample.where)
-            slices[inside & (ids == token)] = number
+            found = np.flatnonzero(inside & (ids == token))
+            slices[found] = number if len(found) > 1 else -number  # see `pool_slices`
             tokens_of_images.add(token)
         if np.isin(ids[slices == 0], list(tokens_of_images)).any():
             refuse_images(self._backbone, sample.where, "it writes image tokens elsewhere than in the images' places")
@@ -633,7 +634,7 @@ class Tokenizing:
                 found = np.flatnonzero((starts < offset + last) & (ends > offset + first))
                 if not len(found) or slices[found[-1]]:
                     raise ValueError(f"{sample.where}: {piece.text[first:last]!r:.60} has no token of its own.")
-                slices[found[-1]] = number
+                slices[found[slices[found] == 0]] = -number
             if piece.is_target:
                 targets |= (starts < end) & (ends > offset - piece.lead)
             if piece.ends_turn:

@@ -625,7 +625,7 @@ def fit(
 
 def _slice_ends(sample: Sample, processor: SugarProcessor, split_sentences: bool) -> list[int]:
     """Count the tokens of a sample up to the end of each of its slices."""
-    found = processor([sample], split_sentences=split_sentences)["slice_map"][0]
+    found = processor([sample], split_sentences=split_sentences)["slice_map"][0].abs()
     marked = found.nonzero()[:, 0]
     return [int(marked[found[marked] == number].max()) + 1 for number in range(1, int(found.max()) + 1)]
 

@@ -139,7 +139,7 @@ class SugarCollator:
         given = rows
         rows, samples, inputs, bad = self._processed(rows)
         batch: dict[str, Any] = dict(inputs)
-        counts = batch["slice_map"][: len(rows)].amax(dim=1)  # (B,)
+        counts = batch["slice_map"][: len(rows)].abs().amax(dim=1)  # (B,)
         if any(map(has_pair_columns, given)) or any(MEMBERSHIP in row for row in given):
             batch["pair_labels"] = pair_fields(rows, counts, sample_key)
             if not self.pairs_lm_loss:
