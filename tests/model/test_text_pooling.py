@@ -84,7 +84,7 @@ def test_a_map_of_an_earlier_version_is_refused(llava, monkeypatch):
 
 
 def test_the_configuration_says_how_texts_are_pooled(llava, tmp_path):
-    model, processor = llava
+    model, _ = llava
     settings = model.config.to_dict()
     assert settings.pop("text_pooling") == "last"
     assert SugarConfig.from_dict(settings).text_pooling == "last"  # that of an earlier version

@@ -170,8 +170,8 @@ def pool_slices(
     if text_pooling == "mean" and bool((counted(is_image) == 1).any()):
         raise ValueError(
             "slice_map marks a slice on one token as an image of several: it was made by an earlier version, which "
-            'marks a text on its last token alone, and text_pooling="mean" needs all of them. Process the samples once '
-            "more, with the SugarProcessor of this version."
+            'marks a text on its last token alone, and text_pooling="mean" needs all of them. Process the samples '
+            "once more, with the SugarProcessor of this version."
         )
     positions = torch.arange(length, device=hidden.device).expand(batch, length)
     last = torch.zeros(batch, slots, dtype=torch.int64, device=hidden.device)

@@ -14,7 +14,6 @@ from transformers import MODEL_MAPPING, AutoProcessor, PreTrainedModel
 from .adapters import has_adapters
 from .backbone_sugar import has_body
 from .checkpoint_sugar import staged
-from .configuration_sugar import SugarConfig
 from .embedding_sugar import drawn_picture
 from .hub import drop_folders
 from .model_card import base_model, in_code, in_line, table
@@ -100,7 +99,8 @@ def export_for_serving(
     _check_backbone(model.vlm)
     layers = _head_layers(model.retrieval_head)
     template = embedding_template(processor)
-    report = ServingReport(Path(folder), forms_served(processor, template, model.config))
+    poolings = {"image_pooling": model.config.image_pooling, "text_pooling": model.config.text_pooling}
+    report = ServingReport(Path(folder), forms_served(processor, template, **poolings))
     if not report.exact:
         raise ValueError(f"other engines would embed no sample as Sugar does. Use export_for_hub.\n{report}")
     with staged(folder) as stage:
@@ -171,13 +171,16 @@ def embedding_template(processor: SugarProcessor) -> str:
     return _TEMPLATE.format(bos=json.dumps(tokenizer.bos_token if writes_bos else ""), image=json.dumps(placeholder))
 
 
-def forms_served(processor: SugarProcessor, template: str, config: SugarConfig) -> dict[str, str]:
+def forms_served(
+    processor: SugarProcessor, template: str, image_pooling: str, text_pooling: str = "last"
+) -> dict[str, str]:
     """Find out which samples end with their last slice for other engines; no list of models is consulted.
 
     Args:
         processor: The processor, with which samples of each form are written both ways.
         template: From [`embedding_template`].
-        config: Of the model.
+        image_pooling: Of the model.
+        text_pooling: Of the model.
 
     Returns:
         For each form, why other engines pool other states for it; empty if they pool the same.
@@ -191,12 +194,16 @@ def forms_served(processor: SugarProcessor, template: str, config: SugarConfig) 
         "an image at the end": ["A drawn picture", wide],
         "an image alone": [wide],
     }
-    found = {form: _difference(processor, template, sample, config) for form, sample in forms.items()}
+    found = {
+        form: _difference(processor, template, sample, image_pooling, text_pooling) for form, sample in forms.items()
+    }
     found[CHAT] = "a message of the user is embedded as a sample without roles, and other chats are refused"
     return found
 
 
-def _difference(processor: SugarProcessor, template: str, sample: list[Any], config: SugarConfig) -> str:
+def _difference(
+    processor: SugarProcessor, template: str, sample: list[Any], image_pooling: str, text_pooling: str
+) -> str:
     """Why the state of the last token is not that of the last slice; empty if it is."""
     try:
         ours = processor([sample])
@@ -219,7 +226,7 @@ def _difference(processor: SugarProcessor, template: str, sample: list[Any], con
     real = ours["attention_mask"][0].bool()
     ids, slices = ours["input_ids"][0][real].tolist(), ours["slice_map"][0][real]
     last = (slices.abs() == slices.abs().max()).nonzero()[:, 0].tolist()
-    pooling = config.image_pooling if slices[last[0]] > 0 else config.text_pooling
+    pooling = image_pooling if slices[last[0]] > 0 else text_pooling
     follow = len(ids) - 1 - last[-1]
     if ids != theirs:
         extra = len(theirs) - len(ids)
