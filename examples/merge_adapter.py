@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration, SugarProcessor, merge_adapter
+from sugar_hf.model.configuration_sugar import TEXT_POOLING
 
 
 def main(command: list[str] | None = None) -> None:
@@ -21,6 +22,7 @@ def main(command: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16", help="data type of the merged weights")
     parser.add_argument("--retrieval_dim", type=int, default=256, help="as in training; of no use for a checkpoint")
     parser.add_argument("--image_pooling", default="mean", help="as in training; of no use for a checkpoint")
+    parser.add_argument("--text_pooling", default=TEXT_POOLING, help="as in training; of no use for a checkpoint")
     options = parser.parse_args(command)
 
     if isinstance(AutoConfig.from_pretrained(options.model), SugarConfig):
@@ -31,6 +33,7 @@ def main(command: list[str] | None = None) -> None:
             dtype=options.dtype,
             retrieval_dim=options.retrieval_dim,
             image_pooling=options.image_pooling,
+            text_pooling=options.text_pooling,
         )
     merge_adapter(PeftModel.from_pretrained(model, options.adapter)).save_pretrained(options.output)
     SugarProcessor.from_pretrained(options.adapter).save_pretrained(options.output)

@@ -69,7 +69,7 @@ retrieval head on the hidden states of every slice (an image or a text), trained
 (Sugar, NeurIPS 2024).
 
 - **Backbone:** type `llava`
-- **Embeddings:** 16 dimensions, compared by cosine; the tokens of an image are pooled by `mean`
+- **Embeddings:** 16 dimensions, compared by cosine; the tokens of an image are pooled by `mean`, of a text by `last`
 - **License:** apache-2.0
 
 ## Use

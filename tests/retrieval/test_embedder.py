@@ -1,6 +1,7 @@
 """The embedder: equal to the pipeline, in any batch and order, and clear about what cannot be embedded."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,6 +223,11 @@ def test_settings(llava):
     assert "dim is 5 and" in settings.difference(SugarEmbedder(*llava).settings)
     other = SugarEmbedder(*llava, truncate_dim=5, split_sentences=True).settings
     assert settings.difference(other) == "split_sentences is False and True"
+    values = settings.to_dict()
+    assert values.pop("text_pooling") == "last"
+    earlier = EmbeddingSettings.from_dict(values)  # of an index of an earlier version
+    assert earlier.difference(settings) is None
+    assert earlier.difference(replace(settings, text_pooling="mean")) == "text_pooling is 'last' and 'mean'"
     with pytest.raises(ValueError, match="unknown embedding settings: pooling"):
         EmbeddingSettings.from_dict({**settings.to_dict(), "pooling": 1})
     with pytest.raises(ValueError, match="lack dim"):

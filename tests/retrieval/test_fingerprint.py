@@ -38,6 +38,10 @@ def test_it_goes_through_json(model_and_processor):
     assert back.difference(fingerprint) is None
 
 
+def test_indexes_of_earlier_versions_have_texts_by_their_last_token(model_and_processor):
+    assert "text_pooling" not in ModelFingerprint.of(*model_and_processor).parts["config"]
+
+
 def changed(model, processor, change):
     before = ModelFingerprint.of(model, processor)
     change(model, processor)
@@ -54,6 +58,10 @@ CHANGES = {
     "head": (lambda model, _: noise(model.retrieval_head), "the weights of retrieval head differ"),
     "backbone": (lambda model, _: noise(model.vlm), "the weights of backbone differ"),
     "pooling": (lambda model, _: setattr(model.config, "image_pooling", "last"), r"image_pooling \('last' and 'mean'"),
+    "text pooling": (
+        lambda model, _: setattr(model.config, "text_pooling", "mean"),
+        r"text_pooling \('mean'",
+    ),
     "token": (lambda _, processor: processor.tokenizer.add_tokens(["sugar"]), "the processor differs: tokenizer"),
     "template": (
         lambda _, processor: setattr(processor, "chat_template", processor.chat_template + " "),

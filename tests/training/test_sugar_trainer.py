@@ -268,10 +268,10 @@ def test_a_folder_may_stand_for_model_and_processor(tmp_path):
     processor.save_pretrained(tmp_path / "sugar")
     trainer = SugarTrainer(
         str(tmp_path / "sugar"),
-        make_arguments(tmp_path, image_pooling="last"),
+        make_arguments(tmp_path, image_pooling="last", text_pooling="mean"),
         train_dataset=make_dataset(processor),
     )
-    assert trainer.model.config.image_pooling == "last"
+    assert (trainer.model.config.image_pooling, trainer.model.config.text_pooling) == ("last", "mean")
     assert trainer.processing_class.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 

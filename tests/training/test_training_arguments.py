@@ -23,6 +23,7 @@ def test_wrong_values_are_refused_by_name(tmp_path, subtests):
         ({"mini_batch_tokens": 0}, "mini_batch_tokens=0"),
         ({"structure_loss_scope": "local"}, "structure_loss_scope='local'"),
         ({"image_pooling": "max"}, "image_pooling='max'"),
+        ({"text_pooling": "max"}, "text_pooling='max'"),
         ({"truncation": "slice"}, "without max_length"),
         ({"alpha": 0.0, "head_warmup_steps": 5}, "alpha=0 gives no gradient"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not supported"),

@@ -57,7 +57,7 @@ def model_card(
     details["Backbone"] = f"type `{in_code(model.config.vlm_config.model_type)}`"
     details["Embeddings"] = (
         f"{model.config.retrieval_dim} dimensions, compared by cosine; the tokens of an image are pooled by "
-        f"`{in_code(model.config.image_pooling)}`"
+        f"`{in_code(model.config.image_pooling)}`, of a text by `{in_code(model.config.text_pooling)}`"
     )
     if "license" in given:
         details["License"] = in_line(given["license"])

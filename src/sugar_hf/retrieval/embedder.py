@@ -43,7 +43,7 @@ _PROBE_TEXT = "The 2 quick  foxes, naïve & wise: 《狐》 <image> in the box.\
 #: Where documents are embedded: at their last slice, or at the end of each.
 POSITIONS = ("last", "all")
 #: Settings by which embeddings differ. Where a query is embedded does not depend on `positions`.
-_COMPARED = ("dim", "retrieval_dim", "image_pooling", "split_sentences")
+_COMPARED = ("dim", "retrieval_dim", "image_pooling", "text_pooling", "split_sentences")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class EmbeddingSettings:
         truncate_dim: Only this many leading dimensions are kept, normalised anew; all when `None`.
         positions: `"last"`: one embedding of a document, at its last slice; `"all"`: one at each slice end.
         image_pooling: The model's.
+        text_pooling: The model's.
         split_sentences: Whether each sentence is a slice.
         max_length: The most tokens of a document.
         truncation: What becomes of a longer one: `False`: an error, `"slice"`: its last slices are dropped.
@@ -68,6 +69,7 @@ class EmbeddingSettings:
     truncate_dim: int | None = None
     positions: str = "last"
     image_pooling: str = "mean"
+    text_pooling: str = "last"  # that of indexes of earlier versions, which have no such field
     split_sentences: bool = False
     max_length: int | None = None
     truncation: bool | str = False
@@ -302,6 +304,7 @@ class SugarEmbedder:
             truncate_dim=self.truncate_dim,
             positions=self.positions,
             image_pooling=self.model.config.image_pooling,
+            text_pooling=self.model.config.text_pooling,
             split_sentences=self.split_sentences,
             max_length=self.max_length,
             truncation=self.truncation,
@@ -611,6 +614,8 @@ def _config_part(model: SugarForConditionalGeneration) -> dict[str, Any]:
         "retrieval_dim": config.retrieval_dim,
         "retrieval_hidden_size": config.retrieval_hidden_size,
         "image_pooling": config.image_pooling,
+        # indexes of earlier versions have no such field, and texts by their last token
+        **({} if config.text_pooling == "last" else {"text_pooling": config.text_pooling}),
         "image_token_id": config.image_token_id,
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,

@@ -53,6 +53,7 @@ class StructureArguments:
             the loss of the first numbers of each embedding. None trains the whole embedding alone.
         matryoshka_weights: Weights of the sizes in this mean; equal ones by default.
         image_pooling: `"mean"` or `"last"`; set in the model's configuration. None leaves the model as it is.
+        text_pooling: The same for the tokens of a text.
         head_learning_rate: Learning rate of the retrieval head; None takes `learning_rate`. Both follow the same
             schedule.
         head_warmup_steps: Number of first steps in which only the retrieval head is trained.
@@ -119,6 +120,9 @@ class StructureArguments:
         None, "Weights of these sizes. None makes them equal."
     )
     image_pooling: str | None = option(None, "Pooling of image tokens: mean or last. None leaves the model as it is.")
+    text_pooling: str | None = option(
+        None, "Pooling of a text's own tokens: mean or last. None leaves the model as it is."
+    )
     head_learning_rate: float | None = option(None, "Learning rate of the retrieval head. None takes learning_rate.")
     head_warmup_steps: int = option(0, "Number of first steps in which only the retrieval head is trained.")
     label_statistics_steps: int = option(10, "Every how many steps label statistics are computed. 0 for never.")
@@ -182,7 +186,8 @@ class StructureArguments:
         choices = {
             each.name: each.metadata["choices"] for each in fields(StructureArguments) if "choices" in each.metadata
         }
-        for name, allowed in {**choices, "image_pooling": [None, "mean", "last"]}.items():
+        poolings = {name: [None, "mean", "last"] for name in ("image_pooling", "text_pooling")}
+        for name, allowed in {**choices, **poolings}.items():
             if values[name] not in allowed:
                 raise ValueError(f"{name}={values[name]!r}: give one of {', '.join(map(repr, allowed))}.")
         if self.score_range is not None:

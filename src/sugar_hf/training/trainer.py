@@ -208,7 +208,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         if args.learn_temperature and args.alpha:
             self.temperature = LearntTemperature(args.temperature, args.device)
             self.add_callback(self.temperature)
-        self._set_image_pooling(self.model)
+        self._set_poolings(self.model)
         if args.use_liger_kernel:
             _apply_liger(sugar, args.liger_kernel_config)
         self.model.add_model_tags(["sugar"])
@@ -280,14 +280,16 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             logger.info(f"Block means of the teachers: {args.block_means}")
         return args.structure_loss_config()
 
-    def _set_image_pooling(self, model: Any) -> None:
+    def _set_poolings(self, model: Any) -> None:
         if self.args.image_pooling is not None:
             model.config.image_pooling = self.args.image_pooling
+        if self.args.text_pooling is not None:
+            model.config.text_pooling = self.args.text_pooling
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a model with `model_init`, with the image pooling of the arguments."""
+        """Make a model with `model_init`, with the poolings of the arguments."""
         model = super().call_model_init(trial)
-        self._set_image_pooling(model)
+        self._set_poolings(model)
         if self.temperature is not None:
             self.temperature.reset()
         return model
