@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     Args:
         study: the run that it belongs to, such as `lab`.
         row: how the model was trained, such as `infonce`.
-        seed: of the training; 0 for what no training changes.
+        seed: of the training; -1 for what no training changes.
         task: what was asked, such as `coco t2i`.
         item: the query or question. The same item has the same name in all rows and seeds.
         metric: `rank` of the best relevant candidate, from 1, infinite if none is found; `hit`, 0 or 1; `loss` of the
