@@ -1,4 +1,4 @@
-"""wikiHow-TIIR and MRMR in small, in the official formats."""
+"""wikiHow-TIIR, MRMR, M-BEIR and ViDoRe in small, in the official formats."""
 
 import functools
 import json
@@ -92,5 +92,155 @@ def write_mrmr(folder, subset, change=lambda queries, corpus, qrels: None):
 
 
 MRMR = ("knowledge", "theorem", "design", "traffic", "negation")
+
+
+# ---- M-BEIR ----
+
+#: The instructions of two kinds of OVEN's queries, and of another data set.
+INSTRUCTIONS = (
+    ("query_modality", "cand_modality", "dataset_name", "dataset_id", "prompt_1", "prompt_2", "prompt_3"),
+    ("image,text", "image,text", "OVEN", "5", "Find the page that answers this.", "Which page helps?", ""),
+    ("image,text", "text", "OVEN", "5", "Find the article that answers this.", "", ""),
+    ("text", "image", "MSCOCO", "9", "Find the picture of this.", "Which image is described?", "Show it."),
+)
+
+
+def mbeir_query(n, positives, modality="image,text", data_set=5):
+    """A line of a query file. The image and the text are there as the modality says."""
+    return {
+        "qid": f"{data_set}:{n}",
+        "query_txt": f"What is this, {scene(n)[1]}?" if "text" in modality else None,
+        "query_img_path": f"mbeir_images/oven_images/{n}.jpg" if "image" in modality else None,
+        "query_modality": modality,
+        "query_src_content": json.dumps({"data_id": f"oven_{n}"}),
+        "pos_cand_list": positives,
+        "neg_cand_list": [],
+        "task_id": 8,
+    }
+
+
+def mbeir_candidate(n, modality, data_set=5):
+    """A line of a pool."""
+    return {
+        "txt": scene(n)[1] if "text" in modality else None,
+        "img_path": f"mbeir_images/oven_images/{n}.jpg" if "image" in modality else None,
+        "modality": modality,
+        "did": f"{data_set}:{n}",
+        "src_content": json.dumps({"wikidata_id": f"Q{n}"}),
+    }
+
+
+def mbeir_rows():
+    """Queries of OVEN, its pool, and what the global pool has beside it."""
+    queries = [
+        mbeir_query(0, ["5:0", "6:7"]),  # the article of InfoSeek is in the global pool only
+        mbeir_query(1, ["5:1", "5:4"]),
+        mbeir_query(2, ["5:2"]),
+    ]
+    pool = [mbeir_candidate(n, "image,text") for n in range(5)] + [mbeir_candidate(5, "text")]
+    others = [mbeir_candidate(7, "image,text", 6), mbeir_candidate(8, "image", 9), mbeir_candidate(9, "text", 2)]
+    return queries, pool, others
+
+
+def write_mbeir(folder):
+    """A clone of TIGER-Lab/M-BEIR: OVEN's task 8 and MSCOCO's task 0, which has a pool for each split."""
+    queries, pool, others = mbeir_rows()
+    write_lines(folder / "query/test/mbeir_oven_task8_test.jsonl", queries)
+    write_lines(folder / "cand_pool/local/mbeir_oven_task8_cand_pool.jsonl", pool)
+    write_lines(folder / "cand_pool/global/mbeir_union_test_cand_pool.jsonl", pool + others)
+    coco = [mbeir_query(n, [f"9:{n}"], "text", 9) for n in (8, 9)]
+    write_lines(folder / "query/test/mbeir_mscoco_task0_test.jsonl", coco)
+    pictures = [mbeir_candidate(n, "image", 9) for n in (8, 9, 10)]
+    write_lines(folder / "cand_pool/local/mbeir_mscoco_task0_test_cand_pool.jsonl", pictures)
+    table = folder / "instructions/query_instructions.tsv"
+    table.parent.mkdir(parents=True)
+    table.write_text("".join("\t".join(line) + "\n" for line in INSTRUCTIONS), encoding="utf-8")
+    for n in range(11):
+        write_image(folder / f"mbeir_images/oven_images/{n}.jpg", scene(n)[0])
+
+
+def write_mbeir_hub(folder):
+    """Rows as MRBench/mbeir_oven_task8 has them: the corpus is a split of its own name."""
+    queries, pool, _ = mbeir_rows()
+    rows = [
+        {"id": row["qid"], "modality": "image,text", "text": row["query_txt"], "image": scene(n)[0]}
+        for n, row in enumerate(queries)
+    ]
+    write_rows(folder, rows, config="query")
+    corpus = [
+        {"id": row["did"], "modality": row["modality"], "text": row["txt"]}
+        | {"image": scene(n)[0] if row["img_path"] else None}
+        for n, row in enumerate(pool)
+    ]
+    write_rows(folder, corpus, config="corpus", split="corpus")
+    qrels = [
+        {"query-id": row["qid"], "Q0": "0", "corpus-id": did, "score": 1}
+        for row in queries
+        for did in row["pos_cand_list"]
+        if did.startswith("5:")
+    ]
+    write_rows(folder, qrels, config="qrels", images=())
+
+
+# ---- ViDoRe ----
+
+
+def vidore_rows():
+    """Rows of version 1: a page without a query, one page twice, and a query that two pages answer."""
+    asked = [(0, "A"), (1, "B"), (1, "C"), (2, None), (3, "A"), (4, "D")]
+    return [
+        {
+            "questionId": str(i),
+            "query": None if name is None else f"{name}: {scene(page)[1]}" if name != "A" else f"A: {scene(0)[1]}",
+            "image": scene(page)[0],
+            "docId": page,
+            "image_filename": f"documents/page_{page}.png",
+            "page": str(page),
+            "source": "docvqa",
+        }
+        for i, (page, name) in enumerate(asked)
+    ]
+
+
+def write_vidore(folder, change=lambda rows: None):
+    """`vidore/docvqa_test_subsampled`."""
+    rows = vidore_rows()
+    change(rows)
+    write_rows(folder, rows)
+
+
+def write_vidore_beir(folder, languages=()):
+    """`vidore/docvqa_test_subsampled_beir`, or with languages `vidore/esg_reports_v2`."""
+    corpus = [{"corpus-id": n, "image": scene(n)[0]} for n in range(5)]
+    queries = [{"query-id": n, "query": scene(n)[1]} for n in range(4)]
+    qrels = [(0, 0, 1), (0, 3, 1), (1, 1, 2), (1, 2, 1), (2, 2, 1), (3, 4, 1)]
+    for n, row in enumerate(queries if languages else ()):
+        row["language"] = languages[n % len(languages)]
+    write_rows(folder, corpus, config="corpus")
+    write_rows(folder, queries, config="queries", images=())
+    judged = [{"query-id": query, "corpus-id": page, "score": score} for query, page, score in qrels]
+    write_rows(folder, judged, config="qrels", images=())
+
+
+def write_vidore_languages(folder):
+    """`vidore/vidore_v3_hr_mteb_format`: queries, pages and judgements for each language."""
+    for k, language in enumerate(("english", "french")):
+        corpus = [{"image": scene(n)[0], "id": f"corpus-test-{n}"} for n in range(5)]
+        queries = [{"language": language, "id": f"query-test-{n}", "text": scene(n)[1]} for n in range(3 + k)]
+        qrels = [(0, 0, 2), (0, 3, 1), (1, 1, 1), (2, 2, 1), *([(3, 4, 1)] if k else [])]
+        judged = [
+            {"query-id": f"query-test-{query}", "corpus-id": f"corpus-test-{page}", "score": score}
+            for query, page, score in qrels
+        ]
+        write_rows(folder, corpus, config=f"{language}-corpus")
+        write_rows(folder, queries, config=f"{language}-queries", images=())
+        write_rows(folder, judged, config=f"{language}-qrels", images=())
+
+
 HUB = {f"mrmr-{subset}": functools.partial(write_mrmr, subset=subset) for subset in MRMR}
-RAW = {"wikihow-tiir": write_tiir, **HUB}
+HUB |= {
+    "vidore-v1": write_vidore,
+    "vidore-v2": functools.partial(write_vidore_beir, languages=("english", "french")),
+    "vidore-v3": write_vidore_languages,
+}
+RAW = {"wikihow-tiir": write_tiir, "mbeir": write_mbeir, **HUB}

@@ -237,7 +237,7 @@ def test_negation_is_ranked_among_four(data, tmp_path):
         (lambda q, c, j: c.append(dict(c[0])), "two of the corpus have the id '0'"),
         (lambda q, c, j: j[0].update({"corpus-id": "99"}), "names '99', which is not in the corpus.*one version"),
         (lambda q, c, j: j[0].update({"query-id": "other"}), "'other' is judged, but is none of the 3 queries"),
-        (lambda q, c, j: j[1].update({"corpus-id": "0"}), "'0' is judged twice for the query 'test_0'"),
+        (lambda q, c, j: j[1].update({"corpus-id": "0"}), "'0' has two grades for the query 'test_0'"),
         (lambda q, c, j: j[2].update(score=0), "query 'test_1' has no relevant document"),
         (lambda q, c, j: j[2].update(score=None), "judgement 2 of mrmr-traffic.*score.*missing"),
         (lambda q, c, j: [row.pop("id") for row in c], "row 0 of the corpus.*missing"),

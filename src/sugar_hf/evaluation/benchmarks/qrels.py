@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -10,7 +11,7 @@ from ...data import BadSampleError, Document, RetrievalSet
 from ...data.relevance import with_instruction
 from ..examples import Lazy
 from ..relevance_evaluator import RelevanceEvaluator
-from .sources import Source, get
+from .sources import Source, get, read_json_lines
 
 #: By the id of a query, how relevant documents are, by their ids.
 Qrels = Mapping[str, Mapping[str, float]]
@@ -47,7 +48,7 @@ def read_rows(source: Source, hub_id: str | None, split: str, prefix: str = "") 
         prefix: Before each name of a configuration, such as `english-`.
 
     Raises:
-        ValueError: A configuration is missing or cannot be loaded, or a document is judged twice for a query.
+        ValueError: A configuration is missing or cannot be loaded, or a document has two grades for a query.
         BadSampleError: A judgement lacks a field.
     """
     there = source.configs(hub_id)
@@ -66,9 +67,9 @@ def read_rows(source: Source, hub_id: str | None, split: str, prefix: str = "") 
     for i, row in enumerate(load(*_QRELS)):
         where = f"judgement {i} of {source.task}"
         query, document = row_id(row, "query", where, own=False), row_id(row, "corpus", where, own=False)
-        if document in qrels.setdefault(query, {}):
-            raise ValueError(f"{where}: {document!r} is judged twice for the query {query!r}. Get the data again.")
-        qrels[query][document] = float(get(row, "score", where))
+        grade = float(get(row, "score", where))
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise ValueError(f"{where}: {document!r} has two grades for the query {query!r}. Get the data again.")
     return Rows(load(*_QUERIES), load("corpus"), qrels)
 
 
@@ -86,6 +87,28 @@ def row_id(row: Mapping[str, Any], kind: str, where: str, *, own: bool = True) -
     """
     names = [*(("id", "_id") if own else ()), f"{kind}-id", f"{kind}_id"]
     return str(get(row, next((name for name in names if row.get(name) is not None), names[-1]), where))
+
+
+def rows_by_id(file: Path, *names: str) -> dict[str, dict[str, Any]]:
+    """The lines of a JSON Lines file by their ids.
+
+    Args:
+        file: The file.
+        *names: What the id may be called; the first that a line has.
+
+    Raises:
+        BadSampleError: A line has no id, or that of a line before.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for i, row in enumerate(read_json_lines(file), start=1):
+        where = f"{file}, line {i}"
+        field = next((name for name in names if row.get(name) is not None), names[0])
+        name = str(get(row, field, where))
+        if name in found:
+            mend = "Get the file again"
+            raise BadSampleError(f"{name!r} stands in a line before", field=field, sample=where, mend=mend)
+        found[name] = row
+    return found
 
 
 def documents(rows: Dataset, kind: str, parts: Callable[[Mapping[str, Any], str], list[Any]]) -> Lazy[Document]:

@@ -16,6 +16,8 @@ _MODULES = (
     "knowledge_vqa",
     "webqa_tasks",
     "interleaved_retrieval",
+    "universal_retrieval",
+    "page_retrieval",
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ....data import BadSampleError, Document
 from ...examples import Lazy
 from ...relevance_evaluator import RelevanceEvaluator
-from ..qrels import INSTRUCTION, documents, own_instruction, read_rows, relevance_evaluator, row_id
+from ..qrels import INSTRUCTION, documents, own_instruction, read_rows, relevance_evaluator, row_id, rows_by_id
 from ..sources import Source, get, image_in, read_json_lines
 from .task import Task
 
@@ -29,8 +29,8 @@ def load_tiir(source: Source) -> RelevanceEvaluator:
     """
     qrels_file = source.need("qrels.jsonl")
     folder = qrels_file.parent
-    docs = _by_id(source.need("docs.jsonl"), ("id",))
-    asked = _by_id(source.need("queries.jsonl"), ("qid", "id"))
+    docs = rows_by_id(source.need("docs.jsonl"), "id")
+    asked = rows_by_id(source.need("queries.jsonl"), "qid", "id")
     images = Path(source.option("images", str(folder)))
     if not images.is_dir():
         raise ValueError(f"{source.task}: images={str(images)!r} is no folder. Give the one that paths start from.")
@@ -64,19 +64,6 @@ def load_tiir(source: Source) -> RelevanceEvaluator:
         counts={"documents outside the corpus": len(docs) - len(corpus)},
         settings={"split": "test", "instruction": instruction},
     )
-
-
-def _by_id(file: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for i, row in enumerate(read_json_lines(file), start=1):
-        where = f"{file}, line {i}"
-        field = next((name for name in names if row.get(name) is not None), names[0])
-        name = str(get(row, field, where))
-        if name in found:
-            mend = "Get the file again"
-            raise BadSampleError(f"{name!r} stands in a line before", field=field, sample=where, mend=mend)
-        found[name] = row
-    return found
 
 
 def _tiir_parts(row: Mapping[str, Any], name: str, root: Path, place: str) -> list[Any]:
