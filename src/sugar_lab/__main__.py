@@ -1,5 +1,6 @@
 """`python -m sugar_lab`: run the paper's experiments on the picturebook."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +12,10 @@ if TYPE_CHECKING:
 
 def lab(
     budget: Annotated[
-        Literal["full", "small", "quick"],
-        typer.Option(help="How much is trained and measured; quick is to see that it runs."),
+        Literal["full", "small", "evidence", "quick"],
+        typer.Option(
+            help="How much is trained and measured; evidence keeps each item's outcome, quick is to see that it runs."
+        ),
     ] = "full",
     work: Annotated[
         Path | None,
@@ -20,11 +23,15 @@ def lab(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROW/TWIN", help="Measure this alone, as sugar/vqav2, sugar or */vqav2; repeatable."),
+        typer.Option(metavar="ROW/TWIN", help="Measure this alone, as infonce/vqav2, infonce or */vqav2; repeatable."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, which share the cores.")] = 1,
     output: Annotated[
         Path | None, typer.Option(help="Where the tables go. Default: docs/lab, or the work folder's for quick.")
+    ] = None,
+    base: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Another model that rows start from, as those without gist; repeatable."),
     ] = None,
     list_stages: Annotated[bool, typer.Option("--list", help="Name what would be measured, and end.")] = False,
 ) -> None:
@@ -33,20 +40,23 @@ def lab(
     \b
       python -m sugar_lab --budget quick
       python -m sugar_lab --workers 2
-      python -m sugar_lab --only 'sugar/*' --only '*/vist'
+      python -m sugar_lab --only 'infonce/*' --only '*/vist'
       python -m sugar_lab --list
     """
     import transformers
 
     from .aggregate import KEPT, write_tables
     from .budget import BUDGETS
+    from .evidence import MEASURED, evidence_rows, evidence_twins, write_evidence
     from .scheduler import run_stages
     from .stages import Lab, all_stages
 
     transformers.utils.logging.disable_progress_bar()
     folder = work or Path("runs", "lab" if budget == "full" else f"lab-{budget}")
     tables = output or (folder / "tables" if budget == "quick" else Path("docs", "lab"))
-    place = Lab(BUDGETS[budget], folder, kept=tables / KEPT)
+    place = Lab(BUDGETS[budget], folder, kept=tables / KEPT, bases=tuple(base or ()))
+    if budget == "evidence":
+        place = replace(place, rows=evidence_rows(), twins=evidence_twins, kept=tables / MEASURED)
     stages = all_stages(place, only or [])
     if list_stages:
         for stage in stages:
@@ -58,7 +68,8 @@ def lab(
             run_stages(place, stages, workers)
         except RuntimeError as error:  # what could be measured is written
             failure = error
-        for path in write_tables(place, tables):
+        write = write_evidence if budget == "evidence" else write_tables
+        for path in write(place, tables):
             typer.echo(f"  {path}", err=True)
         if any(tables.glob("table*.json")):
             _write_pages(place, tables)
@@ -78,8 +89,8 @@ def _write_pages(place: "Lab", tables: Path) -> None:
     from .lab_report import make_document
     from .row_training import model_folder
 
-    model = model_folder(place.rows["sugar"], 0, place.work)
-    if (model / "config.json").is_file():
+    model = model_folder(place.rows["sugar"], 0, place.work) if "sugar" in place.rows else None
+    if model is not None and (model / "config.json").is_file():
         typer.echo(f"  {make_gallery(*open_model(str(model)), tables / 'gallery.html')}", err=True)
     typer.echo(f"  {make_document(tables, tables / 'report.md')}", err=True)
 

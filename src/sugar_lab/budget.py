@@ -8,7 +8,7 @@ class Budget:
     """Sizes of everything.
 
     Args:
-        name: `full`, `small` or `quick`; results of different budgets are never mixed.
+        name: `full`, `small`, `evidence` or `quick`; results of different budgets are never mixed.
         questions: questions of each set of questions.
         scenes: candidates of the retrieval of scenes.
         stories: stories of the retrieval of stories.
@@ -33,6 +33,8 @@ class Budget:
 FULL = Budget("full")
 #: What two cores do in a few hours.
 SMALL = Budget("small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, rows=12000)
+#: Larger sets, and shorter trainings, so that more of them can be compared: see `evidence.py`.
+EVIDENCE = Budget("evidence", questions=500, scenes=1000, stories=1000, pairs=400, facts=40, rows=6000)
 QUICK = Budget(
     "quick",
     questions=24,
@@ -44,4 +46,4 @@ QUICK = Budget(
     rows=96,
     seeds=(0,),
 )
-BUDGETS = {budget.name: budget for budget in (FULL, SMALL, QUICK)}
+BUDGETS = {budget.name: budget for budget in (FULL, SMALL, EVIDENCE, QUICK)}

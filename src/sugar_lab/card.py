@@ -1,6 +1,6 @@
-"""The mini model that ships, and its card: the lab's row `sugar` and its figures.
+"""The mini model that ships, and its card: the lab's row `mse` and its figures.
 
-python -m sugar_lab.card --ship runs/lab-small/models/sugar-0   # replaces the shipped model, and writes its card
+python -m sugar_lab.card --ship runs/lab-small/models/mse-0   # replaces the shipped model, and writes its card
 python -m sugar_lab.card                                        # writes the card alone
 """
 
@@ -14,14 +14,15 @@ from sugar_hf.model.model_card import model_card
 from sugar_hf.picturebook import checkpoint
 
 from .budget import BUDGETS
+from .intervals import over_seeds
 from .lab_report import FOLDER
-from .measurements import Cell, Results, Sample, compare, place_of, read_results, seeds_text
+from .measurements import Cell, Results, place_of, read_results, seeds_text
 from .model_rows import RECIPE, ROWS
 from .recipe.loop import save_half
 from .row_training import BASE, OTHER_LEARNING_RATE, row_arguments
 from .tables import markdown
 
-ROW, BESIDE = "sugar", "lm-only"
+ROW, BESIDE = "mse", "lm-only"
 SEED = 0  # of the model that ships
 CARD = Path("model_cards/mini-sugar.md")
 NAME = "sugar-mini"
@@ -46,7 +47,7 @@ def write_card(
 
     Raises:
         FileNotFoundError: There are no results.
-        ValueError: The row `sugar` was not run.
+        ValueError: The row `mse` was not run.
     """
     metrics = figures(read_results(folder))
     if model is None:
@@ -58,7 +59,7 @@ def write_card(
 
 
 def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
-    """Write a trained model of the row `sugar` in float16 as the one that ships.
+    """Write a trained model of the row `mse` in float16 as the one that ships.
 
     Args:
         trained: the model's folder.
@@ -77,7 +78,7 @@ def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
 
 
 def figures(results: Results) -> str:
-    """Return the numbers of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance.
+    """Return the numbers of the row `mse` in the paper's tables as Markdown, beside `lm-only` and chance.
 
     What it was trained on and how, and what it cannot do, follow.
 
@@ -112,7 +113,10 @@ def figures(results: Results) -> str:
 def _training(name: str) -> str:
     budget = BUDGETS[name]
     settings = {**RECIPE, **ROWS[ROW].settings}
-    told = ", ".join(f"`{key}={value:g}`" for key, value in sorted(settings.items()))
+    told = ", ".join(
+        f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value}`"
+        for key, value in sorted(settings.items())
+    )
     steps = row_arguments(ROWS[ROW], SEED, budget, Path()).max_steps
     return (
         "## Training\n\n"
@@ -125,12 +129,11 @@ def _training(name: str) -> str:
 
 
 def _limits(cells: Sequence[tuple[str, Cell]]) -> str:
-    """The columns in which the row is no better than guessing, by more than the noise."""
+    """The columns in which the interval over seeds does not lie above chance."""
     lost = [
         title
         for title, cell in cells
-        if cell.chance is not None
-        and not ((gap := compare(cell.sample, Sample("", {0: cell.chance}, fixed=True))).counts and gap.size > 0)
+        if cell.chance is not None and over_seeds(cell.sample.values.values()).low <= cell.chance
     ]
     told = f" It cannot be told from guessing in: {'; '.join(lost)}." if lost else ""
     return (

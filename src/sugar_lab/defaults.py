@@ -6,12 +6,13 @@ from typing import Any
 
 from sugar_hf.training import SugarTrainingArguments
 
-from .measurements import Results, Sample, compare, place_of
+from .intervals import Estimate, over_seeds
+from .measurements import Results, Sample, place_of
 from .model_rows import RECIPE, ROWS
 from .table_layout import GENERATION, RETRIEVAL
 from .tables import markdown
 
-OURS = "sugar"
+OURS = "mse"
 #: Settings, and the rows that have other values of them than `OURS`; `None` in a model's configuration means `mean`.
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "objective": ("infonce", "kl"),
@@ -45,7 +46,7 @@ class Choice:
 
 
 def choices(results: Results, setting: str) -> list[Choice]:
-    """All values of a setting that the lab has, that of `sugar` first."""
+    """All values of a setting that the lab has, that of `mse` first."""
     found = []
     for row in (OURS, *SETTINGS[setting]):
         value = {**_defaults(), **RECIPE, **ROWS[row].settings}[setting]
@@ -74,7 +75,7 @@ def defaults_section(results: Results) -> list[str]:
         "## The defaults",
         "",
         "What `SugarTrainingArguments` takes unless told otherwise is bold. Retrieval is the mean of the ablation's "
-        "columns of retrieval, generation that of its columns of generation. Each row changes one thing of `sugar`.",
+        "columns of retrieval, generation that of its columns of generation. Each row changes one thing of `mse`.",
         "",
         *markdown(head, lines),
         *reasons,
@@ -101,16 +102,14 @@ def _reason(found: list[Choice], default: Any) -> str:
         return "no other value was run."
     best = max(measured, key=lambda choice: choice.retrieval.mean if choice.retrieval else 0.0)
     text = "the best retrieval" if best is ours else f"`{_said(best.value)}` has the best retrieval"
-    parts = []
-    for name, worse in (("worse", True), ("better", False)):
-        told = _named(
-            c.value for c in others if (gap := _gap(ours, c)) is not None and gap != 0 and (gap > 0) == worse
-        )
-        parts += [f"{told} {'is' if ' and ' not in told else 'are'} {name} by more than the noise"] if told else []
-    unsure = _named(c.value for c in others if _gap(ours, c) == 0)
+    gaps = {choice.value: _gap(ours, choice) for choice in others}
+    worse = _named(value for value, gap in gaps.items() if gap.low > 0)
+    better = _named(value for value, gap in gaps.items() if gap.high < 0)
+    single = _named(value for value, gap in gaps.items() if gap.error is None)
+    unsure = _named(value for value, gap in gaps.items() if gap.error is not None and gap.low <= 0 <= gap.high)
+    parts = [f"{told} {_is(told)} {word}" for told, word in ((worse, "worse"), (better, "better")) if told]
     parts += [f"{unsure} cannot be told from it"] if unsure else []
-    single = _named(c.value for c in others if _gap(ours, c) is None)
-    parts += [f"{single} has one seed" if " and " not in single else f"{single} have one seed"] if single else []
+    parts += [f"{single} {'have' if ' and ' in single else 'has'} one seed"] if single else []
     return f"{text}; {'; '.join(parts)}."
 
 
@@ -118,9 +117,11 @@ def _named(values: Iterable[Any]) -> str:
     return " and ".join(f"`{_said(value)}`" for value in values)
 
 
-def _gap(ours: Choice, other: Choice) -> float | None:
-    """How much better the default retrieves; 0 inside the noise, `None` where the noise is not known."""
-    if ours.retrieval is None or other.retrieval is None:
-        return None
-    gap = compare(ours.retrieval, other.retrieval)
-    return None if gap.noise is None else gap.size if gap.counts else 0.0
+def _is(told: str) -> str:
+    return "are" if " and " in told else "is"
+
+
+def _gap(ours: Choice, other: Choice) -> Estimate:
+    """How much better the default retrieves, over the seeds that both have; see `over_seeds`."""
+    first, second = (choice.retrieval.values if choice.retrieval else {} for choice in (ours, other))
+    return over_seeds(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))

@@ -8,8 +8,8 @@ three seeds can justify, and wider where the rest is large, as it counts the res
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,12 +134,13 @@ class Outcomes:
     Args:
         table: from `read_outcomes`.
         study: which study; all must be of one if not given.
+        untrained: rows that no training changes, whatever their one seed is called.
 
     Raises:
         ValueError: there are several studies, or none of that name.
     """
 
-    def __init__(self, table: pa.Table, study: str | None = None) -> None:
+    def __init__(self, table: pa.Table, study: str | None = None, untrained: Collection[str] = ()) -> None:
         studies = sorted(pc.unique(table["study"]).to_pylist())
         if study is None and len(studies) > 1:
             raise ValueError(f"outcomes of {len(studies)} studies ({', '.join(studies)}): name one.")
@@ -153,7 +154,8 @@ class Outcomes:
         for key in sorted(zip(*(keys[name].to_pylist() for name in names), strict=True)):
             wanted = [pc.equal(table[name], value) for name, value in zip(names, key, strict=True)]
             part = table.filter(pc.and_(pc.and_(wanted[0], wanted[1]), wanted[2]))
-            self._grids[key] = _grid(part, f"{self.study}: {key[0]} on {key[1]}")
+            grid = _grid(part, f"{self.study}: {key[0]} on {key[1]}")
+            self._grids[key] = replace(grid, seeds=(UNTRAINED,)) if key[0] in untrained else grid
 
     def rows(self, task: str) -> list[str]:
         """The rows that were measured on a task."""
@@ -186,14 +188,22 @@ class Outcomes:
         Raises:
             ValueError: rows of a task were measured on different items.
         """
+        parts, fixed = self.parts(terms)
+        return mean_of(parts, fixed) if parts else None
+
+    def parts(self, terms: Sequence[Term]) -> tuple[list[np.ndarray], bool]:
+        """Return the weighted sums behind `estimate`: by task an array of seeds and items (S, I).
+
+        And whether no training changes any of them. Empty where `estimate` gives `None`.
+        """
         grids = [self.grid(term.row, term.task, term.figure) for term in terms]
         found = [grid for grid in grids if grid is not None]
         if len(found) < len(grids) or not found:
-            return None
+            return [], False
         trained = [set(grid.seeds) for grid in found if grid.seeds != (UNTRAINED,)]
         seeds = sorted(set.intersection(*trained)) if trained else [UNTRAINED]
         if not seeds:
-            return None
+            return [], False
         sums: dict[str, np.ndarray] = {}
         items: dict[str, tuple[str, ...]] = {}
         for term, grid in zip(terms, found, strict=True):
@@ -201,20 +211,24 @@ class Outcomes:
                 raise ValueError(f"{self.study}, {term.task}: {term.row} was measured on other items than its rivals.")
             chosen = [grid.seeds.index(seed) for seed in seeds] if grid.seeds != (UNTRAINED,) else [0] * len(seeds)
             sums[term.task] = sums.get(term.task, 0.0) + term.weight * grid.values[chosen]
-        return mean_of(list(sums.values()), fixed=not trained)
+        return list(sums.values()), not trained
 
     def difference(self, row: str, rival: str, places: Iterable[tuple[str, str]], factor: float = 1.0) -> Any:
         """Return how far a row lies above `factor` times another one, in the mean of `(task, figure)` places.
 
         `None` as in `estimate`.
         """
-        places = list(places)
-        terms = [Term(row, *place, 1 / len(places)) for place in places]
-        return self.estimate([*terms, *(Term(rival, *place, -factor / len(places)) for place in places)])
+        return self.estimate(between(row, rival, list(places), factor))
 
     def figure(self, row: str, task: str, figure: str) -> Estimate | None:
         """A single cell."""
         return self.estimate([Term(row, task, figure)])
+
+
+def between(row: str, rival: str, places: Sequence[tuple[str, str]], factor: float = 1.0) -> list[Term]:
+    """The terms of a row less `factor` times another one, in the mean of `(task, figure)` places."""
+    ours = [Term(row, *place, 1 / len(places)) for place in places]
+    return [*ours, *(Term(rival, *place, -factor / len(places)) for place in places)]
 
 
 def mean_of(parts: Sequence[np.ndarray], fixed: bool = False) -> Estimate:
@@ -243,6 +257,11 @@ def mean_of(parts: Sequence[np.ndarray], fixed: bool = False) -> Estimate:
         [by_seeds, *by_items, *rest], [seeds - 1, *freedom, *((seeds - 1) * each for each in freedom)], variance
     )
     return Estimate(value, math.sqrt(variance), known, seeds, items)
+
+
+def over_seeds(values: Iterable[float]) -> Estimate:
+    """Return the mean of one number of each seed, with Student's interval."""
+    return mean_of([np.array(list(values), float)[:, None]])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,15 +7,20 @@ from pathlib import Path
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 
+from .claims import UNTRAINED_ROWS
 from .defaults import defaults_section
+from .design import OUT as DESIGN
+from .evidence import OUTCOMES, STUDY
+from .evidence_tables import evidence_section
 from .measurements import Results, read_results, seeds_text
 from .plots import draw_all
 from .table_layout import ROWS, in_order, meaning, missing
 from .tables import markdown, own_section, own_tables, paper_section
 from .twins import Twin, all_twins
-from .verdicts import all_verdicts
+from .verdicts import all_verdicts, read_studies, verdict_section
 
 FOLDER, OUT = Path("docs/lab"), Path("docs/lab/report.md")
+FURTHER = Path("docs/evidence")
 GALLERY, NOTES = "gallery.html", "notes.md"
 
 INTRODUCTION = """# Report of the lab
@@ -32,16 +37,21 @@ may hold at scale, and one that is confirmed here may not.
 """
 QUICK = "**The budget is `quick`: it shows that everything runs. None of these numbers means anything.**"
 READING = """A cell is the mean over seeds ± their sample standard deviation; without ± it has one seed. The best of
-our rows is bold. A difference counts only if it is larger than twice its standard error, with at least two seeds on
-both sides (`base` and `mini-clip` need none: they are the same for all seeds). As two or three seeds may agree by
-chance, their variance is taken to be at least the median of the rows' variances in the column. Where a difference to
-the row that is named below a table does not count, the cell has a ≈. Rows that were not run, and columns that were not
-measured, are named.
+our rows is bold. These tables are a survey: they show many settings, and decide nothing. Rows that were not run, and
+columns that were not measured, are named.
+"""
+DECIDING = """Fewer rows, larger sets and shorter trainings, all from one start and with the same three seeds. The
+outcome of each item is stored (`outcomes.parquet`, and `evidence.jsonl` with what made it). Differences are taken item
+by item and seed by seed, and both are counted as drawn at random. [The design](design.md) says how many items and
+seeds tell the differences that are worth telling.
 """
 
 
 def make_document(
-    results_folder: str | Path = FOLDER, out: str | Path = OUT, twins: Mapping[str, Twin] | None = None
+    results_folder: str | Path = FOLDER,
+    out: str | Path = OUT,
+    twins: Mapping[str, Twin] | None = None,
+    further: Path | None = FURTHER,
 ) -> Path:
     """Write the document, and its pictures into the folder of the results.
 
@@ -51,6 +61,7 @@ def make_document(
         results_folder: where the result files are, and `gallery.html` and `notes.md` if there are.
         out: the Markdown file.
         twins: whose cards to print; those of the lab if not given.
+        further: folder of outcomes of other studies, which the verdicts look at, too.
 
     Returns:
         The file written.
@@ -65,7 +76,8 @@ def make_document(
     pictures = {}
     for name, (path, text) in draw_all(results, folder).items():
         pictures[name] = [f"![{text}]({_link(path, out)})", ""]
-    parts = [*_introduction(results), *_verdicts(results), *_notes(folder), *defaults_section(results)]
+    parts = [INTRODUCTION, *_decided(folder, further), *_notes(folder), *_introduction(results)]
+    parts += defaults_section(results)
     parts += ["## The paper's tables", ""]
     for name in TABLES:
         parts += paper_section(results, name)
@@ -94,7 +106,7 @@ def _introduction(results: Results) -> list[str]:
     rows = dict.fromkeys(cell.row for cell in results.cells)
     made_with = "; ".join(f"{key} {' and '.join(sorted(values))}" for key, values in sorted(versions.items()))
     was_run = [
-        "## What was run",
+        "## The survey",
         "",
         f"Budget `{results.budget}`; {len(rows)} rows with {seeds_text(counts)}; {len(results.cells)} numbers. "
         f"Made with: {made_with or 'not recorded'}.",
@@ -115,18 +127,20 @@ def _introduction(results: Results) -> list[str]:
     )
     absent = missing(ROWS, rows)
     was_run += [f"Rows that were not run at all: {', '.join(f'`{row}`' for row in absent)}.", ""] if absent else []
-    return [INTRODUCTION, *was_run]
+    return was_run
 
 
-def _verdicts(results: Results) -> list[str]:
-    verdicts = all_verdicts(results)
-    rows = [[f"{place}. {found.claim}", f"**{found.outcome}**"] for place, found in enumerate(verdicts, start=1)]
-    lines = ["## The paper's claims in the lab", "", *markdown(["claim", "outcome"], rows, numbers=False)]
-    for place, found in enumerate(verdicts, start=1):
-        figures = "" if found.parts else found.figures
-        lines.append(f"{place}. {found.claim} **{found.outcome}**. {found.why} {figures}".rstrip())
-        lines += [f"    - {part.claim}: **{part.outcome}**. {part.figures or part.why}" for part in found.parts]
-    return [*lines, ""]
+def _decided(folder: Path, further: Path | None) -> list[str]:
+    """The verdicts on the claims, and the tables with intervals."""
+    files = [folder / OUTCOMES] if (folder / OUTCOMES).is_file() else []
+    files += sorted(further.glob("*.parquet")) if further is not None else []
+    studies = read_studies(files, UNTRAINED_ROWS)
+    lines = ["## The paper's claims", "", *verdict_section(all_verdicts(studies))]
+    if STUDY not in studies:
+        return lines
+    command = ["```bash", "python -m sugar_lab --budget evidence", "```", ""]
+    design = "" if (folder / DESIGN).is_file() else "The design was not written.\n"
+    return [*lines, "## What decides", "", DECIDING + design, *command, *evidence_section(studies[STUDY])]
 
 
 def _notes(folder: Path) -> list[str]:

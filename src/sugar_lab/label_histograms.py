@@ -12,7 +12,7 @@ from sugar_hf.structure import StructureLossConfig, block_means, features_from_c
 from sugar_hf.training.structure_term import draw_slice_ends
 
 #: Rows whose labels differ from each other's.
-LABELLED = ("sugar", "aligned", "gak", "mean", "clip-only", "centring")
+LABELLED = ("mse", "aligned", "gak", "mean", "clip-only", "centring")
 EDGES = np.linspace(-1, 1, 81)
 BATCH, BATCHES, ENDS = 24, 20, 4
 

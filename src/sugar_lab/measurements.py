@@ -1,19 +1,16 @@
-"""What the lab measured: reading the stored figures, and the arithmetic of seeds."""
+"""What the survey measured: reading the stored figures."""
 
 import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 
 CURVES, LABELS = "curves.json", "labels.json"
-#: Rows that no run of the lab trains, so that no seed can change them: one value tells all there is to know.
-FIXED_ROWS = ("base", "mini-clip")
-DIGITS = 9  # what lies behind is the error of floats, and no difference
 ROUNDING = 0.06  # a figure may have been rounded to one decimal
 
 
@@ -24,18 +21,14 @@ class Sample:
     Args:
         row: the row's name.
         values: by seed.
-        fixed: no seed could change it, so that a single value tells all.
-        floor: the least variance that its seeds are taken to have, as two or three of them may agree by chance.
 
-    >>> sample = Sample("sugar", {0: 70.0, 1: 72.0})
-    >>> sample.mean, round(sample.spread, 2), round(sample.variance_of_mean, 2)
-    (71.0, 1.41, 1.0)
+    >>> sample = Sample("mse", {0: 70.0, 1: 72.0})
+    >>> sample.mean, round(sample.spread, 2)
+    (71.0, 1.41)
     """
 
     row: str
     values: Mapping[int, float]
-    fixed: bool = False
-    floor: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -46,53 +39,9 @@ class Sample:
         """Sample standard deviation over the seeds; 0 for one."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else 0.0
 
-    @property
-    def variance_of_mean(self) -> float:
-        return 0.0 if self.fixed else max(self.spread**2, self.floor) / len(self.values)
-
-    @property
-    def has_spread(self) -> bool:
-        """Whether it is known how far seeds lie apart: there are at least two, or none could."""
-        return len(self.values) > 1 or self.fixed
-
     def __str__(self) -> str:
         spread = f" ± {self.spread:.1f}" if len(self.values) > 1 else ""
         return f"{self.mean:.1f}{spread}"
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A difference of two figures, and twice its standard error.
-
-    Args:
-        size: the difference of the means.
-        noise: twice the standard error of the difference; `None` if a side has a single seed.
-    """
-
-    size: float
-    noise: float | None
-
-    @property
-    def counts(self) -> bool:
-        """Whether the difference is larger than the noise."""
-        return self.noise is not None and abs(self.size) > self.noise
-
-
-def compare(first: Sample, second: Sample, factor: float = 1.0, margin: float = 0.0) -> Gap:
-    """How far `first` lies above `factor` times `second` minus `margin`.
-
-    The standard error is that of independent means, sqrt(s1² / n1 + factor² s2² / n2) with the sample variances s²
-    over n seeds, or their floors where these are larger.
-
-    >>> gap = compare(Sample("a", {0: 10.0, 1: 12.0}), Sample("b", {0: 5.0, 1: 5.0}), factor=2.0)
-    >>> gap.size, gap.noise, gap.counts
-    (1.0, 2.0, False)
-    """
-    size = round(first.mean - factor * second.mean + margin, DIGITS)
-    if not (first.has_spread and second.has_spread):
-        return Gap(size, None)
-    error = math.sqrt(first.variance_of_mean + factor**2 * second.variance_of_mean)
-    return Gap(size, round(2 * error, DIGITS))
 
 
 @dataclass(frozen=True)
@@ -126,18 +75,6 @@ class Cell:
         return place_of(self.table, self.metric)
 
 
-def usual_variance(samples: Iterable[Sample]) -> float:
-    """The median of the variances of those rows that have several seeds; 0 if there is none.
-
-    The median, so that one row with a seed that failed does not hide what all others differ in.
-
-    >>> usual_variance([Sample("a", {0: 1.0, 1: 5.0}), Sample("b", {0: 5.0, 1: 5.0}), Sample("c", {0: 9.0})])
-    4.0
-    """
-    variances = [sample.spread**2 for sample in samples if len(sample.values) > 1]
-    return round(statistics.median(variances), DIGITS) if variances else 0.0
-
-
 def place_of(table: str, column: str) -> str:
     """`table/column`, where the paper's ablation repeats columns of other tables that of the other table."""
     aliases = TABLES[table].aliases if table in TABLES else {}
@@ -152,11 +89,6 @@ class Results:
     _by_place: dict[tuple[str, str], Cell] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        by_place: dict[str, list[Sample]] = {}
-        for cell in self.cells:
-            by_place.setdefault(cell.place, []).append(cell.sample)
-        floors = {place: usual_variance(samples) for place, samples in by_place.items()}
-        self.cells = [replace(cell, sample=replace(cell.sample, floor=floors[cell.place])) for cell in self.cells]
         self._by_place = {(cell.place, cell.row): cell for cell in self.cells}
 
     @property
@@ -176,38 +108,18 @@ class Results:
         found = list(dict.fromkeys(cell.metric for cell in self.cells if cell.table == table))
         return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
-    def combine(self, row: str, weights: Mapping[str, float]) -> Sample | None:
-        """Return a weighted sum of a row's numbers, seed by seed, over the seeds that all of them have.
+    def average(self, row: str, places: Sequence[str]) -> Sample | None:
+        """The mean of a row's figures at several places, seed by seed, over the seeds that all of them have.
 
-        Its floor is the usual variance of this sum in all rows.
-
-        Args:
-            row: the row.
-            weights: by place.
-
-        Returns:
-            `None` if a figure was not measured, or the figures share no seed.
+        `None` if a figure was not measured, or the figures share no seed.
         """
-        found = self._sum(row, weights)
-        if found is None:
-            return None
-        rows = dict.fromkeys(cell.row for cell in self.cells)
-        others = [sample for each in rows if (sample := self._sum(each, weights)) is not None]
-        return replace(found, floor=usual_variance(others))
-
-    def _sum(self, row: str, weights: Mapping[str, float]) -> Sample | None:
-        cells = [self.find(place, row) for place in weights]
+        cells = [self.find(place, row) for place in places]
         samples = [cell.sample.values for cell in cells if cell is not None]
         if len(samples) < len(cells):
             return None
         seeds = sorted(set.intersection(*(set(sample) for sample in samples)))
-        pairs = list(zip(weights.values(), samples, strict=True))
-        values = {seed: sum(weight * sample[seed] for weight, sample in pairs) for seed in seeds}
-        return Sample(row, values, row in FIXED_ROWS) if values else None
-
-    def average(self, row: str, places: Sequence[str]) -> Sample | None:
-        """The mean of a row's figures at several places, seed by seed; see `combine`."""
-        return self.combine(row, dict.fromkeys(places, 1 / len(places)))
+        values = {seed: statistics.fmean(sample[seed] for sample in samples) for seed in seeds}
+        return Sample(row, values) if values else None
 
 
 def read_results(folder: str | Path) -> Results:
@@ -279,7 +191,7 @@ def _cell(entry: Any, where: str) -> Cell:
     table, row, metric = names
     if not values or len(set(seeds)) != len(values) or len(seeds) != len(values):
         raise ValueError(f"{where}: {len(seeds)} seeds for {len(values)} values; each value needs a seed of its own.")
-    sample = Sample(row, dict(zip(seeds, values, strict=True)), row in FIXED_ROWS)
+    sample = Sample(row, dict(zip(seeds, values, strict=True)))
     if not all(map(math.isfinite, values)) or max(abs(sample.mean - mean), abs(sample.spread - spread)) > ROUNDING:
         raise ValueError(f"{where}: mean {mean} and spread {spread} are not those of the values {values}.")
     return Cell(

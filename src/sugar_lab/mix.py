@@ -1,23 +1,25 @@
 """The data that rows are trained on: documents (discriminative) and chats (generative), as the paper mixes them."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, load_from_disk
 
-from sugar_hf.data import FEATURES, to_sample
+from sugar_hf.data import FEATURES, PAIR_FEATURES, image_part, text_part, to_samples
 from sugar_hf.model import SugarProcessor
 from sugar_hf.picturebook import Scene, checkpoint, load, mini_teachers
+from sugar_hf.picturebook.world import encode
 from sugar_hf.structure import TripleTeacher
 
 from .exercises import Draw, Exercise, all_exercises
+from .exercises.contrasts import REORDERINGS, draw_reordering
 from .recipe.vlm_recipe import IMAGE_TOKENS
 from .stage_files import is_whole, mark_whole
 
-PARTS = ("all", "generative", "discriminative")
+PARTS = ("all", "generative", "discriminative", "paired")
 PAIRS_SHARE = 0.8  # of the rows
 SHORT = 45  # words
 STRETCH = 96  # rows
@@ -26,6 +28,7 @@ _PLAIN = 5  # one question in so many stays what the picturebook has, the others
 #: What a block of rows of the first part holds: documents and chats.
 _BLOCKS = {"all": "ddddddddcccc", "generative": "cccccccccccc", "discriminative": "dddddddddddd"}
 _OTHER_SEED = 1000  # of the first part, so that the second one has rows of its own
+PAIR_EVERY = 6  # rows of `paired`, of which one is a pair
 
 
 def training_rows(part: str, size: int, seed: int) -> list[dict[str, Any]]:
@@ -38,7 +41,8 @@ def training_rows(part: str, size: int, seed: int) -> list[dict[str, Any]]:
     kinds in turn, and the picturebook's own questions and descriptions.
 
     Args:
-        part: `all`, or the documents or the chats alone: `discriminative` or `generative`.
+        part: `all`, or the documents or the chats alone: `discriminative` or `generative`; or `paired`, which is `all`
+            with every sixth row replaced by a pair whose negative has the same words: see `known_pairs`.
         size: how many rows, whatever the part is.
         seed: another seed gives other rows.
 
@@ -47,10 +51,47 @@ def training_rows(part: str, size: int, seed: int) -> list[dict[str, Any]]:
     """
     if part not in PARTS:
         raise ValueError(f"no part {part!r} of the training data; choose one of {', '.join(PARTS)}")
+    if part == "paired":
+        rows, known = training_rows("all", size, seed), known_pairs(-(-size // PAIR_EVERY), seed)
+        return [known[i // PAIR_EVERY] if i % PAIR_EVERY == 0 else row for i, row in enumerate(rows)]
     block = _BLOCKS[part]
     first = round(size * PAIRS_SHARE / len(block)) * len(block)
     last = _long_rows(part, size - first, seed) if size > first else []
     return [*_short_rows(block, first, seed + _OTHER_SEED), *last]
+
+
+def known_pairs(size: int, seed: int) -> list[dict[str, Any]]:
+    """Draw pairs that a teacher of bags of words cannot tell: a text with two pictures, a picture with two texts.
+
+    The two texts have the same words in another order, and each is true of one of the pictures, as in Winoground. A
+    row has one of the four as its query, its own counterpart as the positive, and the other one as the negative.
+
+    Args:
+        size: how many rows; four of each drawing.
+        seed: another seed gives other ones.
+    """
+    found: list[dict[str, Any]] = []
+    for number in range(-(-size // 4)):
+        rng = random.Random(f"mix/known/{seed}/{number}")
+        contrast = draw_reordering(rng, "train", REORDERINGS[number % len(REORDERINGS)])
+        texts = [_sample([text_part(f"{text}.")]) for text in contrast.texts]
+        pictures = [_sample([image_part()], [encode(scene)]) for scene in contrast.scenes]
+        for side in range(2):
+            for name, queries, others in (("text", texts, pictures), ("picture", pictures, texts)):
+                found.append(
+                    {
+                        "id": f"train-known-{seed}-{number}-{name}-{side}",
+                        "source": "picturebook",
+                        "query": queries[side],
+                        "positives": [others[side]],
+                        "negatives": [others[1 - side]],
+                    }
+                )
+    return found[:size]
+
+
+def _sample(content: list[dict[str, Any]], images: Sequence[Any] = ()) -> dict[str, Any]:
+    return {"messages": [{"role": "document", "content": content}], "images": list(images)}
 
 
 def _short_rows(block: str, size: int, seed: int) -> list[dict[str, Any]]:
@@ -157,8 +198,14 @@ def prepare_mix(part: str, size: int, seed: int, work: Path) -> Dataset:
         return load_from_disk(str(folder))
     processor = SugarProcessor.from_pretrained(checkpoint("mini-vlm"))
     teacher.show_progress = False
-    rows = Dataset.from_list(training_rows(part, size, seed), features=FEATURES)
-    cached = teacher.cache(rows, slices=lambda row: processor.slices(to_sample(row)), cache_dir=work / "teachers")
+    features = Features({**FEATURES, **PAIR_FEATURES}) if part == "paired" else FEATURES
+    columns = dict.fromkeys(features)  # a row has all of them
+    rows = Dataset.from_list([{**columns, **row} for row in training_rows(part, size, seed)], features=features)
+
+    def slices(row: dict[str, Any]) -> list[Any]:
+        return [each for sample in to_samples(row) for each in processor.slices(sample)]
+
+    cached = teacher.cache(rows, slices=slices, cache_dir=work / "teachers")
     cached.save_to_disk(str(folder))
     mark_whole(folder, facts)
     return load_from_disk(str(folder))

@@ -10,8 +10,19 @@ from .twins import Twin
 
 CLIP = "mini-clip"
 BASE = "base"
-#: What all rows start from; the paper gives neither alpha nor the size of a batch.
-RECIPE: Mapping[str, Any] = {"alpha": 10.0, "learning_rate": 3e-3}
+#: How the SHA-256 of a mini VLM begins that no probe has asked for what a sequence is about (no part `gist`).
+NO_GIST = "387e35b51c2bde07"
+#: What all rows start from; the paper gives neither alpha nor the size of a batch. What is named here does not follow
+#: the defaults of `SugarTrainingArguments`.
+RECIPE: Mapping[str, Any] = {
+    "alpha": 10.0,
+    "learning_rate": 3e-3,
+    "objective": "mse",
+    "temperature": 0.07,
+    "text_pooling": "last",
+}
+#: What `sugar` is trained with: the best of the comparison in `evidence.py`.
+WINNER: Mapping[str, Any] = {"objective": "kl", "alpha": 5.0, "temperature": 0.3}
 #: Places of the paper's ablation, as twins name them.
 _ABLATION = frozenset(TABLES["table4b"].aliases.values())
 
@@ -21,7 +32,7 @@ class Row:
     """A row of the tables.
 
     Args:
-        name: What it is called, on the command line and in results; `layout.ROWS` tells what it is.
+        name: What it is called, on the command line and in results; `table_layout.ROWS` tells what it is.
         settings: Its `SugarTrainingArguments`, where they are not those of `RECIPE`.
         data: What it is trained on: `all`, or the `generative` or the `discriminative` half of it alone.
         seeds: `all` seeds of the budget, for rows that a claim rests on, or the `first`.
@@ -29,6 +40,8 @@ class Row:
         measured: On `all` twins, on those of the paper's `ablation`, or (`labels`) on these and those that the paper
             lacks, which are about what labels know.
         lora: Whether low-rank adapters are trained, as in the paper, in place of the language model itself.
+        head_alone: Whether the retrieval head alone is trained.
+        base: How the SHA-256 of the weights that it starts from begins; those of the shipped mini VLM if empty.
         is_trained: Whether the lab trains it; what it does not has one seed, 0.
     """
 
@@ -40,6 +53,8 @@ class Row:
     measured: str = "ablation"
     is_trained: bool = True
     lora: bool = False
+    head_alone: bool = False
+    base: str = ""
 
     @property
     def retrieves(self) -> bool:
@@ -60,7 +75,11 @@ class Row:
     def facts(self) -> dict[str, Any]:
         """What its training depends on, as JSON values."""
         found = asdict(self)
-        return {"settings": {**RECIPE, **self.settings}} | {key: found[key] for key in ("data", "learns_text", "lora")}
+        return {
+            "settings": {**RECIPE, **self.settings},
+            **{key: found[key] for key in ("data", "learns_text", "lora")},
+            **({"head_alone": True} if self.head_alone else {}),
+        }
 
 
 _ROWS = (
@@ -68,7 +87,8 @@ _ROWS = (
     Row(CLIP, measured="all", is_trained=False),
     Row("lm-only", {"alpha": 0.0}, seeds="all", measured="all"),
     Row("disc-only", data="discriminative", seeds="all", learns_text=False, measured="all"),
-    Row("sugar", seeds="all", measured="all"),
+    Row("sugar", WINNER, seeds="all", measured="all"),
+    Row("mse", seeds="all", measured="all"),
     Row("infonce", {"objective": "infonce", "alpha": 0.3}, seeds="all", measured="all"),
     Row("kl", {"objective": "kl", "alpha": 0.3}, seeds="all"),
     Row("no-data-d", data="generative", seeds="all"),

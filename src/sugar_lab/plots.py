@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Rows that have a colour of their own in every picture; the colours are Okabe and Ito's, which the colour-blind can
 #: tell apart.
 COLOURS = {
-    "sugar": "#0072b2",
+    "mse": "#0072b2",
     "lm-only": "#d55e00",
     "infonce": "#009e73",
     "disc-only": "#cc79a7",
@@ -171,7 +171,7 @@ def draw_ablation(results: Results) -> tuple[Figure, str] | None:
         cells = [(row, cell) for row in rows if (cell := results.find(_ablation(column), row))]
         names = [row for row, _ in cells]
         means = [cell.sample.mean for _, cell in cells]
-        colours = [COLOURS["sugar"] if name == "sugar" else LIGHT for name in names]
+        colours = [COLOURS["mse"] if name == "mse" else LIGHT for name in names]
         axes.barh(names, means, xerr=[cell.sample.spread for _, cell in cells], color=colours, capsize=2)
         axes.invert_yaxis()
         axes.set_title(column)

@@ -1,6 +1,5 @@
 """What the lab trains: the rows of its tables."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from peft import get_peft_model
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from sugar_hf._files import digest
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.picturebook import checkpoint
 from sugar_hf.training import SugarCollator, SugarTrainer, SugarTrainingArguments, sugar_lora_config
@@ -32,14 +32,38 @@ LOG = "log.json"
 @cache
 def base_facts() -> str:
     """What tells the shipped mini VLM, which all rows start from, from others: the start of its weights' SHA-256."""
-    return hashlib.sha256(Path(checkpoint(BASE), "model.safetensors").read_bytes()).hexdigest()[:16]
+    return digest(Path(checkpoint(BASE), "model.safetensors"))[:16]
 
 
-def base_with_head(seed: int) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
-    """What rows start from: the mini VLM with a fresh retrieval head, that of the seed."""
+def start_of(row: Row, bases: Sequence[Path] = ()) -> Path:
+    """The folder of the model that a row starts from.
+
+    Args:
+        row: the row.
+        bases: folders of other models than the shipped mini VLM.
+
+    Raises:
+        FileNotFoundError: it starts from another model, and none of the folders has it.
+    """
+    if not row.base:
+        return Path(checkpoint(BASE))
+    for folder in bases:
+        if digest(folder / "model.safetensors").startswith(row.base):
+            return folder
+    raise FileNotFoundError(
+        f"the row {row.name!r} starts from a model whose weights have the SHA-256 {row.base}...: give its folder by "
+        "--base (`docs/lab.md` says where to get it)."
+    )
+
+
+def base_with_head(
+    seed: int, folder: str | Path | None = None
+) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
+    """What rows start from: the mini VLM, or that of a folder, with a fresh retrieval head, that of the seed."""
     set_seed(seed)
-    model = SugarForConditionalGeneration.from_backbone(checkpoint(BASE), retrieval_dim=WIDTH)
-    return model.eval(), SugarProcessor.from_pretrained(checkpoint(BASE))
+    folder = checkpoint(BASE) if folder is None else str(folder)
+    model = SugarForConditionalGeneration.from_backbone(folder, retrieval_dim=WIDTH)
+    return model.eval(), SugarProcessor.from_pretrained(folder)
 
 
 class WithoutText(SugarCollator):
@@ -80,7 +104,7 @@ def row_arguments(row: Row, seed: int, budget: Budget, folder: Path) -> SugarTra
 def row_facts(row: Row, seed: int, budget: Budget) -> dict[str, Any]:
     """What a row's model depends on."""
     sizes = {name: asdict(budget)[name] for name in ("batch_size", "rows")}
-    return {**row.facts(), "seed": seed, **sizes, "base": base_facts()}
+    return {**row.facts(), "seed": seed, **sizes, "base": row.base or base_facts()}
 
 
 def model_folder(row: Row, seed: int, work: Path) -> Path:
@@ -88,8 +112,8 @@ def model_folder(row: Row, seed: int, work: Path) -> Path:
     return work / "models" / f"{row.name}-{seed}"
 
 
-def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
-    """Train a row's model from the base, with a fresh retrieval head; the vision tower stays as it is.
+def train_row(row: Row, seed: int, budget: Budget, work: Path, bases: Sequence[Path] = ()) -> Path:
+    """Train a row's model from its base, with a fresh retrieval head; the vision tower stays as it is.
 
     A run that was stopped goes on from its last checkpoint; a finished one is not run again.
 
@@ -98,6 +122,7 @@ def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
         seed: of the head, of the drawn slice ends and of the data.
         budget: sizes.
         work: the lab's folder.
+        bases: see `start_of`.
 
     Returns:
         The model's folder; beside the model it has the losses as `log.json`.
@@ -108,9 +133,9 @@ def train_row(row: Row, seed: int, budget: Budget, work: Path) -> Path:
     run = work / "runs" / f"{row.name}-{seed}"
     claim(run, facts)
     rows = prepare_mix(row.data, budget.rows, seed, work)
-    model, processor = base_with_head(seed)
+    model, processor = base_with_head(seed, start_of(row, bases))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("language_model" in name or "retrieval_head" in name)
+        parameter.requires_grad_("retrieval_head" in name or ("language_model" in name and not row.head_alone))
     adapters = sugar_lora_config(model, r=LORA_RANK, lora_alpha=2 * LORA_RANK)
     trained: Any = get_peft_model(model, adapters) if row.lora else model  # type: ignore[arg-type]
     trainer = SugarTrainer(

@@ -16,8 +16,8 @@ from sugar_hf.picturebook import checkpoint
 
 from .budget import Budget
 from .mix import prepare_mix
-from .model_rows import BASE, CLIP, ROWS, Row
-from .row_training import base_facts, base_with_head, model_folder, row_facts, train_row
+from .model_rows import CLIP, ROWS, Row
+from .row_training import base_facts, base_with_head, model_folder, row_facts, start_of, train_row
 from .stage_files import agrees, is_whole, write_json
 from .twins import Twin, all_twins
 
@@ -70,6 +70,7 @@ class Lab:
         twins: gives the twins by name.
         variants: gives the twins' other rows.
         kept: a file with measurements of other work folders, of which those that fit are not done again.
+        bases: folders of models that rows start from, beside the shipped mini VLM.
     """
 
     budget: Budget
@@ -78,6 +79,7 @@ class Lab:
     twins: Callable[[], dict[str, Twin]] = all_twins
     variants: Callable[[], Variants] = all_variants
     kept: Path | None = None
+    bases: tuple[Path, ...] = ()
 
     def seeds(self, row: Row) -> tuple[int, ...]:
         """The seeds of a row."""
@@ -124,7 +126,7 @@ def all_stages(lab: Lab, only: Sequence[str] = ()) -> list[Stage]:
 def _measurements(lab: Lab, row: Row) -> Iterator[Stage]:
     for twin in lab.twins().values():
         answers = row.is_trained and row.learns_text
-        can = {"generate": row.generates, "embed": row.retrieves, "both": answers}[twin.kind]
+        can = {"generate": row.generates, "loss": row.generates, "embed": row.retrieves, "both": answers}[twin.kind]
         if not can or not row.is_measured_on(twin):
             continue
         suffixes = [""]
@@ -136,10 +138,10 @@ def _measurements(lab: Lab, row: Row) -> Iterator[Stage]:
             yield from (Stage("measure", row.name, seed, twin.name, suffix, needs) for suffix in suffixes)
 
 
-def _facts(lab: Lab, stage: Stage) -> dict[str, Any]:
+def facts_of(lab: Lab, stage: Stage) -> dict[str, Any]:
     """What a measurement depends on."""
     row = lab.rows[stage.row]
-    model: Any = base_facts() if row.name == BASE else None
+    model: Any = None if row.name == CLIP else row.base or base_facts()
     if row.is_trained:
         model = row_facts(row, stage.seed, lab.budget)
     return {"model": model, "budget": {name: size for name, size in asdict(lab.budget).items() if name != "seeds"}}
@@ -161,7 +163,7 @@ def measurements(lab: Lab) -> dict[str, dict[str, Any]]:
     for stage in all_stages(lab):
         if stage.kind != "measure":
             continue
-        facts, path = _facts(lab, stage), lab.result_file(stage)
+        facts, path = facts_of(lab, stage), lab.result_file(stage)
         if agrees(path, facts, "facts"):
             found[stage.name] = {**json.loads(path.read_text(encoding="utf-8")), "stage": stage.name}
         elif stage.name in kept and kept[stage.name]["facts"] == json.loads(json.dumps(facts)):
@@ -198,7 +200,7 @@ def do_stage(lab: Lab, stage: Stage) -> None:
     if stage.kind == "data":
         prepare_mix(stage.row, lab.budget.rows, stage.seed, lab.work)
     elif stage.kind == "train":
-        train_row(lab.rows[stage.row], stage.seed, lab.budget, lab.work)
+        train_row(lab.rows[stage.row], stage.seed, lab.budget, lab.work, lab.bases)
     else:
         measure(lab, stage)
 
@@ -214,10 +216,11 @@ def measure(lab: Lab, stage: Stage) -> None:
     arguments: dict[str, Any]
     if row.name == CLIP:
         arguments = {"model": open_encoder(checkpoint(CLIP))}
-    elif row.name == BASE and twin.kind == "embed":
-        arguments = dict(zip(("model", "processor"), base_with_head(stage.seed), strict=True))
+    elif not row.is_trained and twin.kind != "generate":
+        found = base_with_head(stage.seed, start_of(row, lab.bases))
+        arguments = dict(zip(("model", "processor"), found, strict=True))
     else:
-        folder = model_folder(row, stage.seed, lab.work) if row.is_trained else Path(checkpoint("mini-vlm"))
+        folder = model_folder(row, stage.seed, lab.work) if row.is_trained else start_of(row, lab.bases)
         arguments = dict(zip(("model", "processor"), open_model(str(folder)), strict=True))
     if stage.suffix == NO_RETRIEVAL:
         who += f", {NO_RETRIEVAL}"
@@ -225,15 +228,15 @@ def measure(lab: Lab, stage: Stage) -> None:
         if not row.retrieves:
             arguments["encoder"] = open_encoder(checkpoint(CLIP))
         who += f" + {'own' if row.retrieves else CLIP} {stage.suffix}".rstrip()
-    found = build(lab.budget)(**arguments, output=path.with_suffix(".jsonl"), batch_size=BATCH_SIZE)
+    measured = build(lab.budget)(**arguments, output=path.with_suffix(".jsonl"), batch_size=BATCH_SIZE)
     result = {
         "row": who,
         "seed": stage.seed,
         "twin": twin.name,
-        "figures": {key: value for key, value in found.items() if key not in FIELDS},
-        "n": found["n"],
-        "failed": found["failed"],
-        "facts": _facts(lab, stage),
+        "figures": {key: value for key, value in measured.items() if key not in FIELDS},
+        "n": measured["n"],
+        "failed": measured["failed"],
+        "facts": facts_of(lab, stage),
         "budget": lab.budget.name,
         "command": f"python -m sugar_lab --budget {lab.budget.name} --only {row.name}/{twin.name}",
         "versions": {**versions(), "machine": platform.machine()},

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES, PaperTable
 
-from .measurements import Cell, Results, compare, place_of
-from .table_layout import LOWER_IS_BETTER, OWN, PAPER, POOL, Layout, in_order, matches, missing, reference_of
+from .measurements import Cell, Results, place_of
+from .table_layout import LOWER_IS_BETTER, OWN, PAPER, POOL, Layout, in_order, matches, missing
 
 NOT_RUN = "not run"
-NOT_TOLD_APART = "≈"
 
 
 def paper_section(results: Results, name: str) -> list[str]:
@@ -59,7 +58,6 @@ def _table(
     ]
     aside = [row for row in results.rows(name) if row not in chosen]
     rows = in_order(layout.rows, chosen)
-    reference = reference_of(layout.reference, rows)
     lines = []
     if table is not None:
         for row, printed in table.rows.items():
@@ -67,11 +65,7 @@ def _table(
     cells = [[results.find(place, row) for place in places] for row in rows]
     best = [_best([line[i] for line in cells], column) for i, column in enumerate(columns)]
     for row, line in zip(rows, cells, strict=True):
-        texts = []
-        for place, cell, top in zip(places, line, best, strict=True):
-            other = results.find(place, reference) if reference not in (None, row) else None
-            texts.append(_text(cell, other, top))
-        lines.append([f"`{row}`", *texts])
+        lines.append([f"`{row}`", *(_text(cell, top) for cell, top in zip(line, best, strict=True))])
     found = [[cell for line in cells if (cell := line[i])] for i in range(len(columns))]
     if any(cell.chance is not None for column in found for cell in column):
         lines.append(
@@ -89,10 +83,6 @@ def _table(
     empty = [column for column, cells_ in zip(columns, found, strict=True) if rows and not cells_]
     if empty:
         text += [f"Columns that no row was measured on: {', '.join(empty)}.", ""]
-    if rows and reference is None:
-        text += [f"The row to compare with, `{layout.reference.split('|')[0]}`, is missing: nothing is marked.", ""]
-    elif reference is not None and len(rows) > 1:
-        text += [f"{NOT_TOLD_APART}: not distinguished from `{reference}`.", ""]
     return text
 
 
@@ -118,11 +108,8 @@ def _best(cells: Sequence[Cell | None], column: str) -> float | None:
     return min(means) if any(word in column for word in LOWER_IS_BETTER) else max(means)
 
 
-def _text(cell: Cell | None, reference: Cell | None, best: float | None) -> str:
+def _text(cell: Cell | None, best: float | None) -> str:
     if cell is None:
         return NOT_RUN
     text = str(cell.sample)
-    text = f"**{text}**" if round(cell.sample.mean, 1) == best else text
-    if reference is not None and not compare(cell.sample, reference.sample).counts:
-        text += f" {NOT_TOLD_APART}"
-    return text
+    return f"**{text}**" if round(cell.sample.mean, 1) == best else text

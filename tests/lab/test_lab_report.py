@@ -25,16 +25,16 @@ def some():
     """A few rows of a few tables."""
     found = [
         entry("table1", "lm-only", "VQAv2", 60.0, 62.0, chance=10.0),
-        entry("table1", "sugar", "VQAv2", 66.0, 68.0, chance=10.0),
+        entry("table1", "mse", "VQAv2", 66.0, 68.0, chance=10.0),
         entry("table1", "lm-only", "POPE", 70.0, 74.0),
-        entry("table1", "sugar", "POPE", 71.0, 75.0),
+        entry("table1", "mse", "POPE", 71.0, 75.0),
         entry("table1", "infonce", "POPE", 90.0),
         entry("table4b", "alpha-10", "POPE", 50.0),
         entry("table4b", "alpha-9", "POPE", 51.0),
-        entry("order", "sugar", "which is in order", 60.0, 61.0, chance=25.0),
-        entry("manners", "sugar", "politeness", 99.0),
+        entry("order", "mse", "which is in order", 60.0, 61.0, chance=25.0),
+        entry("manners", "mse", "politeness", 99.0),
     ]
-    return found + [entry("table5", "sugar", place, 60.0, 61.0, chance=50.0) for place in TABLES["table5"].columns]
+    return found + [entry("table5", "mse", place, 60.0, 61.0, chance=50.0) for place in TABLES["table5"].columns]
 
 
 def document(folder, entries, twins=()):
@@ -62,29 +62,30 @@ def test_every_table_of_the_paper_is_there_with_all_its_rows(text):
         assert f"### {OWN[name].title}\n" in text
 
 
-def test_our_rows_stand_below_the_papers_with_spread_mark_and_the_best_bold(text):
+def test_our_rows_stand_below_the_papers_with_spread_and_the_best_bold(text):
     part = section(text, "Table 1: eleven benchmarks")
     lines = [re.sub(r" not run \|| - \|", "", line) for line in part.splitlines() if line.startswith("| ")]
     assert lines[-5:] == [
         "| `lm-only` | 61.0 ± 1.4 | 72.0 ± 2.8 |",
-        "| `infonce` | **90.0** ≈ |",
-        "| `sugar` | **67.0 ± 1.4** | 73.0 ± 2.8 ≈ |",
+        "| `infonce` | **90.0** |",
+        "| `mse` | **67.0 ± 1.4** | 73.0 ± 2.8 |",
         "| chance | 10.0 |",
         "| measured on | 300 | 300 |",
     ]
-    assert "≈: not distinguished from `lm-only`." in part
 
 
 def test_what_was_not_run_is_named(text):
     part = section(text, "Table 1: eleven benchmarks")
-    assert "Not run: `base`, `disc-only`." in part
+    assert "Not run: `base`, `disc-only`, `sugar`." in part
     assert "Columns that no row was measured on: GQA, VizWiz, SQA-I, VQA-T, MME-P" in part
     assert "| `infonce` | not run |" in part
-    assert "Not run: `mini-clip`, `base`, `disc-only`, `infonce`, `sugar`." in section(text, "Table 3c: Winoground")
+    assert "Not run: `mini-clip`, `base`, `disc-only`, `infonce`, `mse`, `sugar`." in section(
+        text, "Table 3c: Winoground"
+    )
     assert "`delta-*`" in section(text, "Sweeps")
     whole = text.split("Rows that were not run at all: ")[1].split("\n")[0]
     assert "`last-token`" in whole
-    assert "`sugar`" not in whole
+    assert "`mse`" not in whole
     assert "The training curves were not stored." in text
     assert "It was not made." in text
 
@@ -100,7 +101,7 @@ def test_each_row_of_every_layout_is_found_or_named(text):
 
 def test_sweeps_have_their_rows_by_number_and_the_ablation_does_not_repeat_them(text):
     rows = re.findall(r"^\| `(.+?)` \|", section(text, "Sweeps"), re.MULTILINE)
-    assert rows == ["sugar", "alpha-9", "alpha-10"]
+    assert rows == ["mse", "alpha-9", "alpha-10"]
     assert "| `alpha" not in section(text, "Table 4b: ablation")
 
 
@@ -113,15 +114,15 @@ def test_rows_that_stand_elsewhere_are_named(tmp_path):
 
 def test_a_table_of_the_pool_is_there_if_it_was_measured(tmp_path, text):
     assert "### Size of the pool" not in text
-    assert "### Size of the pool" in document(tmp_path, [entry("pool", "sugar", "100", 1.0)])
+    assert "### Size of the pool" in document(tmp_path, [entry("pool", "mse", "100", 1.0)])
 
 
 def test_a_table_that_is_not_known_is_shown_all_the_same(text):
-    assert "| `sugar` | 99.0 |" in section(text, "Manners")
+    assert "| `mse` | 99.0 |" in section(text, "Manners")
 
 
 def test_a_column_that_the_paper_lacks_is_shown_beside_its_own(tmp_path):
-    text = document(tmp_path, [entry("table7", "sugar + own", "google", 12.0)])
+    text = document(tmp_path, [entry("table7", "mse + own", "google", 12.0)])
     assert "|  | FVQA | WebQA | google |" in section(text, "Table 7: knowledge VQA, ROUGE-L")
 
 
@@ -133,12 +134,12 @@ def test_less_depth_is_better(tmp_path):
 
 def extras(folder):
     curve = [{"step": step, "lm_loss": 2 - step / 100, "structure_loss": None} for step in (0, 50)]
-    (folder / "curves.json").write_text(json.dumps({"sugar-0": curve, "alpha-10-0": curve}))
+    (folder / "curves.json").write_text(json.dumps({"mse-0": curve, "alpha-10-0": curve}))
     (folder / "labels.json").write_text(json.dumps({"gak": {"bins": [0.0, 0.5, 1.0], "counts": [3, 1]}}))
 
 
 def test_pictures_are_drawn_and_say_what_they_show(tmp_path):
-    sizes = [entry("pool", "sugar", str(size), 1000 / size, 1000 / size) for size in (100, 20)]
+    sizes = [entry("pool", "mse", str(size), 1000 / size, 1000 / size) for size in (100, 20)]
     write(tmp_path / "lab", [*some(), *sizes])
     extras(tmp_path / "lab")
     text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
@@ -147,11 +148,11 @@ def test_pictures_are_drawn_and_say_what_they_show(tmp_path):
     for name in found.values():
         assert ElementTree.parse(tmp_path / "lab" / f"{name}.svg").getroot().tag == SVG
     alts = {name: alt for alt, name in found.items()}
-    assert "sugar 60.5, 60.5, 60.5, 60.5, 60.5, 60.5" in alts["positions"]
+    assert "mse 60.5, 60.5, 60.5, 60.5, 60.5, 60.5" in alts["positions"]
     assert alts["labels"].endswith("mean label: gak 0.38.")
-    assert alts["curves"].endswith("last LM loss: sugar 1.50, alpha-10 1.50.")
-    assert "sugar 50.0 of 20, 10.0 of 100" in alts["pool"]
-    assert "POPE: sugar 73.0, lm-only 72.0" in alts["ablation"]
+    assert alts["curves"].endswith("last LM loss: mse 1.50, alpha-10 1.50.")
+    assert "mse 50.0 of 20, 10.0 of 100" in alts["pool"]
+    assert "POPE: mse 73.0, lm-only 72.0" in alts["ablation"]
 
 
 def test_the_same_results_give_the_same_files(tmp_path):
@@ -168,7 +169,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
 def test_it_says_how_it_was_made(tmp_path, text):
     assert "Budget `full`; 5 rows with 1 to 2 seeds; 15 numbers. Made with: machine 2 cores; torch 2.9." in text
     assert "\n```bash\npython -m sugar_lab --budget full\n```\n" in text
-    assert "\npython -m sugar_lab --budget full --only sugar/table1\n" in text
+    assert "\npython -m sugar_lab --budget full --only mse/table1\n" in text
     assert "None of these numbers means anything" not in text
     assert "None of these numbers means anything" in document(
         tmp_path, [entry("table1", "a", "GQA", 1, budget="quick")]
@@ -185,7 +186,7 @@ def test_notes_stand_behind_the_verdicts_if_there_are_some(tmp_path):
     assert "What follows" not in document(tmp_path, [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "notes.md").write_text("All rows are alike.\n")
     text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
-    places = [text.index(part) for part in ("claims in the lab", "## What follows\n\nAll rows", "The defaults")]
+    places = [text.index(part) for part in ("The paper's claims", "## What follows\n\nAll rows", "The defaults")]
     assert places == sorted(places)
 
 
@@ -234,15 +235,15 @@ def test_a_histogram_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_a_figure_that_two_tables_share_stands_in_both(tmp_path):
-    text = document(tmp_path, [entry("table4b", "sugar", "POPE", 44.0), entry("table1", "sugar", "POPE", 44.0)])
+    text = document(tmp_path, [entry("table4b", "mse", "POPE", 44.0), entry("table1", "mse", "POPE", 44.0)])
     assert "44.0" in section(text, "Table 4b: ablation")
     assert "44.0" in section(text, "Table 1: eleven benchmarks")
 
 
 def test_rows_are_ordered_and_missing_ones_found():
-    rows = ["odd", "alpha-10", "sugar", "alpha-3"]
-    assert in_order(["sugar", "alpha-*"], rows) == ["sugar", "alpha-3", "alpha-10", "odd"]
-    assert missing(["sugar", "b|c", "delta-*"], rows) == ["b", "delta-*"]
+    rows = ["odd", "alpha-10", "mse", "alpha-3"]
+    assert in_order(["mse", "alpha-*"], rows) == ["mse", "alpha-3", "alpha-10", "odd"]
+    assert missing(["mse", "b|c", "delta-*"], rows) == ["b", "delta-*"]
 
 
 def test_the_card_has_the_figures_of_sugar(tmp_path, llava):
@@ -258,7 +259,7 @@ def test_the_card_has_the_figures_of_sugar(tmp_path, llava):
 
 
 def test_the_card_names_what_is_at_chance(tmp_path):
-    found = figures(read_results(write(tmp_path, [*some(), entry("table1", "sugar", "GQA", 49.0, 53.0, chance=50.0)])))
+    found = figures(read_results(write(tmp_path, [*some(), entry("table1", "mse", "GQA", 49.0, 53.0, chance=50.0)])))
     assert found.endswith("It cannot be told from guessing in: Table 1, GQA.")
 
 
@@ -277,7 +278,7 @@ def test_what_ships_is_the_trained_model_in_half_the_size(tmp_path, llava):
 
 
 def test_a_card_without_figures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'sugar' has no figure"):
+    with pytest.raises(ValueError, match="'mse' has no figure"):
         figures(read_results(write(tmp_path, [entry("table1", "a", "GQA", 1.0)])))
 
 

@@ -82,7 +82,7 @@ def fake_rows():
 def lab(tmp_path, monkeypatch):
     """A lab whose models are their folders' names, trained at once."""
 
-    def train(row, seed, budget, work):
+    def train(row, seed, budget, work, bases=()):
         CALLS[f"train {row.name}-{seed}"] += 1
         mark_whole(model_folder(row, seed, work), row_facts(row, seed, budget))
 
@@ -159,10 +159,10 @@ def test_a_stage_that_fails_stops_only_those_that_need_it(lab, monkeypatch):
     CALLS["break mini-clip on search"] = 1
     train = stages.train_row
 
-    def train_some(row, seed, budget, work):
+    def train_some(row, seed, budget, work, bases=()):
         if row.name == "lm-only" and seed:
             raise OSError("no room")
-        train(row, seed, budget, work)
+        train(row, seed, budget, work, bases)
 
     monkeypatch.setattr(stages, "train_row", train_some)
     with pytest.raises(RuntimeError) as error:

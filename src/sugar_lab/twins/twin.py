@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sugar_hf.evaluation.benchmarks.tasks import Evaluator
 
 from ..budget import Budget
+from ..loss_evaluator import LossEvaluator
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Twin:
     Args:
         name: What it is called, such as `vqav2`: the name of the benchmark that it is the twin of.
         title: What tables call it.
-        kind: What it needs of a model: `generate`, `embed`, or `both`.
+        kind: What it needs of a model: `generate`, `loss` (a Sugar model that generates), `embed`, or `both`.
         build: Makes the evaluator, on test data of the budget's size.
         primary_metric: The figure to look at.
         paper: From figures of the result to cells of the paper's tables, as `table1/VQAv2`.
@@ -26,7 +27,7 @@ class Twin:
     name: str
     title: str
     kind: str
-    build: Callable[[Budget], Evaluator]
+    build: Callable[[Budget], Evaluator | LossEvaluator]
     primary_metric: str
     paper: Mapping[str, str] = field(default_factory=dict)
     chance: Mapping[str, float] = field(default_factory=dict)

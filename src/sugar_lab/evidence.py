@@ -1,0 +1,125 @@
+"""What decides: rows and twins of the budget `evidence`, with the outcome of each item kept.
+
+Tasks at chance or saturated in this world are left out; `MOVED` says why, and the study on real documents has them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from sugar_hf._files import atomic_write
+
+from .intervals import UNTRAINED
+from .item_outcomes import item_outcomes
+from .model_rows import BASE, CLIP, NO_GIST, ROWS, Row
+from .model_rows import WINNER as WON
+from .outcomes import Outcome, read_outcomes, write_outcomes
+from .stages import Lab, Stage, all_stages, measurements
+from .twins import Twin, all_twins
+from .twins.loss_twins import TWINS as LOSS
+
+STUDY = "lab"
+OUTCOMES, MEASURED = "outcomes.parquet", "evidence.jsonl"
+TWINS = ("coco", "vist", "winoground", "vqav2", "gqa", "textvqa", "llava-w", "mm-vet", *LOSS)
+#: Answers that are neither at chance nor saturated.
+ANSWERS = ("vqav2", "gqa", "textvqa", "llava-w", "mm-vet")
+#: Twins that tell nothing here, by the reason.
+MOVED: Mapping[str, tuple[str, ...]] = {
+    "the base and all rows are at chance: a language model of two million weights did not learn to compare options, "
+    "or to copy a fact from its prompt": (
+        *("scienceqa", "mmbench", "mmvp", "mmvp-embed", "order", "webqa-position"),
+        *("fvqa", "rag-vizwiz", "rag-scienceqa"),
+    ),
+    "all rows are nearly right always": ("pope",),
+}
+#: The row of the setting that `sugar` is trained with.
+WINNER = "kl-0.3"
+_NCE = {"objective": "infonce", "alpha": 0.3}
+
+
+#: What one row each has otherwise than the winner.
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "text-mean": {"text_pooling": "mean"},
+    "mean": {"label_kernel": "mean"},
+    "gak": {"label_kernel": "gak", "delta": 0.7},
+    "clip": {"teachers": "clip"},
+    "image-last": {"image_pooling": "last"},
+}
+
+
+def evidence_rows() -> dict[str, Row]:
+    """The rows, each with three seeds but for those that no training changes; see `table_layout.ROWS`."""
+    found = (
+        *(ROWS[name] for name in (BASE, CLIP, "lm-only", "infonce", "mse", "kl", "gak")),
+        Row("infonce-0.2", {"objective": "infonce", "alpha": 1.0, "temperature": 0.2}),
+        Row("kl-0.15", {"objective": "kl", "alpha": 1.2, "temperature": 0.15}),
+        Row(WINNER, WON),
+        *(Row(f"{WINNER}-{name}", {**WON, **changes}) for name, changes in CHANGES.items()),
+        Row(f"{WINNER}-no-data-d", WON, data="generative"),
+        Row(f"{WINNER}-no-data-g", WON, data="discriminative"),
+        Row(f"{WINNER}-pairs", WON, data="paired"),
+        Row(f"{WINNER}-lora", WON, lora=True),
+        Row(f"{WINNER}-head", WON, head_alone=True),
+        Row("no-gist", base=NO_GIST, is_trained=False),
+        Row("no-gist-infonce", _NCE, base=NO_GIST),
+        Row("no-gist-mse", base=NO_GIST),
+        Row(f"no-gist-{WINNER}", WON, base=NO_GIST),
+    )
+    return {row.name: replace(row, measured="all", seeds="all") for row in found}
+
+
+def evidence_twins() -> dict[str, Twin]:
+    """The twins that tell rows apart."""
+    known = {**all_twins(), **LOSS}
+    return {name: known[name] for name in TWINS}
+
+
+def write_evidence(lab: Lab, output: Path) -> list[Path]:
+    """Write all measurements and the outcomes of their items; outcomes of kept ones stay as they are.
+
+    Args:
+        lab: what was run.
+        output: where the files go.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: a kept measurement has no outcomes in the file of before.
+    """
+    found = measurements(lab)
+    path = output / OUTCOMES
+    before = read_outcomes(path) if path.is_file() else None
+    outcomes: list[Any] = []
+    for stage in all_stages(lab):
+        if stage.name not in found:
+            continue
+        if lab.result_file(stage).is_file():
+            outcomes += _outcomes(lab, stage)
+            continue
+        kept = None
+        if before is not None:
+            ours = pc.and_(pc.equal(before["row"], stage.row), pc.equal(before["seed"], _seed(lab, stage)))
+            task = before["task"]
+            ours = pc.and_(ours, pc.or_(pc.equal(task, stage.twin), pc.starts_with(task, f"{stage.twin} ")))
+            kept = before.filter(ours)
+        if kept is None or not kept.num_rows:
+            raise ValueError(f"{path} has no outcomes of {stage.name}: remove its line from {MEASURED}, and run it.")
+        outcomes += [tuple(line.values()) for line in kept.to_pylist()]
+    lines = [json.dumps(result, ensure_ascii=False, sort_keys=True) for result in found.values()]
+    atomic_write(output / MEASURED, "\n".join(lines) + "\n")
+    return [output / MEASURED, write_outcomes(path, outcomes)]
+
+
+def _seed(lab: Lab, stage: Stage) -> int:
+    return stage.seed if lab.rows[stage.row].is_trained else UNTRAINED
+
+
+def _outcomes(lab: Lab, stage: Stage) -> Iterator[Outcome]:
+    twin, path = lab.twins()[stage.twin], lab.result_file(stage).with_suffix(".jsonl")
+    for task, item, metric, value in item_outcomes(twin, twin.build(lab.budget), path):
+        yield Outcome(STUDY, stage.row, _seed(lab, stage), task, item, metric, value)

@@ -1,0 +1,98 @@
+"""Tables of outcomes with intervals: what the rows reach, and how far they lie from each other."""
+
+from collections.abc import Mapping, Sequence
+
+from .claims import ANSWER_PLACES, RETRIEVAL, Places
+from .evidence import MOVED, evidence_rows
+from .intervals import Estimate, Outcomes, Term
+from .table_layout import matches, meaning
+from .tables import markdown
+
+#: Columns of the tables: a title and the places whose mean it is.
+RETRIEVAL_COLUMNS: Sequence[tuple[str, Places]] = (
+    ("mean of four", RETRIEVAL),
+    ("COCO T2I", RETRIEVAL[:1]),
+    ("COCO I2T", RETRIEVAL[1:2]),
+    ("VIST 5c dagger", RETRIEVAL[2:3]),
+    ("VIST 5c+4i dagger", RETRIEVAL[3:]),
+    ("VIST 5c+4i", (("vist 5c+4i", "R@1"),)),
+    ("Winoground group", (("winoground group", "hit"),)),
+)
+ANSWER_COLUMNS: Sequence[tuple[str, Places]] = (
+    ("mean of five", ANSWER_PLACES),
+    *((task, ((task, figure),)) for task, figure in ANSWER_PLACES),
+    ("false", (("llava-w false", "score"),)),
+    ("loss", (("answer-loss", "loss"),)),
+)
+#: What rows are that the survey lacks; patterns as in `table_layout.ROWS`.
+ROWS: Mapping[str, str] = {
+    "no-gist": "the same, without the part of its training in which probes ask what a sequence is about",
+    "no-gist-*": "as the row of that name, but from `no-gist`",
+    "infonce-*": "`infonce` at another temperature (and without it 0.07)",
+    "kl-0.15|kl-0.3|kl-0.5": "`kl` at another temperature, its weight so that its gradient is as large",
+    "kl-*-text-mean": "the same, a text by the mean of its tokens rather than by its last token",
+    "kl-*-mean": "the same, labels by the mean cosine of all pairs of slices",
+    "kl-*-gak": "the same, labels by the paper's kernel",
+    "kl-*-clip": "the same, CLIP's distances for every pair",
+    "kl-*-image-last": "the same, an image by its last token",
+    "kl-*-no-data-d": "the same, without the interleaved (discriminative) data",
+    "kl-*-no-data-g": "the same, without the instruction (generative) data",
+    "kl-*-pairs": "the same, every sixth row a known pair whose negative has the same words in another order",
+    "kl-*-lora": "the same, low-rank adapters in place of the whole language model",
+    "kl-*-head": "the same, the retrieval head alone",
+}
+#: Rows that the others are compared with.
+RIVALS = ("infonce", "mse")
+
+
+def evidence_section(outcomes: Outcomes) -> list[str]:
+    """The tables, without a heading."""
+    measured = {row for task in outcomes.tasks() for row in outcomes.rows(task)}
+    rows = [row for row in evidence_rows() if row in measured]
+    lines = ["| row | what it is |", "|---|---|", *(f"| `{row}` | {_meaning(row)} |" for row in rows), ""]
+    lines += ["Recall@1 in percent; pairs in percent. Brackets hold the 95 % interval over seeds and items.", ""]
+    lines += _table(outcomes, rows, RETRIEVAL_COLUMNS)
+    lines += [
+        "Answers in percent. `false` is the share of what descriptions state that is not so, and `loss` that of "
+        "held-out answers in nats for each token; of both less is better.",
+        "",
+        *_table(outcomes, rows, ANSWER_COLUMNS),
+        "Differences of the mean of four recalls, item by item and seed by seed:",
+        "",
+        *_differences(outcomes, rows),
+    ]
+    for reason, twins in MOVED.items():
+        lines += [f"Not measured here, because {reason}: {', '.join(f'`{twin}`' for twin in twins)}.", ""]
+    return lines
+
+
+def _table(outcomes: Outcomes, rows: Sequence[str], columns: Sequence[tuple[str, Places]]) -> list[str]:
+    cells = []
+    for row in rows:
+        found = [outcomes.estimate([Term(row, *place, 1 / len(places)) for place in places]) for _, places in columns]
+        if any(found):
+            texts = [_said(cell, title) for cell, (title, _) in zip(found, columns, strict=True)]
+            cells.append([f"`{row}`", *texts])
+    return markdown(["", *(title for title, _ in columns)], cells)
+
+
+def _differences(outcomes: Outcomes, rows: Sequence[str]) -> list[str]:
+    cells = []
+    for row in rows:
+        found = [outcomes.difference(row, rival, RETRIEVAL) if row != rival else None for rival in RIVALS]
+        if any(found):
+            cells.append([f"`{row}`", *(_said(cell, "") for cell in found)])
+    return markdown(["", *(f"less `{rival}`" for rival in RIVALS)], cells)
+
+
+def _said(cell: Estimate | None, title: str) -> str:
+    if cell is None:
+        return "-"
+    digits = 3 if title == "loss" else 1
+    if cell.error is None:
+        return f"{cell.value:.{digits}f} (1 seed)"
+    return f"{cell.value:.{digits}f} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+
+
+def _meaning(row: str) -> str:
+    return next((text for pattern, text in ROWS.items() if matches(pattern, row)), meaning(row))
