@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from transformers import BertConfig, BertModel, BertTokenizer
 
+from sugar_hf.data import RetrievalSet
 from sugar_lab.real import packages
 from sugar_lab.real.manuals import (
     FORMS,
@@ -21,7 +25,26 @@ from sugar_lab.real.manuals import (
     training_documents,
 )
 from sugar_lab.real.packages import PACKAGES, get_packages, read_manifest
-from sugar_lab.real.real_tasks import manual_tasks, read_stamps, samples_of, split_stamps, stamp_tasks
+from sugar_lab.real.real_tasks import (
+    RealTask,
+    item_ranks,
+    manual_tasks,
+    read_stamps,
+    samples_of,
+    split_stamps,
+    stamp_tasks,
+)
+from sugar_lab.real.short_questions import (
+    MORE_QUESTIONS,
+    QUESTIONS,
+    ShortQuestion,
+    check_questions,
+    is_exact,
+    is_right,
+)
+from sugar_lab.real.text_baselines import baseline_ranks, sentence_encoder, tfidf
+
+_PICTURE = Image.new("RGB", (40, 40))
 
 
 def _picture(path: Path, number: int, size: int = 48) -> None:
@@ -207,6 +230,85 @@ def test_stamp_tasks_ask_both_ways_among_all(stamps):
     assert len(to_caption.data.corpus) == len(to_picture.data.corpus) == 37
     assert all(isinstance(slices_of(each)[0], str) for each in to_caption.data.corpus)
     assert all(isinstance(slices_of(each)[0], Path) for each in to_picture.data.corpus)
+
+
+# ---- What text alone finds ----
+
+
+def test_ranks_count_the_best_relevant_candidate_and_order_ties_by_id():
+    data = RetrievalSet.of({"q": "a", "r": "b"}, {"1": "x", "2": "y", "3": "z"}, {"q": ["1", "2"], "r": ["1"]})
+    assert item_ranks(data, np.array([[0.1, 0.5, 0.9], [0.3, 0.3, 0.3]])) == {"q": 2, "r": 3}
+
+
+def test_tfidf_reads_the_texts_of_samples(manual):
+    tasks = manual_tasks(manual, "test")
+    score = tfidf([manual], tasks)
+    found = {task.kind: baseline_ranks(task, score) for task in tasks}
+    assert all(found[task.kind].keys() == task.data.relevance.keys() for task in tasks)
+    two_digits = {rank for item, rank in found["rest"].items() if not re.match(r"gimp/tool-\d\.", item)}
+    assert two_digits == {1}  # the number of the tool is on both sides, and a digit alone is no word
+    assert min(found["next_seen"].values()) > 1  # the texts of the query are its best candidates
+    blank = RealTask("t", "t", "test", RetrievalSet.of({"q": [_PICTURE]}, {"1": "x", "2": "y"}, {"q": ["2"]}))
+    assert baseline_ranks(blank, score) == {"q": 1}
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """A folder of a sentence encoder with few words, without weights worth the name."""
+    folder = tmp_path_factory.mktemp("minilm")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "boat", "cat"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **small)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("by_slice", [False, True])
+def test_the_sentence_encoder_finds_the_same_text(minilm, by_slice):
+    score = sentence_encoder(minilm, by_slice=by_slice)
+    corpus = [["red boat"], ["blue cat", "red cat"], []]
+    found = score(corpus, corpus)
+    assert found.shape == (3, 3)
+    np.testing.assert_allclose(np.diag(found), [1, 1, 0], atol=1e-5)
+    assert (found[:, 2] == 0).all()  # a sample without text is like nothing
+
+
+# ---- Short questions ----
+
+
+def test_forty_questions_with_sections_of_test_pages():
+    assert len(QUESTIONS) == len({each.item for each in QUESTIONS}) == 40
+    for question in QUESTIONS + MORE_QUESTIONS:
+        manual, page = question.section.split("#")[0].split("/")
+        assert page_split(manual, page) == "test", question
+        assert all(
+            is_exact(question, answer) and is_right(question, f"It is {answer}.") for answer in question.answers
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "exact"),
+    [
+        ("Ctrl + Shift + Y", True, True),
+        ("The shortcut is `Ctrl+Shift+Y`.", True, False),
+        ("Ctrl+Y", False, False),
+        ("", False, False),
+    ],
+)
+def test_answers_are_compared_as_whole_words(said, right, exact):
+    question = next(each for each in QUESTIONS if "Strong Redo" in each.question)
+    assert (is_right(question, said), is_exact(question, said)) == (right, exact)
+
+
+def test_a_manual_that_says_it_differently_is_refused(manual):
+    page = f"tool-{_numbers('test')[0]}.html"
+    name = page.removesuffix(".html")
+    check_questions([ShortQuestion(f"gimp/{page}#{name}", "What?", ("that it paints",))], [manual])
+    with pytest.raises(ValueError, match="does not hold 'purple'"):
+        check_questions([ShortQuestion(f"gimp/{page}#{name}", "What?", ("purple",))], [manual])
+    with pytest.raises(ValueError, match="no section of the test pages"):
+        check_questions(QUESTIONS, [manual])
 
 
 # ---- Packages ----

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from sugar_hf.data import Document, RetrievalSet
+from sugar_hf.data.relevance import ranks_of
 
 from .manuals import (
     Manual,
@@ -198,6 +201,27 @@ def samples_of(tasks: Iterable[RealTask]) -> dict[str, Document]:
         for document in (*task.data.queries, *task.data.corpus):
             found.setdefault(content_key(slices_of(document)), document)
     return found
+
+
+def item_ranks(data: RetrievalSet, scores: np.ndarray) -> dict[str, int]:
+    """The rank of the best relevant candidate of each query, from 1.
+
+    Equal scores rank by id, from the last to the first, as [`RetrievalSet.metrics`] has them.
+
+    Args:
+        data: The task's queries, candidates and relevance.
+        scores: How well each candidate fits each query, both in their order.
+
+    Shape:
+        scores (q, n).
+    """
+    order = sorted(range(len(data.corpus)), key=lambda i: data.corpus[i].id, reverse=True)
+    place = {data.corpus[i].id: number for number, i in enumerate(order)}
+    ranks = {}
+    for row, query in zip(scores, data.queries, strict=True):
+        relevant = [place[name] for name, grade in data.relevance[query.id].items() if grade > 0]
+        ranks[query.id] = int(ranks_of(row[order], relevant).min()) + 1
+    return ranks
 
 
 def _task(
