@@ -29,11 +29,10 @@ from PIL import Image
 from training_models import DEVICE, build
 from transformers import Trainer, TrainingArguments
 
-from sugar_hf.model import SugarForConditionalGeneration
-from sugar_hf.structure import SliceFeatures
+from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments
 from sugar_hf.training.collator import MiniBatches
-from sugar_hf.training.structure_term import KnownGradient, structure_term
+from sugar_hf.training.structure_term import KnownGradient, structure_parts, structure_term
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"
 BEGIN, END = "<!-- training: begin -->\n", "<!-- training: end -->"
@@ -85,6 +84,8 @@ class Steps:
         self.sugar, self.vlm, self.processor, self.rows = sugar, sugar.vlm, processor, rows
         plain = TrainingArguments(folder, report_to="none", use_cpu=DEVICE == "cpu", remove_unused_columns=False)
         self.plain_trainer = Trainer(self.vlm, plain)
+        for module in (self.model, self.vlm):  # as accelerate does under bf16=True
+            module.forward = torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")(module.forward)
         self.round = 0
 
     def _run(self, trainer: Trainer, batch: Any) -> None:
@@ -122,17 +123,16 @@ class Steps:
     def drawn(self) -> tuple[torch.Tensor, Callable[[], Any]]:
         """L_d of a pass without logits, with its graph, and a call that computes labels, loss and gradient again."""
         inputs = self.joint_trainer._prepare_inputs(dict(self.batch))
-        features, keys = inputs.pop("structure_features"), inputs.pop("sample_keys")
+        parts, keys = structure_parts(inputs), inputs.pop("sample_keys")
         inputs = {name: value for name, value in inputs.items() if name not in ("labels", "sample_ids")}
         output = self.model(**inputs, use_cache=False, skip_logits=True)
-        drawn = self.joint_trainer._draw(output.retrieval_embeds, features, keys, training=True)
-        vectors: SliceFeatures = drawn[1]
-        term = structure_term(drawn[0], vectors, drawn[2], self.joint_trainer.structure_config)
+        embeddings, ends = self.joint_trainer._draw(output.retrieval_embeds, *parts, keys, training=True)
 
         def again(**options: Any) -> Any:
-            return structure_term(drawn[0], vectors, drawn[2], self.joint_trainer.structure_config, **options)
+            return structure_term(embeddings, parts[0], ends, self.joint_trainer.structure_config, **options)
 
-        return KnownGradient.apply(drawn[0], term.value, term.gradient), again
+        term = again()
+        return KnownGradient.apply(embeddings, term.value, term.gradient), again
 
     def backbone_inputs(self) -> dict[str, Any]:
         own = ("slice_map", "structure_features", "sample_keys", "sample_ids")
@@ -202,14 +202,15 @@ def measure_embedding(steps: Steps, repeats: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure_prefixes(steps: Steps, repeats: int) -> dict[str, Any]:
+def measure_prefixes(model: SugarForConditionalGeneration, processor: SugarProcessor, repeats: int) -> dict[str, Any]:
     """A document of five images and five texts: one pass, and one for each of its prefixes."""
-    model, draw = steps.sugar.eval(), np.random.default_rng(0)
+    model.eval()
+    draw = np.random.default_rng(0)
     document: list[Any] = []
     for number in range(5):
         document += [Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)), f"a dog sees {number} cats."]
-    whole = steps.processor([document]).to(DEVICE)
-    prefixes = [steps.processor([document[:end]]).to(DEVICE) for end in range(1, 11)]
+    whole = processor([document]).to(DEVICE)
+    prefixes = [processor([document[:end]]).to(DEVICE) for end in range(1, 11)]
     calls = {
         "one_pass": lambda: model.get_retrieval_embeddings(**whole),
         "a_pass_each": lambda: [model.get_retrieval_embeddings(**prefix) for prefix in prefixes],
@@ -233,15 +234,17 @@ def peak(size: str, samples: int, variant: str, mini_batch_size: int | None = No
     return {name: median(each[name] for each in found) for name in ("peak", "before")}
 
 
-def peak_of_this_process(size: str, samples: int, variant: str, mini_batch_size: int | None) -> dict[str, float]:
+def peak_of_this_process(
+    size: str, samples: int, variant: str, mini_batch_size: int | None, steps: int = 3
+) -> dict[str, float]:
     """Run by `peak` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = Steps(size, samples, folder, mini_batch_size)
-        if not isinstance(steps.batch, MiniBatches):
-            steps.backbone_inputs()
+        run = Steps(size, samples, folder, mini_batch_size)
+        if not isinstance(run.batch, MiniBatches):
+            run.backbone_inputs()
         before = resident()
-        for _ in range(3):
-            getattr(steps, variant)()
+        for _ in range(steps):
+            getattr(run, variant)()
     return {"peak": highest(), "before": before}
 
 
@@ -287,8 +290,9 @@ def measure(size: str, repeats: int, samples: int) -> dict[str, Any]:
         )
         print(f"tokens, {labelled} of them labels, on {DEVICE}", flush=True)
         found: dict[str, Any] = {"batch": tokens, "labels": labelled, "device": DEVICE}
-        for part in (measure_steps, measure_embedding, measure_prefixes):
+        for part in (measure_steps, measure_embedding):
             merge(found, part(steps, repeats))
+        merge(found, measure_prefixes(steps.sugar, steps.processor, repeats))
         del steps
     merge(found, measure_memory(size, samples))
     return found

@@ -8,8 +8,14 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,8 +33,11 @@ from sugar_hf.training import sugar_lora_config
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA with random weights (`small`, `0.5b` or `7b`), and a processor with the tokenizer of the mini VLM."""
+def random_llava(size: str, layers: int | None = None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA with random weights, and a processor with the tokenizer of the mini VLM.
+
+    `tiny`, `small`, `0.5b`, or `7b` of LLaVA-1.5's sizes, with fewer layers of its language model if asked for.
+    """
     tokenizer = AutoTokenizer.from_pretrained(picturebook.checkpoint("mini-vlm"))
     vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     if size == "0.5b":
@@ -54,8 +63,15 @@ def random_llava(size: str) -> tuple[LlavaForConditionalGeneration, LlavaProcess
         )
         vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
         pixels = 224
+    elif size == "tiny":  # in no time
+        text = LlamaConfig(
+            vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+        )
+        vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        pixels = 56
     else:
         text, pixels = LlamaConfig(vocab_size=32064), 336
+    text.num_hidden_layers = layers or text.num_hidden_layers
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, num_attention_heads=16, image_size=pixels, patch_size=14),
         text_config=text,
@@ -99,6 +115,31 @@ def noise_rows(count: int, dim: int = 768) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def random_teachers(tiny: bool = False) -> TripleTeacher:
+    """Teachers with random weights, of the sizes of CLIP ViT-L/14, DINOv2-base and BGE-base unless tiny."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    clip_folder, bert_folder = picturebook.checkpoint("mini-clip"), picturebook.checkpoint("mini-bert")
+    words = AutoTokenizer.from_pretrained(clip_folder)
+    text: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    clip = CLIPConfig(
+        text_config={**(small if tiny else text), "eos_token_id": words.eos_token_id},
+        vision_config={**vision, "num_attention_heads": 16, "patch_size": 14} | (small if tiny else {}),
+        projection_dim=768,
+    )
+    pixels = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    return TripleTeacher(
+        CLIPModel(clip),
+        CLIPImageProcessorPil(**pixels),
+        words,
+        Dinov2Model(Dinov2Config(image_size=224, **(small if tiny else {}))),
+        CLIPImageProcessorPil(**pixels),
+        BertModel(BertConfig(**(small if tiny else {}))),
+        AutoTokenizer.from_pretrained(bert_folder),
+        show_progress=False,
+    )
 
 
 def build(size: str, samples: int) -> tuple[Any, SugarProcessor, Any]:
