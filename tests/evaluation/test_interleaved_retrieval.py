@@ -139,7 +139,9 @@ def test_faults_of_tiir_are_named(own_tiir, file, change, message):
 
 def test_missing_files_of_tiir_say_what_to_get(own_tiir):
     (own_tiir / "queries.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"wikihow-tiir: no queries\.jsonl in .*docs/benchmarks\.md says"):
+    with pytest.raises(
+        FileNotFoundError, match=r"wikihow-tiir: no queries\.jsonl in .*hf download vec-ai/wikiHow-TIIR"
+    ):
         load("wikihow-tiir", own_tiir)
 
 

@@ -106,6 +106,16 @@ def test_metadata_of_a_model_card():
     assert found["VQAv2"].dataset_split == "validation"
 
 
+def test_data_sets_of_one_benchmark_are_told_apart():
+    names = ("docvqa_test_subsampled", "tatdqa_test")
+    settings = [{"dataset": name, "hub_id": f"vidore/{name}", "options": {"subset": name}} for name in names]
+    runs = [result("vidore-v1", settings=each) for each in settings]
+    [found] = report.model_index(runs)
+    data = [each["dataset"] for each in found["results"]]
+    assert [(each["type"], each["config"]) for each in data] == [(f"vidore/{name}", name) for name in names]
+    assert "n = 40, 0 failed, seed 3, subset=tatdqa_test." in report.as_markdown(runs)
+
+
 def test_metadata_is_of_one_model():
     runs = [result(), result(model="other")]
     with pytest.raises(ValueError, match="of one model are needed, there are those of me/sugar, other"):

@@ -160,7 +160,7 @@ def test_faults_of_mbeir_are_named(own_mbeir, file, edit, message):
 )
 def test_missing_files_of_mbeir_are_named(own_mbeir, file, options):
     (own_mbeir / file).unlink()
-    with pytest.raises(FileNotFoundError, match=f"mbeir: no {file} .*docs/benchmarks.md says what to get"):
+    with pytest.raises(FileNotFoundError, match=f"mbeir: no {file} .*hf download TIGER-Lab/M-BEIR"):
         load(own_mbeir, **options)
 
 

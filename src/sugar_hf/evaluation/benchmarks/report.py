@@ -98,6 +98,7 @@ def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
         failed = len(result.get("failed", []))
         said = [f"n = {result['n']}", f"{failed} failed", f"seed {result.get('seed', 0)}"]
         said += [f"the first {result['limit']} only"] if result.get("limit") else []
+        said += [f"{key}={value}" for key, value in sorted(result.get("settings", {}).get("options", {}).items())]
         parts += [f"### {result.get('title', result['task'])}: {row_name(result)}", "", ", ".join(said) + ".", ""]
         parts += _table(["metric", "value"], [[key, _text(value)] for key, value in result["metrics"].items()])
         parts.append("")
@@ -123,13 +124,14 @@ def model_index(results: Sequence[Mapping[str, Any]], model: str | None = None) 
     for result in results:
         if result["model"] != models[0] or result["primary_metric"] is None or result.get("limit"):
             continue
-        task = tasks.get(result["task"])
-        split = result.get("settings", {}).get("split") or (task.split if task else None)
+        task, settings = tasks.get(result["task"]), result.get("settings", {})
+        split = settings.get("split") or (task.split if task else None)
         found.append(
             EvalResult(
                 task_type=HUB_KINDS[task.kind] if task else "other",
-                dataset_type=(task.hub_id if task else None) or result["task"],
+                dataset_type=settings.get("hub_id") or (task.hub_id if task else None) or result["task"],
                 dataset_name=result.get("title", result["task"]),
+                dataset_config=settings.get("dataset"),  # of a benchmark with several data sets
                 dataset_split=split,
                 metric_type=result["primary_metric"].replace(" ", "_"),
                 metric_name=result["primary_metric"],

@@ -65,8 +65,12 @@ class Source:
                 return found[0]
         return None
 
-    def need(self, *names: str) -> Path:
+    def need(self, *names: str, command: str = "") -> Path:
         """`find`, or a clear error.
+
+        Args:
+            *names: As for `find`.
+            command: What gets them, if a command does.
 
         Raises:
             FileNotFoundError: The folder has none of them.
@@ -74,8 +78,9 @@ class Source:
         found = self.find(*names)
         if found is None:
             where = f"in {self.folder}" if self.folder else f"({self.data!r} is no folder)"
+            get = f"`{command}` gets it; docs/benchmarks.md says more." if command else ""
             raise FileNotFoundError(
-                f"{self.task}: no {' or '.join(names)} {where}. docs/benchmarks.md says what to get."
+                f"{self.task}: no {' or '.join(names)} {where}. {get or 'docs/benchmarks.md says what to get.'}"
             )
         return found
 

@@ -15,6 +15,7 @@ from .task import Task
 
 # ---- wikiHow-TIIR ----
 
+TIIR_COMMAND = "hf download vec-ai/wikiHow-TIIR --repo-type dataset --local-dir data/wikihow-tiir"
 TIIR_INSTRUCTION = "Find a wikiHow tutorial that matches the given query."
 
 
@@ -27,10 +28,10 @@ def load_tiir(source: Source) -> RelevanceEvaluator:
     that it answers, null if there is none. The corpus is the documents of these lines, as there. The instruction is
     the one that the authors give to GME; each of their models has another.
     """
-    qrels_file = source.need("qrels.jsonl")
+    qrels_file = source.need("qrels.jsonl", command=TIIR_COMMAND)
     folder = qrels_file.parent
-    docs = rows_by_id(source.need("docs.jsonl"), "id")
-    asked = rows_by_id(source.need("queries.jsonl"), "qid", "id")
+    docs = rows_by_id(source.need("docs.jsonl", command=TIIR_COMMAND), "id")
+    asked = rows_by_id(source.need("queries.jsonl", command=TIIR_COMMAND), "qid", "id")
     images = Path(source.option("images", str(folder)))
     if not images.is_dir():
         raise ValueError(f"{source.task}: images={str(images)!r} is no folder. Give the one that paths start from.")

@@ -63,7 +63,13 @@ def load_vidore(source: Source, version: int) -> RelevanceEvaluator:
         instruction=lambda query: instruction,
         groups=groups,
         counts=counts,
-        settings={"subset": subset, "split": split, "language": language, "instruction": instruction},
+        settings={
+            "dataset": subset,
+            "hub_id": hub_id,
+            "split": split,
+            "language": language,
+            "instruction": instruction,
+        },
     )
 
 

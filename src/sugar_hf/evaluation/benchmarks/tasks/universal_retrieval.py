@@ -14,6 +14,7 @@ from .task import Task
 
 KS = (1, 5, 10, 20, 50)
 POOLS = ("local", "global")
+COMMAND = "hf download TIGER-Lab/M-BEIR --repo-type dataset --local-dir data/mbeir"
 #: Fields of the modality, the image and the text.
 QUERY = ("query_modality", "query_img_path", "query_txt")
 CANDIDATE = ("modality", "img_path", "txt")
@@ -34,10 +35,11 @@ def load_mbeir(source: Source) -> RelevanceEvaluator:
     """
     name, split = source.option("dataset", "oven_task8"), source.split or "test"
     primary = "hit@10" if name.startswith("fashion") else "hit@5"
-    settings = {"dataset": name, "split": split, "instruction": source.option("instruction", "") or "own"}
+    settings = {"dataset": name, "hub_id": "TIGER-Lab/M-BEIR", "split": split}
+    settings["instruction"] = source.option("instruction", "") or "own"
     if source.find("cand_pool") is None:
         return _from_rows(source, name, split, primary, settings)
-    file = source.need(f"query/{split}/mbeir_{name}_{split}.jsonl", f"mbeir_{name}_{split}.jsonl")
+    file = source.need(f"query/{split}/mbeir_{name}_{split}.jsonl", f"mbeir_{name}_{split}.jsonl", command=COMMAND)
     pool = source.option("pool", "local", POOLS)
     candidates = rows_by_id(_pool(source, name, split, pool), "did")
     images = source.find("mbeir_images")
@@ -78,10 +80,12 @@ def load_mbeir(source: Source) -> RelevanceEvaluator:
 
 def _pool(source: Source, name: str, split: str, pool: str) -> Path:
     if pool == "global":
-        return source.need(f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
+        return source.need(f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl", command=COMMAND)
     # MSCOCO has a pool for each split
     return source.need(
-        f"cand_pool/local/mbeir_{name}_cand_pool.jsonl", f"cand_pool/local/mbeir_{name}_{split}_cand_pool.jsonl"
+        f"cand_pool/local/mbeir_{name}_cand_pool.jsonl",
+        f"cand_pool/local/mbeir_{name}_{split}_cand_pool.jsonl",
+        command=COMMAND,
     )
 
 
@@ -91,7 +95,7 @@ def _data_set(name: str) -> str:
 
 def _instructions(source: Source) -> dict[tuple[str, str, str], list[str]]:
     """Instructions by the number of the data set, the query's modality and the candidate's."""
-    file = source.need("instructions/query_instructions.tsv", "query_instructions.tsv")
+    file = source.need("instructions/query_instructions.tsv", "query_instructions.tsv", command=COMMAND)
     found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines()[1:], start=2):
         cells = line.strip().split("\t")
