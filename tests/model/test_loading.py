@@ -126,6 +126,21 @@ def test_dtype_is_respected(folder):
     assert {parameter.dtype for parameter in model.retrieval_head.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_weights_on_the_disk_give_the_same_embeddings(folder, llava, tmp_path, share):
+    """All of them, or those of some modules; the head's stay in memory."""
+    room = int(share * llava[0].vlm.get_memory_footprint())
+    options = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": tmp_path / "offloaded"}
+    model = SugarForConditionalGeneration.from_pretrained(folder, **options).eval()
+    places = [str(place) for name, place in model.hf_device_map.items() if name != "retrieval_head"]
+    assert set(places) == ({"cpu", "disk"} if share else {"disk"})
+    inputs = llava[1]([SAMPLE])
+    with torch.no_grad():
+        expected, _ = llava[0].eval().get_retrieval_embeddings(**inputs)
+        found, _ = model.get_retrieval_embeddings(**inputs)
+    assert torch.equal(found, expected)
+
+
 def test_config_round_trip_and_checks(llava, folder):
     config = AutoConfig.from_pretrained(folder)
     assert isinstance(config, SugarConfig)

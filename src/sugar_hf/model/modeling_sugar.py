@@ -323,9 +323,11 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # beside the LM head, which takes the same states
         beside = lm_head(vlm) or vlm
         device = next((weight.device for weight in beside.parameters() if not weight.is_meta), vlm.device)
+        loaded = vars(vlm)
+        if "hf_device_map" in loaded and device.type == "meta":
+            device = torch.device("cpu")  # all weights are on the disk, and are loaded to the CPU one by one
         # in bfloat16 most of an optimizer's steps would be lost in rounding
         model.retrieval_head = head.to(device=device, dtype=torch.float32)
-        loaded = vars(vlm)
         for name in QUANTISED:
             if name in loaded:
                 setattr(model, name, loaded[name])
