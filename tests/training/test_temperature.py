@@ -134,3 +134,8 @@ def test_without_pairs_theirs_cannot_be_lifted(tmp_path):
     with pytest.raises(ValueError, match="lifted_positives='pairs'"):
         make_trainer(tmp_path, **options)
     make_trainer(tmp_path, **options, alpha=0.0)
+
+
+def test_an_optimizer_that_steps_early_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"learn_temperature does not work with optim='galore_adamw_layerwise'"):
+        make_trainer(tmp_path, optim="galore_adamw_layerwise", **LEARNT)
