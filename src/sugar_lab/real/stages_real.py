@@ -1,0 +1,331 @@
+"""The stages of the study: models, frozen states, heads, joint training and answers, and what each writes down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sugar_hf._files import atomic_path
+from sugar_hf.data import Document, RetrievalSet
+from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
+
+from ..outcomes import Outcome, read_outcomes, write_outcomes
+from ..stage_files import agrees, is_whole, mark_whole, write_json
+from .frozen_states import make_states, read_states
+from .head_rows import BEST, chosen, joint_rows, screened
+from .head_study import HeadRow, embed, figures, measure, new_head, train_heads
+from .joint_training import (
+    JointBudget,
+    JointRow,
+    align_projector,
+    embedded_ranks,
+    item_losses,
+    sample_rows,
+    smaller,
+    train_joint,
+)
+from .manuals import Split, slices_of, text_of
+from .real_answers import Search, answers, hits_of, kept, places, prompt, ranked, ways
+from .real_tasks import split_stamps
+from .real_teachers import caption_pairs
+from .short_questions import QUESTIONS, check_questions
+from .study import CAPTION, MAX_LENGTH, Study
+
+HELD_OUT = 300  # captions of validation whose loss is measured
+STUDY = "real-joint"
+JOINT_SEEDS = 2
+#: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
+JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption", "stamps/stamp_caption", "stamps/stamp_picture")
+QUERIES, CANDIDATES = 150, 300
+LOSSES = 75  # held-out sections of each manual
+
+
+def do_stage(
+    study: Study, name: str, *, only: Sequence[str], seeds: Iterable[int], output: Path, part: int, parts: int
+) -> None:
+    """Do a stage; those before it have been done."""
+    if name == "models":
+        make_models(study)
+    elif name == "states":
+        study.make_states(part=part, parts=parts)
+    elif name == "screen":
+        screen(study)
+    elif name == "heads":
+        measure_heads(study, seeds, output)
+    elif name == "joint":
+        measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
+    elif name == "answers":
+        measure_answers(study, output)
+
+
+def make_models(study: Study) -> None:
+    """Make the backbone, fit the teacher's map, and align the projector."""
+    if study.clip is None:
+        _ = study.mapped
+    if study.backbone is not None:
+        return
+    held_out = [section for manual in study.manuals for section in manual.split("validation")]
+    held_out += split_stamps(study.stamps, "validation")
+    pairs = [pair for pair in caption_pairs(held_out) if len(pair[1]) <= CAPTION][:HELD_OUT]
+    model, processor = study.plain_model()
+    align_projector(model, processor, _captioned(study.pairs), _captioned(pairs), study.aligned_folder)
+
+
+def _captioned(pairs: Sequence[tuple[Any, str, str]]) -> list[Document]:
+    return [Document(f"{name} {number}", [image, text]) for number, (image, text, name) in enumerate(pairs)]
+
+
+# ---- heads
+
+
+def screen(study: Study) -> dict[str, Any]:
+    """Train and measure the grid on validation, and write the figures of all rows, best first."""
+    path = study.work / "screen.json"
+    rows, sets = screened(), study.sets("validation")
+    facts = {"rows": [row.facts() for row in rows], "tasks": list(sets)}
+    if not agrees(path, facts, "facts"):
+        begun = time.monotonic()
+        heads = _train(study, rows, seed=0)
+        found = {row.name: figures(measure(study.states, sets, row, heads[row.name])) for row in rows}
+        order = sorted(found, key=lambda name: -found[name]["mean"]["MRR"])
+        seconds = time.monotonic() - begun
+        write_json(path, {"facts": facts, "order": order, "figures": found, "seconds": round(seconds)})
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measure_heads(study: Study, seeds: Iterable[int], output: Path, split: Split = "test") -> Path:
+    """Train and measure the chosen rows on test, seed by seed, and write the ranks of all queries."""
+    rows = chosen()
+    sets = study.sets(split)
+    times, parts = {}, []
+    for seed in seeds:
+        heads, times[seed] = trained_heads(study, rows, seed)
+        outcomes: list[Outcome] = []
+        for row in rows:
+            ranks = measure(study.states, sets, row, heads[row.name])
+            outcomes += rank_outcomes(f"real-{split}", row.name, seed, ranks)
+        parts.append(write_outcomes(study.work / "heads" / f"seed-{seed}-{split}.parquet", outcomes))
+    facts = {"rows": [row.facts() for row in rows], "split": split, "seconds": times, "tasks": list(sets)}
+    return write_study(output, "real_heads", parts, {**facts, **study.facts()})
+
+
+def trained_heads(study: Study, rows: Sequence[HeadRow], seed: int) -> tuple[dict[str, nn.Module], int]:
+    """Return the heads of some rows, trained now or before, and the seconds that training took."""
+    folder = study.work / "heads" / f"seed-{seed}"
+    facts = {"rows": [row.facts() for row in rows]}
+    if not is_whole(folder, facts):
+        begun = time.monotonic()
+        for name, head in _train(study, rows, seed).items():
+            save_head(folder / f"{name}.safetensors", head)
+        write_json(folder / "seconds.json", round(time.monotonic() - begun))
+        mark_whole(folder, facts)
+    seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
+    return {row.name: load_head(study, row, seed) for row in rows}, seconds
+
+
+def _train(study: Study, rows: Sequence[HeadRow], seed: int) -> dict[str, nn.Module]:
+    numbers = study.states.numbers(study.training["titled"])
+    return train_heads(study.config, study.states, study.vectors, study.places, numbers, rows, seed)
+
+
+def rank_outcomes(study: str, row: str, seed: int, ranks: Mapping[str, Mapping[str, int]]) -> Iterator[Outcome]:
+    """Yield the outcome of each query."""
+    for task, items in ranks.items():
+        for item, rank in items.items():
+            yield Outcome(study, row, seed, task, item, "rank", float(rank))
+
+
+def save_head(path: Path, head: nn.Module) -> None:
+    """Write the weights of a head."""
+    with atomic_path(path) as temporary:
+        save_file({name: weight.contiguous() for name, weight in head.state_dict().items()}, temporary)
+
+
+def load_head(study: Study, row: HeadRow, seed: int) -> nn.Module:
+    """Return the head of a row that has been trained."""
+    head = new_head(study.config, row, seed)
+    head.load_state_dict(load_file(study.work / "heads" / f"seed-{seed}" / f"{row.name}.safetensors"))
+    return head.eval()
+
+
+# ---- the model itself
+
+
+def measure_joint(study: Study, seeds: Iterable[int], only: Sequence[str], output: Path) -> Path:
+    """Train the model by each row and seed, and write ranks and the loss of held-out sections."""
+    rows = joint_rows()
+    if unknown := [name for name in only if name not in {row.name for row in rows}]:
+        raise ValueError(f"--only {unknown[0]}: there is no such row. Rows: {', '.join(row.name for row in rows)}.")
+    folder, budget = study.work / "joint", JointBudget()
+    made: dict[str, Any] = {}
+    for seed in seeds:
+        for row in rows:
+            path = folder / f"{row.name}-{seed}.json"
+            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [QUERIES, CANDIDATES, LOSSES]}
+            if not agrees(path, facts, "facts"):
+                if only and row.name not in only:
+                    continue
+                begun = time.monotonic()
+                outcomes, log = _joint(study, row, seed, budget)
+                write_outcomes(path.with_suffix(".parquet"), outcomes)
+                write_json(path, {"facts": facts, "seconds": round(time.monotonic() - begun), "log": log})
+            made[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    parts = [folder / f"{name}.parquet" for name in made]
+    return write_study(output, "real_joint", parts, {"rows": made, **study.facts()})
+
+
+def joint_sets(study: Study) -> dict[str, RetrievalSet]:
+    """Return the smaller tasks by which trained models are measured."""
+    sets = study.sets("test")
+    return {name: smaller(sets[name], QUERIES, CANDIDATES) for name in JOINT_TASKS}
+
+
+def _joint(
+    study: Study, row: JointRow, seed: int, budget: JointBudget
+) -> tuple[list[Outcome], list[dict[str, float]]]:
+    model, processor = study.model(seed, text_pooling=row.pooling)
+    if row.head is not None:
+        model.retrieval_head.load_state_dict(
+            load_file(study.work / "heads" / f"seed-{seed}" / f"{row.head}.safetensors")
+        )
+    log: list[dict[str, float]] = []
+    if row.is_trained:
+        rows = _with_vectors(study, budget.max_length)
+        run = study.work / "joint" / "runs" / f"{row.name}-{seed}"
+        model, log = train_joint(model, processor, rows, row, seed, budget, run)
+        save_trained(study.work / "joint" / f"{row.name}-{seed}.safetensors", model)
+    model.vlm.to(study.dtype)
+    texts = held_out_sections(study)
+    losses = item_losses(model, processor, texts, study.dtype, max_length=budget.max_length)
+    outcomes = [
+        Outcome(STUDY, row.name, seed, "held-out loss", document.id, "loss", loss)
+        for document, loss in zip(texts, losses, strict=True)
+    ]
+    ranks = embedded_ranks(model, processor, joint_sets(study), budget.max_length)
+    return [*outcomes, *rank_outcomes(STUDY, row.name, seed, ranks)], log
+
+
+def held_out_sections(study: Study) -> list[Document]:
+    """Return the sections of test pages whose texts are held out, as many of each manual."""
+    found = []
+    for manual in study.manuals:
+        sections = [each for each in manual.split("test") if _begins_short(each)]
+        found += sorted(sections, key=lambda each: hashlib.sha256(each.id.encode()).digest())[:LOSSES]
+    return found
+
+
+def _begins_short(document: Document) -> bool:
+    """Whether the first slice is far from being too long for training."""
+    first = slices_of(document)[0]
+    return not isinstance(first, str) or len(first) <= 2 * JointBudget().max_length
+
+
+def _with_vectors(study: Study, max_length: int) -> Dataset:
+    """Return the training samples with their teacher columns."""
+    documents = study.training["titled"]
+    rows = []
+    for place, document in enumerate(documents):
+        if _begins_short(document):
+            columns = {name: column.tolist() for name, column in study.vectors.columns_of(place).items()}
+            rows.append({**sample_rows([document])[0], **columns, "teacher_fingerprint": study.teacher.fingerprint})
+    return Dataset.from_list(rows)
+
+
+def save_trained(path: Path, model: SugarForConditionalGeneration) -> None:
+    """Write what training changes: the language model's adapted weights, projector and head."""
+    parts = ("q_proj", "v_proj", "projector", "retrieval_head")
+    state = {
+        name: weight.contiguous()
+        for name, weight in model.state_dict().items()
+        if any(part in name for part in parts) and "vision_tower" not in name
+    }
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def load_trained(study: Study, row: JointRow, seed: int) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
+    """Return the model that a row has trained."""
+    model, processor = study.model(seed, text_pooling=row.pooling)
+    state = load_file(study.work / "joint" / f"{row.name}-{seed}.safetensors")
+    unknown = model.load_state_dict(state, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{row.name}-{seed} has {unknown[0]}, which the model does not have: train it again.")
+    return model, processor
+
+
+# ---- answers
+
+
+def measure_answers(study: Study, output: Path) -> Path:
+    """Ask the questions in all ways, and write what was right."""
+    check_questions(QUESTIONS, study.manuals)
+    sets = study.sets("test")
+    corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
+    own = next(row for row in chosen() if row.name == BEST)
+    asked = [Document(question.item, question.question) for question in QUESTIONS]
+    model, processor = study.model()
+    model.vlm.to(study.dtype)
+    make_states(model, processor, asked, study.work / "states", study.model_facts(), MAX_LENGTH)
+    states = read_states(study.work / "states")
+    head = load_head(study, own, 0)
+
+    def by_head(questions: Sequence[str]) -> list[list[int]]:
+        return ranked(
+            embed(states, states.numbers(asked), own, head), embed(states, states.numbers(corpus), own, head)
+        )
+
+    def by_sentences(questions: Sequence[str]) -> list[list[int]]:
+        encoder = study.mapped.model
+        found = [
+            encoder.encode(list(texts), batch_size=32, show_progress_bar=False, normalize_embeddings=True)
+            for texts in (questions, [text_of(slices_of(document)) for document in corpus])
+        ]
+        return ranked(*found)
+
+    searches: dict[str, Search] = {"own": kept(by_head), "minilm": kept(by_sentences)}
+    given: dict[str, tuple[list[int], list[list[str]]]] = {
+        name: (list(range(len(QUESTIONS))), texts) for name, texts in ways(QUESTIONS, corpus, searches).items()
+    }
+    given |= places(QUESTIONS, corpus, searches["minilm"])
+    outcomes: list[Outcome] = []
+    said: dict[str, list[str]] = {}
+    for name, (numbers, texts) in given.items():
+        questions = [QUESTIONS[number] for number in numbers]
+        prompts = [prompt(each.question, found) for each, found in zip(questions, texts, strict=True)]
+        said[name] = answers(model, processor, prompts)
+        outcomes += [
+            Outcome("real-answers", name, 0, "answer", item, "hit", hit)
+            for item, hit in hits_of(questions, said[name]).items()
+        ]
+    place = {document.id: number for number, document in enumerate(corpus)}
+    for name, search in searches.items():
+        for question, hits in zip(QUESTIONS, search([each.question for each in QUESTIONS]), strict=True):
+            right = place[question.section]
+            rank = hits.index(right) + 1 if right in hits else math.inf
+            outcomes.append(Outcome("real-answers", name, 0, "section", question.item, "rank", rank))
+    path = study.work / "answers.parquet"
+    write_outcomes(path, outcomes)
+    return write_study(output, "real_answers", [path], {"said": said, "corpus": len(corpus), **study.facts()})
+
+
+def write_study(output: Path, name: str, parts: Sequence[Path], facts: Mapping[str, Any]) -> Path:
+    """Write the outcomes of several files as one, and beside them what they were made with."""
+    table = read_outcomes(parts)
+    path = write_outcomes(output / f"{name}.parquet", (tuple(row.values()) for row in table.to_pylist()))
+    names = ("torch", "transformers", "peft", "numpy")
+    versions = {"python": platform.python_version(), **{each: version(each) for each in names}}
+    write_json(output / f"{name}.json", {**facts, "versions": versions, "threads": torch.get_num_threads()})
+    return path
