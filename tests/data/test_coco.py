@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sugar_hf.data import BadSampleError, load_dataset_file, read_documents
+from sugar_hf.data import BadSampleError, load_dataset_file, read_documents, read_pair
 
 # As instances of it are in captions_val2017.json.
 COCO = {
@@ -76,6 +76,27 @@ def test_each_image_is_a_row_for_training(coco):
     assert Path(rows[1]["images"][0]["path"]).name == "000000037777.jpg"
     with pytest.raises(BadSampleError, match="Check the name and image_root"):
         load_dataset_file(file)
+
+
+def test_captions_may_be_metadata(coco):
+    file, images = coco(lambda value: value["annotations"].pop(0))
+    first, second = read_documents(file, image_root=images, captions=False)
+    assert [part.name for part in first.sample] == ["000000397133.jpg"]
+    assert first.metadata["captions"] == ["a man cooks.", "a man in a kitchen."]
+    assert (second.id, "captions" in second.metadata) == ("37777", False)
+
+
+def test_each_caption_looks_for_its_image(coco):
+    file, images = coco()
+    rows = load_dataset_file(file, "retrieval", image_root=images)
+    assert rows["id"][:] == ["397133-2", "397133-3", "37777-1"]
+    pairs = [read_pair(row) for row in rows]
+    texts = [pair.query["messages"][0]["content"][0]["text"] for pair in pairs]
+    assert texts == ["a man cooks.", "a man in a kitchen.", "a red room"]
+    found = [[Path(each["images"][0]["path"]).name for each in pair.positives] for pair in pairs]
+    assert found == [["000000397133.jpg"], ["000000397133.jpg"], ["000000037777.jpg"]]
+    with pytest.raises(BadSampleError, match=r"sample '397133-2'\): positives\[0\]"):
+        load_dataset_file(file, "retrieval")
 
 
 def test_faults_are_named(coco, subtests):

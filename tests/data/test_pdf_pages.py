@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -26,14 +27,18 @@ def text(words, size=20):
     return b"BT /F1 %d Tf 20 200 Td (%s) Tj ET" % (size, words)
 
 
-def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b""):
-    """A PDF of pages that are given by what draws them."""
+def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b"", catalog=b"", more=()):
+    """A PDF of pages that are given by what draws them, and of more objects."""
     kids = b" ".join(b"%d 0 R" % (3 + 2 * i) for i in range(len(pages)))
-    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(pages), kids)]
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R %s >>" % catalog,
+        b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(pages), kids),
+    ]
     for i, drawn in enumerate(pages):
         resources = b"/Resources << /Font << /F1 %s >> >> /Contents %d 0 R" % (font, 4 + 2 * i)
         objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] %s >>" % (*size, resources))
         objects.append(b"<< /Length %d >> stream\n%s\nendstream" % (len(drawn), drawn))
+    objects += more
     parts, places, at = [b"%PDF-1.4\n"], [], 9
     for number, each in enumerate(objects, start=1):
         parts.append(b"%d 0 obj\n%s\nendobj\n" % (number, each))
@@ -113,6 +118,63 @@ def test_much_text_makes_several_documents(written):
     assert others[0].metadata == {"file": "a.pdf", "page": 1, "part": 2}
     found = [line.strip() for each in (first, *others) for line in each.sample[1].split("\n")]
     assert found == [line.decode() for line in lines]
+
+
+def outlined(count, bookmarks):
+    """A PDF of so many pages, and of bookmarks: title, page, and numbers of the first child and the next sibling."""
+    first = 3 + 2 * count
+    more = [b"<< /Type /Outlines /First %d 0 R >>" % (first + 1)]
+    for title, page, child, following in bookmarks:
+        to = b"" if page is None else b"/Dest [%d 0 R /Fit]" % (1 + 2 * page)
+        links = [(b"First", child), (b"Next", following)]
+        known = [b"/%s %d 0 R" % (key, first + number) for key, number in links if number is not None]
+        more.append(b"<< /Title %s %s %s >>" % (title, to, b" ".join(known)))
+    pages = [text(b"Page %d" % number) for number in range(1, count + 1)]
+    return pdf(pages, catalog=b"/Outlines %d 0 R" % first, more=more)
+
+
+def headings(file):
+    return [page.metadata.get("headings") for page in read_documents(file, page_pixels=10_000)]
+
+
+def test_pages_name_their_bookmarks(written):
+    bookmarks = [
+        (b"(Start)", 2, 2, 4),
+        (b"(Install  it)", 2, None, 3),
+        (b"(Run)", 4, None, None),
+        (b"<FEFF0055007300650072>", None, 5, None),  # leads nowhere, but has parts
+        (b"(Menus)", 5, None, 6),
+        (b"(Keys)", 5, None, None),
+    ]
+    assert headings(written(outlined(6, bookmarks))) == [
+        None,
+        ["Start", "Install it"],
+        ["Start", "Install it"],
+        ["Start", "Run"],
+        ["User", "Menus"],
+        ["User", "Keys"],
+    ]
+
+
+def test_bad_outlines_do_not_cost_the_pages(written, subtests):
+    for bookmarks, expected in [
+        ([(b"(A)", 1, None, 1)], [["A"], ["A"]]),  # its own neighbour
+        ([(b"(A)", 1, 1, None)], [["A"], ["A"]]),  # its own child
+        ([(b"(A)", 1, None, 2), (b"(B)", 2, None, 1)], [["A"], ["B"]]),
+        ([(b"(A)", 9, None, 2), (b"(B)", 2, None, None)], [None, ["B"]]),  # a page that is not there
+        ([(b"(A)", 1, None, 99)], [["A"], ["A"]]),  # a neighbour that is not there
+        ([(b"()", 1, 2, None), (b"(B\\000)", 2, None, None)], [None, ["B"]]),
+        ([(b"<FEFFD800>", 1, None, 2), (b"(B)", 2, None, None)], [None, ["B"]]),
+        ([(b"7", 1, None, None)], [None, None]),
+        ([(b"(A)", 1, number, None) for number in range(2, 40)] + [(b"(A)", 1, None, None)], [["A"] * 15] * 2),
+        ([(b"(%s)" % (b"a" * 5000), 1, None, None)], [["a" * 1000]] * 2),
+    ]:
+        with subtests.test(bookmarks=str(bookmarks)[:60]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*outlines of PDF")
+            assert headings(written(outlined(2, bookmarks))) == expected
+    for catalog in (b"/Outlines 99 0 R", b"/Outlines (x)", b"/Outlines << /First 1 0 R >>"):
+        with subtests.test(catalog=catalog):
+            assert headings(written(pdf([text(b"x")], catalog=catalog))) == [None]
 
 
 def test_what_cannot_be_opened_is_named(written, subtests):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BadSampleError
 
+#: What a row is: an image with its captions as texts or as metadata, or a caption with the image that it looks for.
+CocoForm = Literal["texts", "metadata", "pairs"]
 _SCALARS = (str, int, float)
 
 
@@ -22,20 +24,22 @@ def is_coco(value: Any) -> bool:
     return isinstance(images, list) and all(isinstance(image, Mapping) for image in images[:1])
 
 
-def coco_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any] | BadSampleError]:
+def coco_rows(value: Mapping[str, Any], form: CocoForm = "texts") -> Iterator[dict[str, Any] | BadSampleError]:
     """Bring the images of a file of captions together with these.
 
     Args:
         value: The file: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`.
+        form: What a row is.
 
     Yields:
-        `{"id", "image", "text"}` for each image, `text` a list of its captions in their order, with what else is known
-        of the image; or why an image or annotation cannot be used.
+        With `"texts"`: `{"id", "image", "text"}` for each image, `text` a list of its captions in their order, with
+        what else is known of the image. With `"metadata"`: the same with `captions` in the place of `text`. With
+        `"pairs"`: `{"id", "query", "positives"}` for each caption. Or why an image or annotation cannot be used.
 
     Raises:
         BadSampleError: The annotations are no captions but boxes, masks or keypoints.
     """
-    captions: dict[Any, list[Any]] = {}
+    captions: dict[Any, list[tuple[Any, Any]]] = {}
     for image in value["images"]:
         if isinstance(image, Mapping) and isinstance(image.get("id"), int | str):
             captions.setdefault(image["id"], [])
@@ -48,7 +52,7 @@ def coco_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any] | BadSampleEr
         if not isinstance(name, int | str) or name not in captions:
             yield BadSampleError(f"no image has the id {name!r}", field=f"{where}.image_id")
             continue
-        captions[name].append(annotation["caption"])
+        captions[name].append((annotation.get("id", number), annotation["caption"]))
     seen = set()
     for number, image in enumerate(value["images"]):
         where = f"images[{number}]"
@@ -58,6 +62,12 @@ def coco_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any] | BadSampleEr
             yield BadSampleError(f"two images have the id {image['id']!r}", field=f"{where}.id")
         else:
             seen.add(image["id"])
+            file, texts = image.get("file_name"), captions[image["id"]]
+            if form == "pairs":
+                for name, text in texts:
+                    yield {"id": f"{image['id']}-{name}", "query": text, "positives": [{"image": file}]}
+                continue
             others = {key: each for key, each in image.items() if isinstance(each, _SCALARS) and key != "file_name"}
-            row = {**others, "id": image["id"], "image": image.get("file_name")}
-            yield row | ({"text": captions[image["id"]]} if captions[image["id"]] else {})
+            row = {**others, "id": image["id"], "image": file}
+            key = "text" if form == "texts" else "captions"
+            yield row | ({key: [text for _, text in texts]} if texts else {})

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from .coco import coco_rows, is_coco
+from .coco import CocoForm, coco_rows, is_coco
 from .errors import BadSampleError
 from .formats import IMAGE_KEYS, PAIR_TEXT_KEYS
 from .schema import IMAGE_SUFFIXES, names_media
@@ -137,6 +137,7 @@ def iter_rows(
     *,
     choice: ColumnChoice | None = None,
     texts: frozenset[str] = frozenset(),
+    coco: CocoForm = "texts",
 ) -> Iterator[RawRow]:
     """Yield the rows of a data file, of a saved data set, or of a folder of image-caption files or webdataset shards.
 
@@ -148,6 +149,7 @@ def iter_rows(
         show_progress: Show a bar if it takes long.
         choice: The columns that are read; all if None.
         texts: Columns of a CSV file that hold texts, whatever they look like, beside those that always do.
+        coco: What a row of a file of COCO's captions is.
 
     Raises:
         FileNotFoundError: There is no such path.
@@ -165,7 +167,7 @@ def iter_rows(
         return _chosen(_pair_files(path, show_progress), choice)
     suffix = data_suffix(path)
     if suffix in (".json", ".jsonl"):
-        return _chosen(_with_captions(_json(path, show_progress)), choice)
+        return _chosen(_with_captions(_json(path, show_progress), coco), choice)
     if suffix in (".csv", ".tsv"):
         return _csv(path, show_progress, choice, _TEXT_COLUMNS | texts, "\t" if suffix == ".tsv" else ",")
     if suffix == ".tar":
@@ -260,13 +262,13 @@ def _json(path: Path, show_progress: bool) -> Iterator[RawRow]:
     return _json_lines(path, encoding, show_progress)
 
 
-def _with_captions(raws: Iterator[RawRow]) -> Iterator[RawRow]:
-    """Rows as they are, but for a file of COCO's, whose one object is a row for each image."""
+def _with_captions(raws: Iterator[RawRow], form: CocoForm) -> Iterator[RawRow]:
+    """Rows as they are, but for a file of COCO's, whose one object is a row for each image or caption."""
     for raw in raws:
         if not isinstance(raw.value, dict) or "annotations" not in raw.value or not is_coco(raw.value):
             yield raw
             continue
-        for number, row in enumerate(coco_rows(raw.value)):
+        for number, row in enumerate(coco_rows(raw.value, form)):
             if isinstance(row, BadSampleError):
                 yield RawRow(raw.file, number, None, error=row)
             else:

@@ -6,7 +6,9 @@ import io
 import re
 import threading
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _SECURITY = 5  # FPDF_ERR_SECURITY
 _QUALITY = 90
 _SIDE = 16_384  # pixels: a page may be much longer than wide
 _LONGEST_TITLE = 1000
+_MOST_BOOKMARKS = 100_000
 _MOST_UNREADABLE = 0.1  # share of a page's characters
 _HYPHEN = re.compile("[\ufffe\x02]\n?")  # as PDFium writes one at the end of a line
 _BAD_CATEGORIES = ("Co", "Cn", "Cs", "Cc")
@@ -42,8 +45,9 @@ def pdf_documents(
         length: Characters of text of a document.
 
     Yields:
-        A document of id `name#p1`, `name#p2`, ..., with `page` among its metadata; or why a page, or all of them,
-        cannot be read.
+        A document of id `name#p1`, `name#p2`, ..., with `page` among its metadata, and under `headings` the path of
+        the bookmark under which the page stands, if the PDF has an outline; or why a page, or all of them, cannot be
+        read.
 
     Raises:
         ImportError: pypdfium2 is not installed.
@@ -62,7 +66,7 @@ def pdf_documents(
         return
     try:
         with _PDFIUM:
-            count, title = len(pdf), _title(pdf)
+            count, title, outline = len(pdf), _title(pdf), _outline(pdf, name, notes)
         if not count:
             yield BadSampleError("the PDF has no pages", mend="Fetch the file again")
         for number in range(1, count + 1):
@@ -82,7 +86,8 @@ def pdf_documents(
             pieces: list[str | None] = [*cut_text(text or "", length)] or [None]
             for part, piece in enumerate(pieces, start=1):
                 sample: list[Block] = [picture, *([piece] if piece else [])]
-                metadata = {"file": name, "page": number, "title": title} | ({"part": part} if part > 1 else {})
+                metadata = {"file": name, "page": number, "title": title, "headings": outline.path(number)}
+                metadata |= {"part": part} if part > 1 else {}
                 yield page_document(f"{name}#p{number}" + (f"-part-{part}" if part > 1 else ""), sample, metadata)
     finally:
         with _PDFIUM:
@@ -105,6 +110,57 @@ def _title(pdf: Any) -> str | None:
     except ValueError:  # half a surrogate pair
         return None
     return title if 0 < len(title) <= _LONGEST_TITLE else None
+
+
+class _Outline:
+    """The bookmarks of a PDF that lead to a page of it, in the order of pages.
+
+    Args:
+        places: Page and path of each: its parents' titles, and its own.
+    """
+
+    def __init__(self, places: list[tuple[int, list[str]]]) -> None:
+        self._places = sorted(places, key=lambda place: place[0])
+        self._pages = [page for page, _ in self._places]
+
+    def path(self, page: int) -> list[str]:
+        """Return the path of the first bookmark on a page, else of the last one before it.
+
+        Where its own first part begins on the same page, the path goes on to that.
+        """
+        first, behind = bisect_left(self._pages, page), bisect_right(self._pages, page)
+        path = self._places[first - 1][1] if first == behind and first else []
+        for _, other in self._places[first:behind]:
+            if other[: len(path)] != path:
+                break
+            path = other
+        return path
+
+
+def _outline(pdf: Any, name: str, notes: Notes) -> _Outline:
+    """The outline of a PDF; what cannot be read of it is left out, and counted."""
+    places: list[tuple[int, list[str]]] = []
+    path: list[str] = []
+    what = "outlines of PDF that are damaged: what can be read of them is used"
+    try:
+        for number, bookmark in enumerate(islice(pdf.get_toc(), _MOST_BOOKMARKS + 1)):
+            if number == _MOST_BOOKMARKS:
+                notes.add(f"outlines of more than {_MOST_BOOKMARKS} bookmarks: the others are left out", name)
+                break
+            try:
+                title = bookmark.get_title()
+            except UnicodeDecodeError:  # half a surrogate pair
+                notes.add(what, name)
+                title = ""
+            title = " ".join("".join(each for each in title if each.isspace() or not _is_bad(each)).split())
+            path = [*path[: bookmark.level], title[:_LONGEST_TITLE]]
+            place = bookmark.get_dest()
+            index = None if place is None else place.get_index()
+            if index is not None and index < len(pdf):
+                places.append((index + 1, [each for each in path if each]))
+    except (ValueError, OSError, RuntimeError):  # of PDFium, too
+        notes.add(what, name)
+    return _Outline(places)
 
 
 def _read_page(pdf: Any, index: int, pixels: int) -> tuple[bytes, str | None]:

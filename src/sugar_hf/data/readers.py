@@ -22,6 +22,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
+from .coco import CocoForm
 from .containers import (
     DATA_SUFFIXES,
     ColumnChoice,
@@ -105,6 +106,7 @@ def load_dataset_file(
     | `chat` | JSON lines | `messages` with `role` and `content`, and `images`; the forms of TRL and ms-swift |
     | `documents` | PDF, HTML, Markdown, or a folder of them | a page or section: its texts and pictures in order |
     | `retrieval` | JSON lines, CSV, Parquet | a query, what answers it and what does not; see [`read_pair`] |
+    | `retrieval` | `captions_*.json` of COCO | a caption, and the image that it looks for |
 
     Each kind of row may come in each container: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` (all but Parquet also
     with `.gz`, `.bz2` or `.xz` behind), webdataset shards, the folder that `Dataset.save_to_disk` wrote, or a data set
@@ -160,7 +162,7 @@ def load_dataset_file(
         name = _detect(file, choice) if format == "auto" else format
         is_retrieval, asked = name == RETRIEVAL, format == RETRIEVAL
         texts = TEXT_COLUMNS if is_retrieval else frozenset()
-        raws = _raws(file, show_progress, choice, texts)
+        raws = _raws(file, show_progress, choice, texts, "pairs" if is_retrieval else "texts")
         parse = (
             partial(_as_pair, images=images, asked=asked)
             if is_retrieval
@@ -234,7 +236,7 @@ def read_documents(
     | folder that `Dataset.save_to_disk` wrote | each row |
     | `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` | each row; all but Parquet also with `.gz`, `.bz2`, `.xz` behind |
     | webdataset `.tar`, or a folder of them | each row |
-    | `captions_*.json` of COCO | each image, with its captions; `image_root` is the folder of the images |
+    | `captions_*.json` of COCO | each image, once, with its captions; `image_root` is the folder of the images |
     | `hf://datasets/user/name?split=train` | each row of that data set on the Hub |
     | one image or text file | that file |
 
@@ -253,7 +255,8 @@ def read_documents(
             by file and number, files by their path below the folder.
         image_root: Where image names in rows start, and which they may not leave, nor those in pages; the folder, or
             that in which the file (or the saved data set) lies, when `None`.
-        captions: In a folder of images, whether text files beside images are their captions, or documents.
+        captions: In a folder of images, whether text files beside images are their captions, or documents. Of COCO,
+            whether captions are texts of the document, or its metadata, under `captions`.
         columns: Read these columns of rows alone.
         drop_columns: Read all columns but these.
         drop_broken_images: Leave a broken image, or a place with neither text nor image, out of a web document (MMC4,
@@ -315,7 +318,7 @@ def _read_documents(
     if not file.is_dir() and not is_hub(file) and data_suffix(file) not in DATA_SUFFIXES:
         raise unread_file(file)
     texts = frozenset(name for name in (text_field, id_field) if name is not None)
-    raws = _raws(file, False, choice, texts)
+    raws = _raws(file, False, choice, texts, "texts" if captions else "metadata")
     parse = partial(_as_document, text_field=text_field, id_field=id_field, images=images)
     return _read(raws, parse, images, on_error, left_out, choice)
 
@@ -358,9 +361,15 @@ def _data_file(path: Path) -> Path | None:
 
 
 def _raws(
-    file: Path, show_progress: bool, choice: ColumnChoice, texts: frozenset[str] = frozenset()
+    file: Path,
+    show_progress: bool,
+    choice: ColumnChoice,
+    texts: frozenset[str] = frozenset(),
+    coco: CocoForm = "texts",
 ) -> Iterator[RawRow]:
-    return hub_rows(file, choice) if is_hub(file) else iter_rows(file, show_progress, choice=choice, texts=texts)
+    if is_hub(file):
+        return hub_rows(file, choice)
+    return iter_rows(file, show_progress, choice=choice, texts=texts, coco=coco)
 
 
 def _detect(file: Path, choice: ColumnChoice) -> str:
