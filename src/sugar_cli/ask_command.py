@@ -6,12 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .loading import load_embedder, parse_where, read_queries
-from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Rerank, TopK, Where
+from .options import (
+    Device,
+    Dtype,
+    IndexFolder,
+    Json,
+    Mode,
+    Model,
+    Prompt,
+    PromptName,
+    Query,
+    QueryFile,
+    QueryImage,
+    Rerank,
+    TopK,
+    Where,
+)
 from .output import emit, interruptible, say, show
-from .search_command import reranking
+from .search_command import refuse_prompt, reranking
 
 if TYPE_CHECKING:
-    from sugar_hf.retrieval.rag import RagAnswer, RagTemplate
+    from sugar_hf.retrieval.rag import RagAnswer
+    from sugar_hf.retrieval.rag_prompts import RagTemplate
 
 TEMPLATES = ("documents-first", "question-first", "citing")
 
@@ -36,6 +52,9 @@ def ask(
     ] = "documents-first",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
     where: Where = None,
+    mode: Mode = "vector",
+    prompt: Prompt = None,
+    prompt_name: PromptName = None,
     rerank: Rerank = None,
     model: Model = None,
     device: Device = None,
@@ -49,10 +68,12 @@ def ask(
       sugar-hf ask facts.index "Who wrote it?" --top-k 3 --min-score 0.3 --json
       sugar-hf ask facts.index --query-file questions.jsonl --template question-first > answers.jsonl
       sugar-hf ask facts.index "Who wrote it?" --template citing --rerank 20
+      sugar-hf ask manual.index "What does error 0x80070057 mean?" --mode hybrid
       sugar-hf ask facts.index "Who?" --template "Facts: {documents} Question: {question}"
     """
     condition = parse_where(where)
     chosen = template_of(template)
+    refuse_prompt(mode, prompt, prompt_name)
     questions, is_stream = read_queries(query, query_file)
     from sugar_hf.retrieval.index import SugarIndex
     from sugar_hf.retrieval.rag import SugarRag
@@ -60,6 +81,7 @@ def ask(
     opened = SugarIndex.load(index)
     loaded = load_embedder(model, device, dtype, 8, settings=opened.info()["settings"])
     options: dict[str, Any] = {"min_score": min_score, "max_context_tokens": max_context_tokens, "template": chosen}
+    options |= {"mode": mode, "prompt": loaded.find_prompt(prompt, prompt_name)}
     if rerank is not None:
         options |= reranking(loaded, rerank)
     rag = SugarRag(loaded.model, loaded.processor, opened, top_k=top_k, **options)
@@ -85,7 +107,7 @@ def template_of(words: str) -> "RagTemplate":
             f"{words!r}: give {', '.join(TEMPLATES)}, or a text with {{documents}} and {{question}}",
             param_hint="--template",
         )
-    from sugar_hf.retrieval.rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
+    from sugar_hf.retrieval.rag_prompts import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
 
     named = dict(zip(TEMPLATES, (KNOWLEDGE_VQA, QUESTION_FIRST, CITING), strict=True))
     return named[words] if words in named else RagTemplate(words)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .loading import load_teacher
-from .options import Device, Dtype, ImageRoot, Json, Model
+from .options import Device, Dtype, ImageRoot, Json, Model, Prompt, PromptName
 from .output import emit, interruptible, name_skipped, say
-from .search_command import open_index
+from .search_command import chosen_prompt, open_index
 
 
 def mine(
@@ -51,9 +51,12 @@ def mine(
         Literal["index", "teacher"] | None,
         typer.Option(help="Write scores of positives and negatives: the model's, or the teacher's."),
     ] = None,
+    prompt: Prompt = None,
+    prompt_name: PromptName = None,
     image_root: ImageRoot = None,
     on_error: Annotated[
-        Literal["raise", "skip"], typer.Option(help="What a row does that cannot be read; those skipped are named.")
+        Literal["raise", "skip"],
+        typer.Option(help="What a row does that cannot be read or embedded; those are named."),
     ] = "raise",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows between two points where a stopped run goes on.")] = 256,
@@ -87,11 +90,13 @@ def mine(
         "scores": scores,
     }
     MiningRules(**rules)  # before a model is loaded
+    opened = open_index(index, model, device, dtype)
     with interruptible("the same command goes on where it was stopped"):
         report = mine_negatives(
             pairs,
-            open_index(index, model, device, dtype),
+            opened,
             output,
+            prompt=chosen_prompt(opened, prompt, prompt_name),
             teacher=None if teacher is None else load_teacher(teacher, "--teacher", device),
             image_root=image_root,
             on_error=on_error,

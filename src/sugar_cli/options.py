@@ -51,6 +51,18 @@ Rerank = Annotated[
     int | None,
     typer.Option(min=1, help="Let the model judge this many of what was found, and take the best by its judgement."),
 ]
+Mode = Annotated[
+    Literal["vector", "text", "hybrid"],
+    typer.Option(help="Compare embeddings, or words (without a model), or both."),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="An instruction for the embeddings of queries, such as one that the model was trained with."),
+]
+PromptName = Annotated[
+    str | None,
+    typer.Option(help="Instead: its name among the prompts that the model has for sentence-transformers."),
+]
 Where = Annotated[
     str | None,
     typer.Option(help='Only documents with this metadata, as JSON: \'{"kind": "story", "year": {"$gte": 2000}}\''),
@@ -85,7 +97,11 @@ DropBrokenImages = Annotated[
     typer.Option("--drop-broken-images", help="Leave broken images out of web documents and pages, which stay."),
 ]
 Captions = Annotated[
-    bool, typer.Option(help="Whether a text file beside an image of the same name is its caption, or a document.")
+    bool,
+    typer.Option(
+        help="Whether a text file beside an image of the same name is its caption, or a document; and whether COCO's "
+        "captions are texts of their image, or its metadata."
+    ),
 ]
 SectionLength = Annotated[
     int, typer.Option(help="Characters of a section or page; what is longer becomes several documents.")

@@ -1,11 +1,26 @@
 """`sugar-hf search`."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .loading import load_embedder, parse_where, read_queries
-from .options import Device, Dtype, IndexFolder, Json, Model, Query, QueryFile, QueryImage, Rerank, TopK, Where
+from .options import (
+    Device,
+    Dtype,
+    IndexFolder,
+    Json,
+    Mode,
+    Model,
+    Prompt,
+    PromptName,
+    Query,
+    QueryFile,
+    QueryImage,
+    Rerank,
+    TopK,
+    Where,
+)
 from .output import emit, say, show
 
 if TYPE_CHECKING:
@@ -31,10 +46,9 @@ def search(
     query_file: QueryFile = None,
     top_k: TopK = 10,
     where: Where = None,
-    mode: Annotated[
-        Literal["vector", "text", "hybrid"],
-        typer.Option(help="Compare embeddings, or words (without a model), or both."),
-    ] = "vector",
+    mode: Mode = "vector",
+    prompt: Prompt = None,
+    prompt_name: PromptName = None,
     late_interaction: Annotated[
         int | None,
         typer.Option(min=1, help="Compare the slices of so many results, in an index with --positions all."),
@@ -53,11 +67,14 @@ def search(
       sugar-hf search stories.index "a storm" --where '{"kind": "story", "year": {"$gte": 2000}}' --json
       sugar-hf search manual.index "error 0x80070057" --mode hybrid
       sugar-hf search photos.index "two cats, one asleep" --top-k 5 --rerank 20
+      sugar-hf search photos.index "two cats" --prompt "Find the picture that the user asks for."
       sugar-hf search photos.index --query-file chat.json
       sugar-hf search photos.index --query-file queries.jsonl > results.jsonl
     """
     condition = parse_where(where)
     queries, is_stream = read_queries(query, query_file)
+    if late_interaction is None:
+        refuse_prompt(mode, prompt, prompt_name)
     if mode == "text" and late_interaction is None and rerank is None:
         from sugar_hf.retrieval.index import SugarIndex
 
@@ -65,6 +82,7 @@ def search(
     else:
         opened = open_index(index, model, device, dtype)
     options: dict[str, Any] = {"mode": mode, "where": condition, "late_interaction": late_interaction}
+    options["prompt"] = chosen_prompt(opened, prompt, prompt_name)
     if rerank is not None:
         options |= reranking(opened.embedder, rerank)
     results = opened.search(queries, top_k, **options)
@@ -76,6 +94,17 @@ def search(
             emit(found)
         else:
             _print_hits(hits)
+
+
+def chosen_prompt(index: "SugarIndex", prompt: str | None, name: str | None) -> str | None:
+    """The instruction of `--prompt` or `--prompt-name`."""
+    return prompt if index.embedder is None else index.embedder.find_prompt(prompt, name)
+
+
+def refuse_prompt(mode: str, prompt: str | None, name: str | None) -> None:
+    """Refuse an instruction where no query is embedded."""
+    if mode == "text" and not (prompt is None and name is None):
+        raise typer.BadParameter("with --mode text no query is embedded: leave it out", param_hint="--prompt")
 
 
 def reranking(embedder: Any, count: int) -> dict[str, Any]:

@@ -59,12 +59,35 @@ def test_what_is_refused(cli, index, subtests):
         (["--template", "{question}"], 2, "a text with {documents} and {question}"),
         (["--where", "{"], 2, "it is no JSON"),
         (["--max-new-tokens", "0"], 2, "Invalid value for '--max-new-tokens'"),
+        (["--mode", "words"], 2, "'words' is not one of"),
+        (["--mode", "text", "--prompt", "Find it."], 2, "no query is embedded"),
+        (["--prompt-name", "question"], 1, "prompt_name='question': mini-sugar has 'document', 'query'"),
+        (["--mode", "text", "--min-score", "0.5"], 1, "min_score=0.5 is a bound on the cosine"),
         (["--template", "{documents} {documents} {question}"], 1, "template, text"),
     ]:
         with subtests.test(code=code, message=message):
             found = cli("ask", index.folder, QUESTION, *options)
             assert (found.code, found.out) == (code, "")
             assert message in " ".join(found.err.replace("│", " ").split())
+
+
+def test_words_and_instructions_find_as_a_search_does(cli, index):
+    ways = [["--mode", "text"], ["--mode", "hybrid"], ["--prompt", "Find a garden."], ["--prompt-name", "query"]]
+    for way in ways:
+        options = ["--top-k", 3, "--json", *way]
+        found = cli("ask", index.folder, QUESTION, *options, "--max-new-tokens", 2)
+        assert found.code == 0, found.err
+        hits = cli("search", index.folder, QUESTION, *options)
+        assert hits.code == 0, hits.err
+        searched = [hit["id"] for hit in json.loads(hits.out)]
+        assert [hit["id"] for hit in json.loads(found.out)["documents"]] == searched
+    expected = index.search(QUESTION, 1, prompt="Find a garden.")[0]
+    hits = cli("search", index.folder, QUESTION, "--top-k", 1, "--json", "--prompt", "Find a garden.")
+    assert json.loads(hits.out)[0]["score"] == pytest.approx(expected.score, abs=1e-5)
+    for command in ("ask", "search"):
+        refused = cli(command, index.folder, QUESTION, "--prompt", "Find it.", "--prompt-name", "query")
+        assert refused.code == 1
+        assert "give prompt or prompt_name, not both" in refused.err
 
 
 def test_the_model_judges_what_was_found(cli, index):

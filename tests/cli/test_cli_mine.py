@@ -56,6 +56,28 @@ def test_rows_to_train_on(cli, folder):
     }
 
 
+def test_a_query_that_is_too_long_is_skipped_and_named(cli, folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()][:3]
+    rows[1]["query"] = "a large broom. " * 100
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embedder = SugarEmbedder.from_pretrained(picturebook.checkpoint("mini-sugar"), device="cpu", max_length=200)
+    documents = SugarIndex.load(folder / "pictures.index")
+    SugarIndex.build(tmp_path / "short.index", documents, embedder, show_progress=False)
+    output = tmp_path / "mined.jsonl"
+    command = ["mine", tmp_path / "pairs.jsonl", "--index", tmp_path / "short.index", "--output", output]
+    refused = cli(*command, "--ranks", "1-9")
+    assert refused.code == 1
+    assert "pairs.jsonl:2" in refused.err
+    assert not output.exists()
+    found = cli(*command, "--ranks", "1-9", "--on-error", "skip", "--prompt", "Find it.")
+    assert found.code == 0, found.err
+    assert "rows that cannot be read or embedded, and are not written: 1" in found.err
+    assert "pairs.jsonl:2" in found.err
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in written] == [rows[0]["id"], rows[2]["id"]]
+    assert {row["instruction"] for row in written} == {"Find it."}
+
+
 def test_what_is_refused(cli, folder, subtests):
     for options, code, message in [
         (["--ranks", "ten"], 2, "give two ranks, such as 10-50"),

@@ -191,6 +191,27 @@ def test_dimension_and_similarity(model, folder, expected):
     assert near(model.similarity(found, found).numpy(), expected[:3] @ expected[:3].T)
 
 
+def test_prompts_that_cannot_be_used_as_they_are(folder, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    file = changed / "config_sentence_transformers.json"
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"prompts": {"query": 1}}', "texts by name"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"(?s)config_sentence_transformers.json.*{message}"):
+            SugarEmbedder.from_pretrained(changed, device="cpu")
+    file.write_text(json.dumps({"prompts": {"query": "Look."}, "default_prompt_name": "query"}))
+    with pytest.warns(UserWarning, match="default prompt 'query'"):
+        ours = SugarEmbedder.from_pretrained(changed, device="cpu")
+    found = ours.encode(["a cat"], show_progress=False, prompt_name="query")
+    assert near(found, load(changed).encode(["a cat"]))
+    file.unlink()
+    assert SugarEmbedder.from_pretrained(changed, device="cpu").prompts == {}
+
+
 def test_saved_by_sentence_transformers_it_loads_again(folder, expected, tmp_path):
     model = load(folder, prompts={"query": "Look."}, truncate_dim=8)
     model.save_pretrained(str(tmp_path / "again"))
@@ -201,6 +222,19 @@ def test_saved_by_sentence_transformers_it_loads_again(folder, expected, tmp_pat
     assert type(again[0]) is SugarModule
     ours = SugarEmbedder.from_pretrained(tmp_path / "again", device="cpu")
     assert near(ours.encode(["a cat"], show_progress=False), expected[:1])
+    for texts in (["a cat"], ["a cat", "a dog"]):
+        named = again.encode(texts, prompt_name="query", truncate_dim=16)
+        assert near(ours.encode(texts, show_progress=False, prompt_name="query"), named)
+        assert near(ours.encode(texts, show_progress=False, prompt="Look."), named)
+        assert near(
+            ours.encode(texts, show_progress=False, prompt_name="document"),
+            again.encode_document(texts, truncate_dim=16),
+        )
+        assert not near(ours.encode(texts, show_progress=False), named)
+    with pytest.raises(ValueError, match="prompt_name='passage': again has 'document', 'query'"):
+        ours.encode(["a cat"], prompt_name="passage")
+    with pytest.raises(ValueError, match="not both"):
+        ours.encode_slices(["a cat"], prompt_name="query", prompt="Look.")
     model.append(Normalize())  # modules that were added stay too
     model.save_pretrained(str(tmp_path / "more"))
     assert [type(module).__name__ for module in load(tmp_path / "more")] == ["SugarModule", "Normalize"]

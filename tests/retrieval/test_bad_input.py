@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import bad_question_cases  # noqa: F401 - its cases join those of the others
+import bad_pair_cases  # noqa: F401 - its cases join those of the others
+import bad_question_cases  # noqa: F401
 import pytest
 from bad_index_cases import unprivileged
 from bad_input_cases import CASES, DOCUMENT, PNG, Place, render, replace

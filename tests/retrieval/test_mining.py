@@ -9,7 +9,7 @@ from builders import cached_sugar, picture
 from index_tools import FakeEmbedder, texts
 
 from sugar_hf import EncoderTeacher, SugarEmbedder
-from sugar_hf.data import Document, load_dataset_file
+from sugar_hf.data import BadSampleError, Document, load_dataset_file
 from sugar_hf.retrieval import IndexMismatchError, SugarIndex
 from sugar_hf.retrieval.mining import mine_negatives
 
@@ -41,7 +41,13 @@ class Angles(FakeEmbedder):
         if self.calls < 0:
             raise KeyboardInterrupt
         self.embedded += [document.id for document in documents]
-        return [angled("@", texts(document)[-1])[None] for document in documents]
+        found = []
+        for document in documents:
+            is_long = "LONG" in texts(document)[-1]
+            found.append(None if is_long else angled("@", texts(document)[-1])[None])
+            if is_long:
+                skipped.append(BadSampleError("it is too long", field="document", sample=document.id))
+        return found
 
 
 class Judge:
@@ -50,6 +56,8 @@ class Judge:
     show_progress, widths, device, fingerprint = False, (2, 0, 0), None, "judge=1"
 
     def embed(self, samples):
+        if any("BLURRED" in text for sample in samples for text in sample):
+            raise ValueError("blurred")
         return [
             {
                 "teacher_clip": np.stack([angled("#" if "#" in text else "@", text) for text in sample]),
@@ -259,6 +267,58 @@ def test_faults_are_named(index, tmp_path, subtests):
     _, report = mined([{"id": "x", "query": "@0 a"}, QUERY], index, tmp_path / "a.jsonl", on_error="skip")
     assert (report.rows, len(report.skipped)) == (1, 1)
     assert "'x'" in str(report.skipped[0])
+
+
+def test_what_cannot_be_embedded_is_left_out_and_named(index, tmp_path, subtests):
+    rows = [QUERY | {"id": f"q{k}", "query": f"@{k} the query{' LONG' if k in (1, 4) else ''}"} for k in range(6)]
+    rows[2] = rows[2] | {"positives": ["@2 LONG document"]}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for rules, names in (
+        ({}, ["q1 query", "q4 query"]),
+        ({"margin": 0.0}, ["q1 query", "q2 positives[0]", "q4 query"]),
+    ):
+        with subtests.test(rules):
+            output = tmp_path / f"{len(names)}.jsonl"
+            with pytest.raises(BadSampleError, match=r"pairs.jsonl:2.*'q1 query'.*too long"):
+                mined(tmp_path / "pairs.jsonl", index, output, **rules)
+            stopped = SugarIndex.load(index.folder, Angles(calls=2))
+            with pytest.raises(KeyboardInterrupt):  # what was left out is told of again
+                mined(tmp_path / "pairs.jsonl", stopped, output, on_error="skip", part_rows=2, **rules)
+            with pytest.raises(BadSampleError, match="'q1 query'"):
+                mined(tmp_path / "pairs.jsonl", index, output, part_rows=2, **rules)
+            found, report = mined(tmp_path / "pairs.jsonl", index, output, on_error="skip", part_rows=2, **rules)
+            assert [fault.sample for fault in report.skipped] == names
+            assert [fault.line for fault in report.skipped] == [int(name[1]) + 1 for name in names]
+            assert len(found) == report.rows == 6 - len(names)
+            assert report.counts()["skipped"] == len(names)
+    with pytest.raises(ValueError, match=r"no pairs.*1 were left out.*'q1 query'"):
+        mined([rows[1]], index, tmp_path / "none.jsonl", on_error="skip")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_what_the_teacher_cannot_see(tmp_path):
+    documents = {"d1": "@1 document", "blurred": "@2 BLURRED", "b": "@3 #70", "c": "@4 #80"}
+    index = build(tmp_path / "index", documents)
+    rows = [QUERY, QUERY | {"id": "r", "positives": ["@1 BLURRED"]}]
+    options = {"count": 2, "teacher": Judge()}
+    with pytest.raises(BadSampleError, match=r"blurred.*the teacher cannot embed it"):
+        mined(rows[:1], index, tmp_path / "a.jsonl", **options)
+    [negatives], report = mined(rows, index, tmp_path / "a.jsonl", on_error="skip", **options)
+    assert negatives == ["@3 #70", "@4 #80"]
+    assert report.left_out["the teacher cannot embed it"] == 1
+    assert [fault.sample for fault in report.skipped] == ["r positives[0]"]
+
+
+def test_an_instruction_for_rows_that_have_none(pictures, tmp_path):
+    _, index = pictures
+    rows = [{"query": "picture 0.", "positive_ids": ["d0"]}, {"query": "picture 0.", "positive_ids": ["d0"]}]
+    rows[1]["instruction"] = "Find it."
+    options = {"count": 1, "scores": "index"}
+    mined(rows, index, tmp_path / "a.jsonl", prompt="Look for the picture.", **options)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["instruction"] for line in lines] == ["Look for the picture.", "Find it."]
+    expected = {hit.id: hit.score for hit in index.search("picture 0.", prompt="Look for the picture.")}
+    assert lines[0]["scores"][0] == pytest.approx(expected["d0"], abs=1e-5)
 
 
 @pytest.fixture(scope="module")

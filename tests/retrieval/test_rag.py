@@ -11,7 +11,7 @@ from sugar_hf import SugarIndex, SugarRag, picturebook
 from sugar_hf.data import Document
 from sugar_hf.model import CandidateIndex
 from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, Hit, IndexMismatchError, RagTemplate, SugarEmbedder
-from sugar_hf.retrieval.rag import Question, fit
+from sugar_hf.retrieval.rag_prompts import Question, fit
 
 FACTS = [
     {"id": "tower", "document": ["The tower is made of iron.", picture(5)], "metadata": {"kind": "place"}},
@@ -253,6 +253,89 @@ def test_options_that_are_refused(llava, index, subtests):
             SugarRag(*llava, index, **options)
 
 
+# ---- Words, and instructions for embeddings ----
+
+
+def test_words_find_what_the_index_finds_by_them(rag, index, llava, subtests):
+    question = [picture(0), "Do cats sleep in the harbour?"]
+    for mode in ("text", "hybrid"):
+        expected = index.search({"query": question}, 2, mode=mode)
+        for other in (rag, SugarRag(*llava, index, top_k=2, mode=mode)):
+            with subtests.test(mode=mode, default=other.defaults.mode):
+                given = {"mode": mode} if other is rag else {}
+                answer = other.answer(question, **given, **NEW)
+                assert [(hit.id, hit.score, hit.text_score) for hit in answer.hits] == [
+                    (hit.id, hit.score, hit.text_score) for hit in expected
+                ]
+                assert [hit.used > 0 for hit in answer.hits] == [True] * len(expected)
+                batch = other.answer([question, ["Where is the boat?"]], batch_size=2, **given, **NEW)
+                assert [hit.id for hit in batch[0].hits] == [hit.id for hit in expected]
+                assert batch[0].text == answer.text
+    found = SugarRag(*llava, index, top_k=2, mode="text").find(question)
+    assert [hit.id for hit in found] == [hit.id for hit in index.search({"query": question}, 2, mode="text")]
+
+
+def test_only_words_need_no_embedding(llava, index, monkeypatch):
+    rag = SugarRag(*llava, index, mode="text")
+    monkeypatch.setattr(SugarEmbedder, "encode", None)
+    assert rag.answer("Which boat?", **NEW).hits[0].id == "boat"
+    assert rag.find("Two cats")[0].id == "cats"
+
+
+def test_the_question_first_is_reused_whatever_finds_documents(llava, index):
+    rag = SugarRag(*llava, index, template=QUESTION_FIRST, top_k=2)
+    for mode in ("text", "hybrid"):
+        answer = rag.answer("Where is the boat?", mode=mode, **NEW)
+        assert answer.reused_tokens > 0
+        assert answer.hits[0].text_score
+
+
+def test_the_least_score_is_of_cosines(rag, index):
+    cosines = {hit.id: hit.vector_score for hit in index.search("Two cats sleep.", 3, mode="hybrid")}
+    least = sorted(cosines.values())[1]
+    answer = rag.answer("Two cats sleep.", mode="hybrid", top_k=3, min_score=least - 1e-6, **NEW)
+    assert {hit.id for hit in answer.hits} == {name for name, cosine in cosines.items() if cosine >= least}
+    assert "below min_score=1.5" in rag.answer("Two cats sleep.", mode="hybrid", min_score=1.5, **NEW).note
+    with pytest.raises(ValueError, match=r"min_score=0.1.*mode='text' computes none"):
+        rag.answer("Two cats sleep.", mode="text", min_score=0.1, **NEW)
+
+
+def test_an_instruction_is_embedded_and_not_searched_for(llava, index):
+    prompt = "Find the document about the tower."
+    rag = SugarRag(*llava, index, top_k=3, prompt=prompt)
+    for mode in ("vector", "hybrid"):
+        expected = index.search("Who sleeps?", 3, mode=mode, prompt=prompt)
+        for hits in (
+            rag.answer("Who sleeps?", mode=mode, **NEW).hits,
+            rag.answer(["Who sleeps?"], mode=mode, **NEW)[0].hits,
+        ):
+            assert [hit.id for hit in hits] == [hit.id for hit in expected]
+            assert [hit.vector_score for hit in hits] == pytest.approx(
+                [hit.vector_score for hit in expected], abs=1e-5
+            )
+            assert [hit.text_score for hit in hits] == [hit.text_score for hit in expected]
+    assert rag.answer("Who sleeps?", **NEW).prompt[-1] == "Who sleeps?"
+    plain = SugarRag(*llava, index, top_k=3).answer("Who sleeps?", prompt=prompt, **NEW)
+    assert plain.hits[0].score == pytest.approx(rag.find("Who sleeps?")[0].score, abs=1e-5)
+    assert plain.hits[0].score != pytest.approx(index.search("Who sleeps?")[0].score, abs=1e-5)
+
+
+def test_ways_of_searching_that_are_refused(llava, index, rag, subtests):
+    for call, message in [
+        (lambda: rag.answer("Who?", mode="words", **NEW), "mode='words': give one of"),
+        (lambda: SugarRag(*llava, index, mode="words"), "mode='words': give one of"),
+        (lambda: SugarRag(*llava, index, mode="text", min_score=0.3), "mode='text' computes none"),
+        (lambda: SugarRag(*llava, FACTS, mode="hybrid"), "mode='hybrid' needs a SugarIndex"),
+        (lambda: SugarRag(*llava, FACTS).answer("Who?", mode="text", **NEW), "mode='text' needs a SugarIndex"),
+        (lambda: rag.answer(["Who?", [picture(0)]], mode="text", **NEW), "question 1 has no words"),
+        (lambda: rag.answer("?!", mode="text", **NEW), "question has no words"),
+        (lambda: SugarRag(*llava, index, query_form="prompt", prompt="a"), "prompt= goes with query_form='sample'"),
+    ]:
+        with subtests.test(message=message), pytest.raises(ValueError, match=message):
+            call()
+    assert rag.answer(picture(0), mode="hybrid", **NEW).hits  # by vectors alone
+
+
 # ---- The pipeline ----
 
 
@@ -272,6 +355,10 @@ def test_pipeline(ask, rag):
     assert [len(each["documents"]) for each in several] == [1, 1]
     chat = [{"role": "user", "content": "Where is the boat?"}]
     assert ask(chat, **NEW)["answer"] == found["answer"]
+    by_words = ask("Where is the boat?", mode="text", **NEW)
+    assert [entry["id"] for entry in by_words["documents"]] == [
+        hit.id for hit in rag.answer("Where is the boat?", mode="text", **NEW).hits
+    ]
     assert ask(["Where is the boat?"] * 2, batch_size=1, **NEW) == [found, found]
 
 

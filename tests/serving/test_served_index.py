@@ -56,8 +56,27 @@ def test_modes_are_those_of_the_index(served, index, pictures):
         expected = index.search("a large broom", 4, mode=mode)
         assert [hit["id"] for hit in found] == [hit.id for hit in expected]
         assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
-    wordless = served.post("/v1/search", query=[image_part(pictures[0])], mode="text")
-    assert (wordless.status_code, wordless.json()["error"]["param"]) == (400, "query")
+        answered = served.post("/v1/answer", query="a large broom", top_k=4, mode=mode, max_tokens=2).json()
+        assert [hit["id"] for hit in answered["documents"]] == [hit.id for hit in expected]
+    for route in ("/v1/search", "/v1/answer"):
+        wordless = served.post(route, query=[image_part(pictures[0])], mode="text")
+        assert (wordless.status_code, wordless.json()["error"]["param"]) == (400, "query")
+        assert "query has no words" in wordless.json()["error"]["message"]
+    scored = served.post("/v1/answer", query="a large broom", mode="text", min_score=0.1)
+    assert (scored.status_code, scored.json()["error"]["param"]) == (400, "mode")
+
+
+def test_an_instruction_is_embedded_with_the_query(served, index):
+    prompt = "Find a story about a broom."
+    for mode in ("vector", "hybrid"):
+        expected = index.search(QUERY, 4, mode=mode, prompt=prompt)
+        found = served.post("/v1/search", query=QUERY, top_k=4, mode=mode, prompt=prompt).json()["data"]
+        assert [hit["id"] for hit in found] == [hit.id for hit in expected]
+        assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        answered = served.post("/v1/answer", query=QUERY, top_k=4, mode=mode, prompt=prompt, max_tokens=2).json()
+        assert [hit["id"] for hit in answered["documents"]] == [hit.id for hit in expected]
+    plain = index.search(QUERY, 4)
+    assert found != [hit.id for hit in plain]
 
 
 def test_the_model_judges_what_was_found(served, index, mini, subtests):

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -460,6 +461,36 @@ def _files(with_code: bool) -> dict[str, Any]:
             "requirements": {"sentence-transformers": ">=6.2"},
         },
     }
+
+
+def read_prompts(name_or_path: str | os.PathLike) -> dict[str, str]:
+    """Read the prompts that a checkpoint has for sentence-transformers, by name; none if it has no file of them.
+
+    Args:
+        name_or_path: Folder or Hub name.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    is_optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(str(name_or_path), PROMPTS_FILE, **is_optional)
+    if file is None:
+        return {}
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+        is_right = all(isinstance(each, str) for each in (*prompts, *prompts.values()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}). Mend it, or delete it.") from error
+    if not is_right:
+        raise ValueError(f'{file}: "prompts" has to hold texts by name, got {prompts!r:.80}.')
+    if prompts.get(default):
+        warnings.warn(
+            f"{file}: sentence-transformers embeds everything with the default prompt {default!r}, SugarEmbedder "
+            f"without. Pass prompt_name={default!r} to its encode for the same vectors.",
+            stacklevel=3,
+        )
+    return prompts
 
 
 def save_code(folder: Path, config: PreTrainedConfig) -> None:

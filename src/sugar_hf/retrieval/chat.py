@@ -16,7 +16,8 @@ from ..model.images_sugar import BadImageError, read_image
 from ..model.samples_sugar import is_chat
 from .embedder import SugarEmbedder
 from .index import Hit, SugarIndex
-from .rag import Question, SugarRag
+from .rag import SugarRag
+from .rag_prompts import Question
 
 #: What a turn may be: documents are shown; the model answers; it answers with documents in its prompt.
 TASKS = ("retrieve", "generate", "answer")
@@ -157,7 +158,8 @@ class SugarChat:
         top_k: How many documents a turn retrieves.
         query: What a turn that retrieves is searched with: `"turn"`, its own parts, or `"conversation"`, all turns up
             to it, embedded as a chat at the last slice.
-        **options: Those of [`SugarRag`], for turns of the task `"answer"`; `min_score` counts for all.
+        **options: Those of [`SugarRag`], for turns of the task `"answer"`; `min_score`, `mode` and `prompt` count for
+            all.
 
     Raises:
         ValueError: An option has a value that it cannot have.

@@ -16,6 +16,7 @@ from ..data import BadSampleError, Document
 from ..model import SugarForConditionalGeneration, SugarProcessor
 from ..model.adapters import adapters_are_on
 from ..model.backbone_sugar import evaluation_mode
+from ..model.checkpoint_sugar import PROMPTS_FILE, read_prompts
 from ..model.embedding_sugar import Faults, drawn_picture, embed_features, embed_list, embed_samples
 from ..model.samples_sugar import Sample, with_prompt
 
@@ -221,6 +222,7 @@ class SugarEmbedder:
         split_sentences: Make one slice of each sentence instead of each text.
         max_length: The most tokens of a sample, image tokens included.
         truncation: What becomes of longer ones: `False` raises, `"slice"` drops slices from the end and warns.
+        prompts: Instructions by name, for `prompt_name` of [`encode`].
 
     Raises:
         ValueError: An option has a value that it cannot have.
@@ -237,6 +239,7 @@ class SugarEmbedder:
         split_sentences: bool = False,
         max_length: int | None = None,
         truncation: bool | str = False,
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
         width = model.config.retrieval_dim
         checked_size(batch_size)
@@ -256,6 +259,7 @@ class SugarEmbedder:
         self.split_sentences = split_sentences
         self.max_length = max_length
         self.truncation = truncation
+        self.prompts = dict(prompts or {})
         self.checkpoint = str(model.config.name_or_path)
         self._fingerprint: tuple[tuple[Any, ...], ModelFingerprint] | None = None
 
@@ -268,7 +272,7 @@ class SugarEmbedder:
         dtype: str | torch.dtype | None = None,
         **options: Any,
     ) -> "SugarEmbedder":
-        """Load model and processor.
+        """Load model, processor and the prompts that the checkpoint has for sentence-transformers.
 
         Args:
             name_or_path: Hub name or folder of a Sugar checkpoint, or of adapters on one.
@@ -280,6 +284,8 @@ class SugarEmbedder:
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         processor = SugarProcessor.from_pretrained(name_or_path)
+        if options.get("prompts") is None:
+            options["prompts"] = read_prompts(name_or_path)
         embedder = cls(model.to(device), processor, **options)
         embedder.checkpoint = str(name_or_path)  # for adapters, the model says where its base lies
         return embedder
@@ -328,6 +334,7 @@ class SugarEmbedder:
         show_progress: bool = True,
         names: Sequence[str] | None = None,
         prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> np.ndarray:
         """Embed samples, each at its last slice.
 
@@ -338,14 +345,16 @@ class SugarEmbedder:
             names: What to call the samples in errors; "sample 0", ... when `None`.
             prompt: An instruction, such as what queries look for: the system message of each sample, as
                 `instruction` is in training. It makes no slice.
+            prompt_name: Instead: its name among the embedder's `prompts`.
 
         Returns:
             (len(samples), dim) float32 unit vectors.
 
         Raises:
-            ValueError: A sample cannot be read or is too long, or its embedding is no unit vector.
+            ValueError: A sample cannot be read or is too long, its embedding is no unit vector, or there is no prompt
+                of this name.
         """
-        found = self._encode(samples, "last", batch_size, show_progress, names, prompt)
+        found = self._encode(samples, "last", batch_size, show_progress, names, self.find_prompt(prompt, prompt_name))
         return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
 
     def encode_slices(
@@ -356,13 +365,31 @@ class SugarEmbedder:
         show_progress: bool = True,
         names: Sequence[str] | None = None,
         prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> list[np.ndarray]:
         """Embed samples at every slice end; arguments and errors are those of [`encode`].
 
         Returns:
             For each sample (S, dim) float32 unit vectors, one for each of its slices.
         """
-        return self._encode(samples, "all", batch_size, show_progress, names, prompt)
+        return self._encode(samples, "all", batch_size, show_progress, names, self.find_prompt(prompt, prompt_name))
+
+    def find_prompt(self, prompt: str | None = None, name: str | None = None) -> str | None:
+        """Return a prompt that is given as it is or by its name; `None` if neither is.
+
+        Raises:
+            ValueError: There is none of this name, or both are given.
+        """
+        if name is None:
+            return prompt
+        if prompt is not None:
+            raise ValueError("give prompt or prompt_name, not both.")
+        if name not in self.prompts:
+            known = ", ".join(map(repr, sorted(self.prompts))) or "none"
+            raise ValueError(
+                f"prompt_name={name!r}: {self.name} has {known}. Give prompt=, or enter it in {PROMPTS_FILE}."
+            )
+        return self.prompts[name]
 
     def embed_documents(
         self,

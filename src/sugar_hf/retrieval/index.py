@@ -395,6 +395,8 @@ class SugarIndex:
         reranker: Reranker | None = None,
         rerank: int | None = None,
         prompt: str | None = None,
+        vectors: np.ndarray | None = None,
+        names: Sequence[str] | None = None,
     ) -> Any:
         """Find the documents that fit samples best.
 
@@ -411,29 +413,37 @@ class SugarIndex:
                 query best, each its own; for an index with positions `"all"`.
             reranker: Puts what was found in another order, such as a [`SugarReranker`]. Scores are then its own.
             rerank: How many documents the reranker sees, `top_k` of which are returned; 20 when `None`.
-            prompt: An instruction for the queries; see [`SugarEmbedder.encode`].
+            prompt: An instruction for the queries; see [`SugarEmbedder.encode`]. Its words are not searched.
+            vectors: (q, dim) float32, embeddings of the queries, which are not embedded then.
+            names: What to call the queries in errors; "query 0", ... when `None`.
 
         Returns:
             For one query a list of [`Hit`], best first; for a list of queries a list of those.
 
         Raises:
             ValueError: A query, the filter or the mode cannot be read, or there is no embedder. With `"text"`: a
-                query has no words. With `late_interaction`: the index has one embedding for each document. Or
-                `rerank` is less than `top_k` or has no reranker.
+                query has no words. With `late_interaction`: the index has one embedding for each document, or
+                `vectors` are given. Or `rerank` is less than `top_k` or has no reranker.
             IndexMismatchError: The embedder's model was changed since it was given.
         """
         check_mode(mode)
         condition = None if where is None else Filter.parse(where)
         samples, is_single = split_inputs(queries)
-        names = [f"query {i}" for i in range(len(samples))]
+        names = [f"query {i}" for i in range(len(samples))] if names is None else names
         wanted = candidate_count(top_k, reranker, rerank)
         count = self._first_count(wanted, late_interaction)
-        slices, vectors = [], np.zeros((len(samples), self._spec.dim), np.float32)
+        slices: list[np.ndarray] = []
         if late_interaction is not None:
+            if vectors is not None:
+                raise ValueError("late_interaction embeds queries at all of their slices: leave out vectors=.")
             slices = self._checked_embedder().encode_slices(samples, names=names, prompt=prompt)
             vectors = np.stack([each[-1] for each in slices])
-        elif mode != "text":
+        elif mode == "text":
+            vectors = np.zeros((len(samples), self._spec.dim), np.float32)
+        elif vectors is None:
             vectors = self._checked_embedder().encode(samples, names=names, prompt=prompt)
+        if len(vectors) != len(samples):
+            raise ValueError(f"vectors: {len(vectors)} for {len(samples)} queries. Give one for each.")
         if mode == "vector":
             snapshot, matches = self.store.search(vectors, count, condition)
             hits = vector_hits(snapshot, matches, return_vectors)

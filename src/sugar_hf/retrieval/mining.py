@@ -115,7 +115,7 @@ class MiningReport:
         short: Rows with fewer than were asked for, those without any included.
         empty: Rows without any.
         left_out: Candidates that were left out, by rule.
-        skipped: Rows that could not be read, with the reason.
+        skipped: Rows that cannot be read or embedded, with the reason.
     """
 
     rows: int = 0
@@ -126,10 +126,11 @@ class MiningReport:
     skipped: list[BadSampleError] = field(default_factory=list)
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Add the counts of a part."""
+        """Add the counts of a part, and its rows that cannot be embedded."""
         for name in ("rows", "negatives", "short", "empty"):
             vars(self)[name] += counts[name]
         self.left_out.update(counts["left_out"])
+        self.skipped += [BadSampleError(**fault) for fault in counts["faults"]]
 
     def counts(self) -> dict[str, Any]:
         """Return all counts, fit for JSON."""
@@ -142,7 +143,7 @@ class MiningReport:
         if self.short:
             lines.append(f"rows with fewer than asked for: {self.short}, of these without any: {self.empty}")
         if self.skipped:
-            lines.append(f"rows that cannot be read, and are not written: {len(self.skipped)}")
+            lines.append(f"rows that cannot be read or embedded, and are not written: {len(self.skipped)}")
         lines += [f"candidates left out, {rule}: {count}" for rule, count in sorted(self.left_out.items())]
         return "\n".join(lines)
 
@@ -153,6 +154,7 @@ def mine_negatives(
     output: str | Path,
     *,
     teacher: Teacher | None = None,
+    prompt: str | None = None,
     image_root: str | Path | None = None,
     on_error: str = "raise",
     overwrite: bool = False,
@@ -177,19 +179,22 @@ def mine_negatives(
         output: The `.jsonl` file. Images that the pairs name stay names, relative to `image_root` if they lie in it;
             all others are written in base64.
         teacher: Looks for false negatives; see `teacher_threshold` of [`MiningRules`].
+        prompt: The instruction of rows that have none of their own: their queries are embedded with it, and it is
+            written, so that training has it, too.
         image_root: Folder of the images that a file names; its own folder when `None`.
-        on_error: `"raise"` at a row that cannot be read, or `"skip"` and count it.
+        on_error: `"raise"` at a row that cannot be read or embedded, or `"skip"` and count it. A candidate that the
+            teacher cannot embed is left out then.
         overwrite: Replace an output that is there.
         part_rows: Rows between two points from which a stopped call goes on.
         show_progress: Show a bar.
         **rules: See [`MiningRules`].
 
     Raises:
-        BadSampleError: A row has no positives, names an unknown id, or is broken otherwise.
+        BadSampleError: A row has no positives, names an unknown id, is too long, or is broken otherwise.
         FileExistsError: The output is there.
-        ValueError: A rule makes no sense, or the index has no embedder.
+        ValueError: A rule makes no sense, the index has no embedder, or there are no pairs.
     """
-    miner = _Miner(index, MiningRules(**rules), teacher)
+    miner = _Miner(index, MiningRules(**rules), teacher, prompt, on_error == "skip")
     output = Path(output)
     if output.suffix != ".jsonl":
         raise ValueError(f"{output}: negatives are written as lines of JSON; give a name with .jsonl.")
@@ -202,7 +207,7 @@ def mine_negatives(
     root = None if image_root is None else Path(os.path.abspath(image_root))
     if isinstance(pairs, str | Path):
         root = root or Path(os.path.abspath(pairs)).parent
-        raws: Iterable[RawRow] = iter_rows(Path(pairs), show_progress=False)
+        raws: Iterable[RawRow] = iter_rows(Path(pairs), show_progress=False, coco="pairs")
         images: Images = ImageSource(str(root))
     else:
         raws = (RawRow("pairs", number, None, row) for number, row in enumerate(pairs))
@@ -217,14 +222,18 @@ def mine_negatives(
             counted = place.with_suffix(".json")  # written behind the lines: with it the part is whole
             if counted.exists():
                 counts = json.loads(counted.read_text(encoding="utf-8"))
+                if counts["faults"] and on_error == "raise":
+                    raise BadSampleError(**counts["faults"][0])
                 bar.update(len(part))
             else:
                 lines, counts = miner.mine(part, root, bar)
                 atomic_write(place, "".join(lines), (counted, json.dumps(counts)))
             report.add(counts)
             written.append(place)
-    if not written:
-        raise ValueError("there are no pairs to mine negatives for.")
+    if not report.rows:
+        shutil.rmtree(folder, ignore_errors=True)
+        first = f": {len(report.skipped)} were left out. The first: {report.skipped[0]}" if report.skipped else "."
+        raise ValueError(f"there are no pairs to mine negatives for{first}")
     with atomic_path(output) as temporary, temporary.open("wb") as file:
         for place in written:
             with place.open("rb") as lines_of_part:
@@ -256,6 +265,9 @@ class _Pair:
     positives: list[_Sample]
     negatives: list[_Sample]  # the row's own
     ids: frozenset[str]  # of positives in the index
+    place: dict[str, Any]  # where it stands: file, line and row
+    vector: np.ndarray | None = None  # of the query
+    fault: BadSampleError | None = None
     candidates: list[_Sample] = field(default_factory=list)
     chosen: list[_Sample] = field(default_factory=list)
     known_scores: list[float] = field(default_factory=list)  # of positives, then negatives of its own
@@ -269,16 +281,20 @@ class _Pair:
 
 
 class _Miner:
-    def __init__(self, index: SugarIndex, rules: MiningRules, teacher: Teacher | None) -> None:
+    def __init__(
+        self, index: SugarIndex, rules: MiningRules, teacher: Teacher | None, prompt: str | None, skips: bool
+    ) -> None:
         if index.embedder is None:
             raise ValueError(
                 f"{index.folder} was opened without a model. Open it with SugarIndex.load(folder, embedder)."
             )
         if rules.scores == "teacher" and teacher is None:
             raise ValueError("scores='teacher' needs a teacher.")
-        self.index, self.rules, self.teacher = index, rules, teacher
+        self.index, self.rules, self.teacher, self.prompt, self.skips = index, rules, teacher, prompt, skips
         self.embedder: SugarEmbedder = index.embedder
-        self.columns: dict[str, dict[str, Any]] = {}  # of the teacher, by the digest of a sample
+        # of the teacher, by the digest of a sample: what it sees, or why it cannot
+        self.columns: dict[str, dict[str, Any]] = {}
+        self.unseen: dict[str, BadSampleError] = {}
 
     # ---- Rows ----
 
@@ -290,8 +306,7 @@ class _Miner:
                 yield self._read(raw, images)
             except BadSampleError as error:
                 name = raw.value.get("id") if isinstance(raw.value, Mapping) else None
-                error.file = raw.file
-                error.at(line=raw.line, row=raw.row, sample=None if name is None else str(name))
+                _put(error, _place(raw)).at(sample=None if name is None else str(name))
                 if skipped is None:
                     raise
                 skipped.append(error)
@@ -309,13 +324,21 @@ class _Miner:
         row = read_pair(value, images, name=f"{Path(raw.file).stem}-{raw.row}", source=f"{raw.file}#{raw.row}")
         if found and has_own:
             row = replace(row, positives=[*row.positives, *found])
+        if row.instruction is None and self.prompt:
+            row = replace(row, instruction=self.prompt)
         if row.scores is not None and self.rules.scores is None:
             mend = "Have scores written for all of them (scores=), or leave the column out"
             raise BadSampleError("the row has scores, and new negatives would have none", field="scores", mend=mend)
         prompted, *others = [_sample(f"{row.id[:200]} {name}", each) for name, each in row.samples()]
         query = prompted if row.instruction is None else _sample(f"{row.id[:200]} query", row.query)
         positives = list({each.digest: each for each in others[: len(row.positives)]}.values())
-        return _Pair(row, prompted, query, positives, others[len(row.positives) :], frozenset(ids))
+        return _Pair(row, prompted, query, positives, others[len(row.positives) :], frozenset(ids), _place(raw))
+
+    def _refuse(self, pair: _Pair, error: BadSampleError) -> None:
+        """Leave a row out that cannot be embedded."""
+        pair.fault = _put(error, pair.place)
+        if not self.skips:
+            raise pair.fault
 
     def _ids(self, given: Any) -> list[str]:
         if is_empty(given):
@@ -345,33 +368,63 @@ class _Miner:
     def mine(self, part: Sequence[_Pair], root: Path | None, bar: tqdm) -> tuple[list[str], dict[str, Any]]:
         """Find the negatives of some rows; returns lines of JSON, and counts."""
         report = MiningReport()
-        self.columns = {}
-        self._find(part, report)
-        waiting = [pair for pair in part if pair.candidates]
+        self.columns, self.unseen = {}, {}
+        self._embed(part)
+        self._find(_usable(part), report)
+        waiting = [pair for pair in _usable(part) if pair.candidates]
         bar.update(len(part) - len(waiting))
         while waiting:  # as many candidates of each row at a time as it lacks: most are never looked at
             self._teach([each for pair in waiting for each in (pair.query, *pair.positives, *self._next(pair))])
             for pair in waiting:
-                self._choose(pair, report)
-            left = [pair for pair in waiting if pair.candidates and len(pair.chosen) < self.rules.count]
+                if self._is_seen(pair, pair.positives):
+                    self._choose(pair, report)
+            left = [pair for pair in _usable(waiting) if pair.candidates and len(pair.chosen) < self.rules.count]
             bar.update(len(waiting) - len(left))
             waiting = left
         if self.rules.scores == "teacher":
-            self._teach([each for pair in part for each in (pair.query, *pair.positives, *pair.negatives)])
-        for pair in part:
+            self._teach([each for pair in _usable(part) for each in (pair.query, *pair.positives, *pair.negatives)])
+            for pair in _usable(part):
+                self._is_seen(pair, [*pair.positives, *pair.negatives])
+        kept = _usable(part)
+        for pair in kept:
             report.rows += 1
             report.negatives += len(pair.chosen)
             report.short += len(pair.chosen) < self.rules.count
             report.empty += not pair.chosen
-        return [json.dumps(self._line(pair, root), ensure_ascii=False) + "\n" for pair in part], report.counts()
+        faults = [vars(pair.fault) for pair in part if pair.fault is not None]
+        lines = [json.dumps(self._line(pair, root), ensure_ascii=False) + "\n" for pair in kept]
+        return lines, {**report.counts(), "faults": faults}
+
+    def _embed(self, part: Sequence[_Pair]) -> None:
+        """Embed the queries, and score what the rows bring along, if rules or scores need it."""
+        for pair, vectors in zip(part, self._embedded([pair.prompted for pair in part]), strict=True):
+            if isinstance(vectors, BadSampleError):
+                self._refuse(pair, vectors)
+            else:
+                pair.vector = vectors[-1]
+        if not self.rules.needs_positives:
+            return
+        known = [(pair, each) for pair in _usable(part) for each in (*pair.positives, *pair.negatives)]
+        for (pair, _), vectors in zip(known, self._embedded([each for _, each in known]), strict=True):
+            if isinstance(vectors, BadSampleError):
+                self._refuse(pair, vectors)
+            else:
+                pair.known_scores.append(float((vectors @ pair.vector).max()))
+
+    def _embedded(self, samples: Sequence[_Sample]) -> list[np.ndarray | BadSampleError]:
+        """Return the vectors of each sample, or why it has none."""
+        errors: list[BadSampleError] = []
+        found = self.embedder.embed_documents([each.document for each in samples], skipped=errors)
+        faults = iter(errors)
+        return [next(faults) if vectors is None else vectors for vectors in found]
 
     def _find(self, part: Sequence[_Pair], report: MiningReport) -> None:
         """Give each row its candidates: what is found within the ranks and breaks no rule about scores."""
+        if not part:
+            return
         first, last = self.rules.ranks
-        embedded = self.embedder.embed_documents([pair.prompted.document for pair in part])
-        queries = np.stack([rows[-1] for rows in embedded if rows is not None])
-        self._score_known(part, queries)
         most = last + SPARE + 2 * max(len(pair.barred) for pair in part)
+        queries = np.stack([pair.vector for pair in part if pair.vector is not None])
         found = self.index.search_vectors(queries, min(most, max(1, len(self.index))))
         for pair, hits in zip(part, found, strict=True):
             least = min(pair.known_scores[: len(pair.positives)], default=None)
@@ -396,16 +449,6 @@ class _Miner:
                 random = np.random.default_rng((self.rules.seed, int.from_bytes(name, "big")))
                 pair.candidates = [pair.candidates[i] for i in random.permutation(len(pair.candidates))]
 
-    def _score_known(self, part: Sequence[_Pair], queries: np.ndarray) -> None:
-        """Score what the rows bring along, if rules or scores need it."""
-        if not self.rules.needs_positives:
-            return
-        known = [[*pair.positives, *pair.negatives] for pair in part]
-        vectors = iter(self.embedder.embed_documents([each.document for samples in known for each in samples]))
-        for pair, samples, query in zip(part, known, queries, strict=True):
-            rows = [next(vectors) for _ in samples]
-            pair.known_scores = [float((each @ query).max()) for each in rows if each is not None]
-
     def _next(self, pair: _Pair) -> list[_Sample]:
         return pair.candidates[: self.rules.count - len(pair.chosen)]
 
@@ -415,6 +458,11 @@ class _Miner:
         pair.candidates = pair.candidates[len(some) :]
         if self.teacher is None:
             pair.chosen += some
+            return
+        if unseen := sum(each.digest in self.unseen for each in some):
+            report.left_out["the teacher cannot embed it"] += unseen
+            some = [each for each in some if each.digest in self.columns]
+        if not some:
             return
         answers = [pair.query, *pair.positives]
         alike = self._similarities(answers, some).max(axis=0)
@@ -430,18 +478,31 @@ class _Miner:
         """Have the teacher embed what it has not seen of a part."""
         if self.teacher is None:
             return
-        new = {each.digest: each.document for each in samples if each.digest not in self.columns}
+        known = self.columns.keys() | self.unseen.keys()
+        new = {each.digest: each.document for each in samples if each.digest not in known}
         slices = [self.embedder.processor.slices(each.load(), self.embedder.split_sentences) for each in new.values()]
         try:
-            columns = self.teacher.embed(slices)
+            self.columns |= dict(zip(new, self.teacher.embed(slices), strict=True))
         except (ValueError, TypeError):
-            for document, each in zip(new.values(), slices, strict=True):
+            before = len(self.unseen)
+            for (digest, document), each in zip(new.items(), slices, strict=True):
                 try:
-                    self.teacher.embed([each])
+                    [self.columns[digest]] = self.teacher.embed([each])
                 except (ValueError, TypeError) as error:
-                    raise BadSampleError(f"the teacher cannot embed it ({error})", sample=document.id) from error
-            raise
-        self.columns |= dict(zip(new, columns, strict=True))
+                    fault = BadSampleError(f"the teacher cannot embed it ({error})", sample=document.id)
+                    if not self.skips:
+                        raise fault from error
+                    self.unseen[digest] = fault
+            if len(self.unseen) == before:
+                raise
+
+    def _is_seen(self, pair: _Pair, samples: Sequence[_Sample]) -> bool:
+        """Whether the teacher has seen the query and other samples of a row, which is left out otherwise."""
+        for each in (pair.query, *samples):
+            if each.digest in self.unseen:
+                self._refuse(pair, self.unseen[each.digest])
+                return False
+        return True
 
     def _similarities(self, ones: Sequence[_Sample], others: Sequence[_Sample]) -> np.ndarray:
         """The labels that training would give to pairs of samples. (m, n)."""
@@ -468,6 +529,20 @@ class _Miner:
             found = self._similarities([pair.query], [*pair.positives, *negatives])[0]
             line["scores"] = [round(score, 6) for score in found.tolist()]
         return line
+
+
+def _usable(part: Iterable[_Pair]) -> list[_Pair]:
+    return [pair for pair in part if pair.fault is None]
+
+
+def _place(raw: RawRow) -> dict[str, Any]:
+    return {"file": raw.file, "line": raw.line, "row": raw.row}
+
+
+def _put(error: BadSampleError, place: Mapping[str, Any]) -> BadSampleError:
+    """Say in which row of which file an error is."""
+    error.file = place["file"]
+    return error.at(line=place["line"], row=place["row"])
 
 
 def _sample(name: str, sample: Mapping[str, Any]) -> _Sample:

@@ -15,6 +15,8 @@ _RAG_OPTIONS = (
     "template",
     "top_k",
     "min_score",
+    "mode",
+    "prompt",
     "max_context_tokens",
     "reuse",
     "query_form",
@@ -69,6 +71,7 @@ class SugarRagPipeline(_IndexPipeline):
         *,
         top_k: int | None = None,
         min_score: float | None = None,
+        mode: str | None = None,
         where: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         **generate_kwargs: Any,
@@ -80,6 +83,7 @@ class SugarRagPipeline(_IndexPipeline):
                 list of those, interleaved questions as lists.
             top_k: How many documents are looked for; the pipeline's when `None`.
             min_score: Leave out documents below this cosine; the pipeline's when `None`.
+            mode: `"vector"`, `"text"` or `"hybrid"`; the pipeline's when `None`.
             where: A filter on metadata.
             batch_size: Questions in one call of `generate`; one after the other when 1, which is the default for one
                 question and where keys and values are reused; else 8.
@@ -94,7 +98,8 @@ class SugarRagPipeline(_IndexPipeline):
             ValueError: A question cannot be read.
         """
         samples, is_single = split_inputs(questions)
-        options = {"top_k": top_k, "min_score": min_score, "where": where, **self._forward_params, **generate_kwargs}
+        search = {"top_k": top_k, "min_score": min_score, "mode": mode, "where": where}
+        options = {**search, **self._forward_params, **generate_kwargs}
         step = batch_size or self._batch_size or (1 if is_single or self.rag.reuses else DEFAULT_BATCH_SIZE)
         answers: list[dict[str, Any]] = []
         for start in range(0, len(samples), step):

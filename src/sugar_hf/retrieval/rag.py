@@ -3,14 +3,12 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -19,8 +17,9 @@ from ..model import CandidateIndex, RetrievalIndex, SugarForConditionalGeneratio
 from ..model.backbone_sugar import evaluation_mode
 from ..model.embedding_sugar import SEES_AHEAD, PrefixCheck, drawn_picture, rounding
 from ..model.pipeline_sugar import DEFAULT_BATCH_SIZE, generation_options, sequences_of
-from ..model.samples_sugar import Sample, first_slices, is_chat, parse_sample
+from ..model.samples_sugar import Sample
 from .embedder import SugarEmbedder
+from .hits import check_mode
 from .index import Hit, Reranker, SugarIndex, candidate_count
 from .prefix_cache import (
     CachedPrefix,
@@ -35,156 +34,48 @@ from .prefix_cache import (
     shared_length,
     why_not_beginning,
 )
+from .rag_prompts import KNOWLEDGE_VQA, Parts, Question, RagHit, RagTemplate, as_prompt, fit, prepared, split_questions
+from .store import words_of
 
 QUERY_FORMS = ("prompt", "sample")
-Parts = list[str | Image.Image]
-#: A question and its embedding (1, dim) to hits, their parts, and why there are none.
-Search = Callable[["Question", np.ndarray], tuple[list["RagHit"], list[Parts], str | None]]
+#: Is told of the hits for a question and why there are none.
+OnFound = Callable[[tuple[RagHit, ...], str | None], None]
 _CITATION = re.compile(r"\[(\d{1,9}(?:\s*,\s*\d{1,9})*)\]")
-_PLACE = re.compile(r"\{(documents|question)\}")
-
-
-# ---- Questions, and the words around them ----
 
 
 @dataclass(frozen=True)
-class RagTemplate:
-    """The words around a question and what was found for it.
+class QuestionSearch:
+    """How documents are found for questions.
 
     Args:
-        text: Has `{documents}` and `{question}`, each once; their order is that of the prompt. With the question
-            first, what the model computes of it for the search is used again for the answer.
-        without: The prompt if nothing was found; has `{question}`.
-        is_numbered: Put `[1]`, `[2]`, ... before the documents, so that an answer can cite them.
-
-    Raises:
-        ValueError: A place is missing, comes twice, or is another one.
+        top_k: How many.
+        min_score: Leave out documents below this cosine.
+        mode: That of [`SugarIndex.search`].
+        prompt: An instruction for the embeddings of questions.
+        where: A filter on metadata.
     """
 
-    text: str
-    without: str = "{question}"
-    is_numbered: bool = False
+    top_k: int = 5
+    min_score: float | None = None
+    mode: str = "vector"
+    prompt: str | None = None
+    where: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, text, places in (
-            ("text", self.text, ["documents", "question"]),
-            ("without", self.without, ["question"]),
-        ):
-            if sorted(_PLACE.findall(text)) != places:
-                wanted = " and ".join(f"{{{place}}}" for place in places)
-                raise ValueError(f"template, {name}: needs {wanted}, once each and no other, got {text!r}.")
+        check_mode(self.mode)
+        if self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: give 1 or more.")
+        if self.mode == "text" and self.min_score is not None:
+            raise ValueError(f"min_score={self.min_score} is a bound on the cosine, and mode='text' computes none.")
 
-    @property
-    def is_question_first(self) -> bool:
-        """Whether the prompt begins with the question itself."""
-        return self.text.lstrip().startswith("{question}")
-
-    def fill(self, question: Parts, documents: Sequence[Parts]) -> Parts:
-        """Return the parts of the prompt in order."""
-        if self.is_numbered:
-            documents = [_numbered(parts, number) for number, parts in enumerate(documents, 1)]
-        found: dict[str, Parts] = {"question": question, "documents": [part for parts in documents for part in parts]}
-        filled: Parts = []
-        for number, piece in enumerate(_PLACE.split(self.text if documents else self.without)):
-            if number % 2:  # the name of a place
-                filled += found[piece]
-            elif piece.strip():
-                filled.append(piece.strip())
-        return filled
-
-
-#: The paper's prompt for knowledge VQA.
-KNOWLEDGE_VQA = RagTemplate(
-    "Please answer the questions based on the pictures. If the reference information is useful, please use it. "
-    "Otherwise, please ignore the reference information. Reference information: {documents} {question}"
-)
-#: The same with the question first.
-QUESTION_FIRST = RagTemplate(
-    "{question} Please answer the question. If the reference information is useful, please use it. Otherwise, please "
-    "ignore the reference information. Reference information: {documents}"
-)
-#: With numbered documents, which the answer cites.
-CITING = RagTemplate(
-    "Please answer the question with the numbered reference information. After each statement, name the reference it "
-    "rests on by its number, such as [1]. Reference information: {documents} {question}",
-    is_numbered=True,
-)
-
-
-def _numbered(parts: Parts, number: int) -> Parts:
-    """Put the number of a document before its first part."""
-    first, *rest = parts
-    return [f"[{number}] {first}", *rest] if isinstance(first, str) else [f"[{number}]", first, *rest]
-
-
-@dataclass(frozen=True)
-class RagHit(Hit):
-    """A document that was found for a question.
-
-    Args:
-        used: How many of its slices are in the prompt, from its first; 0 if it was left out.
-        slices: How many it has.
-    """
-
-    used: int = 0
-    slices: int = 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, and the conversation that it belongs to.
-
-    Args:
-        parts: Texts and images of the user's last turn.
-        history: The turns before it.
-        name: What errors call it.
-    """
-
-    parts: Parts
-    history: tuple[Mapping[str, Any], ...] = ()
-    name: str = "question"
-
-    @classmethod
-    def read(cls, sample: Sample | Mapping[str, Any], name: str = "question") -> "Question":
-        """Read a sample of any form, or a chat that ends with the user's turn.
+    def check(self, question: Question) -> None:
+        """Refuse a question that cannot be searched for.
 
         Raises:
-            ValueError: It is empty or malformed, or the chat ends otherwise.
+            ValueError: Words are to be searched, and it has none.
         """
-        if isinstance(sample, Mapping) and "query" in sample:
-            sample = sample["query"]
-        messages = parse_sample(sample, name)
-        role = messages[-1].role  # of a chat only
-        if role not in (None, "user"):
-            raise ValueError(f"{name}: the chat ends with the turn of {role}. End it with the user's.")
-        parts: Parts = [part.load() if part.is_image else part.text for part in messages[-1].parts]
-        return cls(parts, tuple(sample[:-1]) if is_chat(sample) else (), name)
-
-    @property
-    def sample(self) -> Sample:
-        """The question as one sample."""
-        return [*self.history, {"role": "user", "content": self.parts}] if self.history else self.parts
-
-
-def split_questions(questions: Any) -> tuple[list[Any], bool]:
-    """Tell one question from several.
-
-    A list is several questions, but for a chat, and for a flat list of texts and images, which is one question.
-
-    Returns:
-        The questions, and whether there was one.
-    """
-    is_several = isinstance(questions, list | tuple) and len(questions) > 0 and not is_chat(questions)
-    if not is_several or {_kind(item) for item in questions} == {"text", "image"}:
-        return [questions], True
-    return list(questions), False
-
-
-def _kind(item: Any) -> str:
-    """Whether an item of a list is a question of its own, or a text or image, which may be a part of one."""
-    if isinstance(item, list | tuple) or (isinstance(item, Mapping) and "query" in item):
-        return "question"
-    return "text" if isinstance(item, str) or (isinstance(item, Mapping) and item.get("type") == "text") else "image"
+        if self.mode == "text" and not words_of(question.parts, question.name):
+            raise ValueError(f"{question.name} has no words to search for. Use mode='vector' or 'hybrid'.")
 
 
 # ---- Answers ----
@@ -250,6 +141,9 @@ class SugarRag:
             paper's for knowledge VQA, which has the documents first.
         top_k: How many documents are looked for.
         min_score: Leave out documents below this cosine.
+        mode: How they are found, see [`SugarIndex.search`]: `"vector"`, or with a `SugarIndex` `"text"` or `"hybrid"`.
+        prompt: An instruction for the embeddings of questions, see [`SugarEmbedder.encode`]. Then they are taken as
+            with `query_form="sample"`.
         max_context_tokens: The most tokens of documents in a prompt, images included; `None` for no limit. They are
             taken in the order of their scores, and of one that does not fit its first slices.
         reuse: Use what was computed for the question again, where that is exact.
@@ -275,6 +169,8 @@ class SugarRag:
         template: RagTemplate | str = KNOWLEDGE_VQA,
         top_k: int = 5,
         min_score: float | None = None,
+        mode: str = "vector",
+        prompt: str | None = None,
         max_context_tokens: int | None = 2048,
         reuse: bool = True,
         query_form: str | None = None,
@@ -285,23 +181,22 @@ class SugarRag:
         if query_form not in (None, *QUERY_FORMS):
             raise ValueError(f"query_form={query_form!r}: give one of {', '.join(QUERY_FORMS)}, or None.")
         for name, value, least in (
-            ("top_k", top_k, 1),
             ("max_context_tokens", max_context_tokens, 1),
             ("cached_prompts", cached_prompts, 0),
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: give {least} or more.")
         candidate_count(top_k, reranker, rerank)
+        self._query_form = query_form
         self.model = model.eval()
         self.processor = processor
         self.reranker = reranker
         self.rerank = rerank
         self.template = RagTemplate(template) if isinstance(template, str) else template
-        self.top_k = top_k
-        self.min_score = min_score
         self.max_context_tokens = max_context_tokens
         self.embedder, self.index = _opened(self.model, processor, index)
-        self._query_form = query_form
+        self.defaults = QuestionSearch(top_k, min_score, mode, prompt)
+        self.search()
         self._wants_reuse = reuse
         self._is_exact: bool | None = None  # whether reuse is, once it is known
         self._cache = PromptCache(model, cached_prompts) if cached_prompts else None
@@ -332,10 +227,27 @@ class SugarRag:
                 warnings.warn(str(check), stacklevel=4)
         return self._is_exact
 
+    def search(self, **options: Any) -> QuestionSearch:
+        """Return how documents are found: as the constructor was told, but for options that are given and not `None`.
+
+        Raises:
+            ValueError: Options have values that they cannot have, or do not go together.
+        """
+        search = replace(self.defaults, **{name: value for name, value in options.items() if value is not None})
+        if not isinstance(self.index, SugarIndex) and search.mode != "vector":
+            raise ValueError(f"mode={search.mode!r} needs a SugarIndex, {type(self.index).__name__} has no words.")
+        if search.prompt and self._query_form == "prompt":
+            raise ValueError("prompt= goes with query_form='sample': in the prompt of an answer it has no place.")
+        return search
+
     def find(self, query: Sample, *, top_k: int | None = None, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Search with a sample as the index's documents are embedded, and leave out what is below `min_score`."""
-        embedding = self.embedder.encode([query], show_progress=False, names=["query"])
-        return self._ranked(query, embedding, self.top_k if top_k is None else top_k, self.min_score, where)[1]
+        search = self.search(top_k=top_k, where=where)
+        embedding = None
+        if search.mode != "text":
+            options: dict[str, Any] = {"show_progress": False, "names": ["query"], "prompt": search.prompt}
+            embedding = self.embedder.encode([query], **options)
+        return self._ranked(query, query, "query", embedding, search)[1]
 
     @torch.no_grad()
     def generate(self, sample: Sample, *, skip_special_tokens: bool = True, **generate_kwargs: Any) -> str:
@@ -354,10 +266,12 @@ class SugarRag:
         *,
         top_k: int | None = None,
         min_score: float | None = None,
+        mode: str | None = None,
+        prompt: str | None = None,
         where: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         names: Sequence[str] | None = None,
-        on_found: Callable[[tuple[RagHit, ...], str | None], None] | None = None,
+        on_found: OnFound | None = None,
         skip_special_tokens: bool = True,
         **generate_kwargs: Any,
     ) -> Any:
@@ -368,6 +282,8 @@ class SugarRag:
                 turn. Or a list of questions, interleaved ones as lists.
             top_k: As for the constructor, here for these questions.
             min_score: Likewise.
+            mode: Likewise.
+            prompt: Likewise.
             where: A filter on the documents' metadata, which needs a `SugarIndex`.
             batch_size: Questions in one call of `generate`, which reuse nothing; 1 where keys and values are reused,
                 else 8, when `None`.
@@ -380,35 +296,43 @@ class SugarRag:
             For one question a [`RagAnswer`], for a list of questions a list of those.
 
         Raises:
-            ValueError: A question cannot be read; the error names it.
+            ValueError: A question cannot be read, or has no words where words alone are searched; the error names it.
         """
         samples, is_single = split_questions(questions)
         if names is None:
             names = ["question"] if is_single else [f"question {i}" for i in range(len(samples))]
         asked = [Question.read(*row) for row in zip(samples, names, strict=True)]
-        search = partial(self._find, top_k=top_k, min_score=min_score, where=where, on_found=on_found)
+        search = self.search(top_k=top_k, min_score=min_score, mode=mode, prompt=prompt, where=where)
+        for question in asked:
+            search.check(question)
         step = batch_size or (1 if is_single or self.reuses else DEFAULT_BATCH_SIZE)
         options = generation_options(self.model, self.processor, generate_kwargs)
         answers: list[RagAnswer] = []
         for start in range(0, len(asked), step):
             batch = asked[start : start + step]
             if step == 1:
-                answers.append(self._answer_one(batch[0], search, options, skip_special_tokens))
+                answers.append(self._answer_one(batch[0], search, on_found, options, skip_special_tokens))
             else:
-                answers += self._answer_batch(batch, search, options, skip_special_tokens)
+                answers += self._answer_batch(batch, search, on_found, options, skip_special_tokens)
         return answers[0] if is_single else answers
 
     def _answer_one(
-        self, question: Question, search: Search, options: dict[str, Any], skip_special_tokens: bool
+        self,
+        question: Question,
+        search: QuestionSearch,
+        on_found: OnFound | None,
+        options: dict[str, Any],
+        skip_special_tokens: bool,
     ) -> RagAnswer:
         """Answer a question, with what is computed already where that is exact."""
         may_reuse = self.reuses and _is_single(self.model.generation_config, options)
-        prefix = None
-        if self._form() == "prompt":
+        prefix: CachedPrefix | None = None
+        embedding: np.ndarray | None
+        if self._form(search) == "prompt":
             prefix, embedding = self._embed_in_prompt(question)
         else:
-            embedding = self._embed_alone([question])
-        hits, documents, note = search(question, embedding)
+            embedding = self._embed_alone([question], search)
+        hits, documents, note = self._find(question, embedding, search, on_found)
         prompt = self.template.fill(question.parts, documents)
         features = self._prepared([self._as_prompt(prompt, question)])
         beginning = self._beginning(prefix, features, question, documents) if may_reuse else None
@@ -423,14 +347,23 @@ class SugarRag:
         return RagAnswer(text, tuple(hits), note, tuple(prompt), length, reused, *self._cited(text, hits))
 
     def _answer_batch(
-        self, batch: Sequence[Question], search: Search, options: dict[str, Any], skip_special_tokens: bool
+        self,
+        batch: Sequence[Question],
+        search: QuestionSearch,
+        on_found: OnFound | None,
+        options: dict[str, Any],
+        skip_special_tokens: bool,
     ) -> list[RagAnswer]:
         """Answer several questions with one call of `generate`."""
-        if self._form() == "prompt":
-            embeddings = np.concatenate([self._embed_in_prompt(question)[1] for question in batch])
-        else:
-            embeddings = self._embed_alone(batch)
-        results = [search(question, row[None]) for question, row in zip(batch, embeddings, strict=True)]
+        embeddings: Sequence[np.ndarray | None] = [None] * len(batch)
+        if self._form(search) == "prompt":
+            embeddings = [self._embed_in_prompt(question)[1] for question in batch]
+        elif (found := self._embed_alone(batch, search)) is not None:
+            embeddings = [row[None] for row in found]
+        results = [
+            self._find(question, embedding, search, on_found)
+            for question, embedding in zip(batch, embeddings, strict=True)
+        ]
         prompts = [
             self.template.fill(question.parts, documents)
             for question, (_, documents, _) in zip(batch, results, strict=True)
@@ -457,23 +390,17 @@ class SugarRag:
     # ---- Search ----
 
     def _find(
-        self,
-        question: Question,
-        embedding: np.ndarray,
-        top_k: int | None,
-        min_score: float | None,
-        where: Mapping[str, Any] | None,
-        on_found: Callable[[tuple[RagHit, ...], str | None], None] | None,
+        self, question: Question, embedding: np.ndarray | None, search: QuestionSearch, on_found: OnFound | None
     ) -> tuple[list[RagHit], list[Parts], str | None]:
         """Search, and take what fits. Returns the hits, their parts, and why there are none."""
-        least = self.min_score if min_score is None else min_score
-        hits, kept = self._ranked(question.sample, embedding, self.top_k if top_k is None else top_k, least, where)
+        hits, kept = self._ranked(question.sample, question.parts, question.name, embedding, search)
         noted, documents = fit(kept, self.processor, self.max_context_tokens, self.embedder.split_sentences)
         note = None
         if not hits:
             note = "nothing was found: answered without documents."
         elif not kept:
-            note = f"the best score is {hits[0].score:.3f}, below min_score={least}: answered without documents."
+            best = max(hit.vector_score or 0.0 for hit in hits)
+            note = f"the best score is {best:.3f}, below min_score={search.min_score}: answered without documents."
         elif not documents:
             note = f"no first slice fits into {self.max_context_tokens} tokens: answered without documents."
         if on_found is not None:
@@ -481,34 +408,36 @@ class SugarRag:
         return noted, documents, note
 
     def _ranked(
-        self,
-        query: Sample,
-        embedding: np.ndarray,
-        top_k: int,
-        min_score: float | None,
-        where: Mapping[str, Any] | None,
+        self, query: Sample, words: Sample, name: str, embedding: np.ndarray | None, search: QuestionSearch
     ) -> tuple[Sequence[Hit], list[Hit]]:
-        """Search in one stage or two. Returns what was found by cosine, and what is kept of it in the final order."""
-        rerank = None if self.rerank is None else max(self.rerank, top_k)
-        hits = self._search(embedding, candidate_count(top_k, self.reranker, rerank), where)
-        kept = [hit for hit in hits if min_score is None or hit.score >= min_score]
-        return hits, kept if self.reranker is None else self.reranker.rerank(query, kept, top_k)
+        """Search in one stage or two. Returns what was found first, and what is kept of it in the final order."""
+        rerank = None if self.rerank is None else max(self.rerank, search.top_k)
+        hits = self._search(words, name, embedding, candidate_count(search.top_k, self.reranker, rerank), search)
+        least = search.min_score
+        kept = [hit for hit in hits if least is None or (hit.vector_score is not None and hit.vector_score >= least)]
+        return hits, kept if self.reranker is None else self.reranker.rerank(query, kept, search.top_k)
 
-    def _search(self, embedding: np.ndarray, top_k: int, where: Mapping[str, Any] | None) -> Sequence[Hit]:
+    def _search(
+        self, words: Sample, name: str, embedding: np.ndarray | None, count: int, search: QuestionSearch
+    ) -> Sequence[Hit]:
         if isinstance(self.index, SugarIndex):
-            return self.index.search_vectors(embedding, top_k, where=where)[0]
-        if where is not None:
+            options: dict[str, Any] = {"mode": search.mode, "where": search.where}
+            return self.index.search({"query": words}, count, vectors=embedding, names=[name], **options)
+        if search.where is not None:
             raise ValueError(f"where= needs a SugarIndex, {type(self.index).__name__} knows no metadata.")
-        scores, places = self.index.search_embeddings(embedding, top_k)
-        return [
-            Hit((document := as_document(self.index.documents[int(place)], int(place))).id, float(score), -1, document)
-            for score, place in zip(scores[0], places[0], strict=True)
-            if place >= 0
-        ]
+        assert embedding is not None  # of another index, only vectors are searched
+        hits = []
+        for score, place in zip(*(each[0] for each in self.index.search_embeddings(embedding, count)), strict=True):
+            if place >= 0:
+                document = as_document(self.index.documents[int(place)], int(place))
+                hits.append(Hit(document.id, float(score), -1, document, None, float(score)))
+        return hits
 
     # ---- Embed the question ----
 
-    def _form(self) -> str:
+    def _form(self, search: QuestionSearch) -> str:
+        if search.prompt:
+            return "sample"
         if self._query_form is not None:
             return self._query_form
         return "prompt" if self.template.is_question_first and self.reuses else "sample"
@@ -520,9 +449,13 @@ class SugarRag:
         found = embeddings[-1:, : self.embedder.dim].cpu().numpy()
         return prefix, found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def _embed_alone(self, questions: Sequence[Question]) -> np.ndarray:
-        names = [question.name for question in questions]
-        return self.embedder.encode([question.parts for question in questions], show_progress=False, names=names)
+    def _embed_alone(self, questions: Sequence[Question], search: QuestionSearch) -> np.ndarray | None:
+        """Embed questions as samples, (q, dim); `None` where words alone are searched."""
+        if search.mode == "text":
+            return None
+        options: dict[str, Any] = {"show_progress": False, "prompt": search.prompt}
+        options["names"] = [question.name for question in questions]
+        return self.embedder.encode([question.parts for question in questions], **options)
 
     # ---- Generate ----
 
@@ -579,70 +512,6 @@ def _opened(
         raise ValueError("the index is an empty list: give it documents, or a SugarIndex.")
     vectors = [rows[-1] for rows in embedder.embed_documents(documents) if rows is not None]
     return embedder, CandidateIndex(documents, np.stack(vectors))
-
-
-# ---- Prompts ----
-
-
-def fit(
-    hits: Sequence[Hit], processor: SugarProcessor, most_tokens: int | None, split_sentences: bool = False
-) -> tuple[list[RagHit], list[Parts]]:
-    """Take documents in the order of their scores until a budget of tokens is used up, never cut inside a slice.
-
-    Of a document that does not fit as a whole the first slices that do are taken, and what comes after it is tried as
-    well: a short one may fit.
-
-    Args:
-        hits: What was found, best first.
-        processor: Counts the tokens, those of images included, of each document alone.
-        most_tokens: The budget; `None` for no limit.
-        split_sentences: Whether a sentence is a slice, or a text.
-
-    Returns:
-        All hits with the number of slices that are used, and the parts of those that are.
-    """
-    noted: list[RagHit] = []
-    taken: list[Parts] = []
-    left = most_tokens
-    for hit in hits:
-        sample = hit.document.load()
-        messages = parse_sample(sample, f"document {hit.id!r}", split_sentences)
-        used = total = sum(part.slice_count for message in messages for part in message.parts)
-        if left is not None:
-            if messages[0].role is not None:  # what its roles add is not part of the context
-                sample = [part for message in sample for part in message["content"]]
-            ends = _slice_ends(sample, processor, split_sentences)
-            used = sum(end <= left for end in ends)
-            left -= ends[used - 1] if used else 0
-        if used < total:
-            messages = first_slices(messages, used)
-        if used:
-            parts = [part for message in messages for part in message.parts]
-            taken.append([part.load() if part.is_image else part.text for part in parts])
-        noted.append(RagHit(**vars(hit), used=used, slices=total))
-    return noted, taken
-
-
-def _slice_ends(sample: Sample, processor: SugarProcessor, split_sentences: bool) -> list[int]:
-    """Count the tokens of a sample up to the end of each of its slices."""
-    found = processor([sample], split_sentences=split_sentences)["slice_map"][0].abs()
-    marked = found.nonzero()[:, 0]
-    return [int(marked[found[marked] == number].max()) + 1 for number in range(1, int(found.max()) + 1)]
-
-
-def prepared(
-    model: SugarForConditionalGeneration, processor: SugarProcessor, prompts: list[Any], **options: Any
-) -> Features:
-    """Process prompts for generation, padded on the left, on the model's device."""
-    options = {"padding_side": "left", "add_generation_prompt": True, **options}
-    return dict(processor(prompts, **options).to(model.device, dtype=model.dtype))
-
-
-def as_prompt(processor: SugarProcessor, parts: list[Any], history: list[dict[str, Any]] | None = None) -> Any:
-    """Make a sample of the user's turn: a chat, or the bare parts where the model has no chat template."""
-    if processor.chat_template is None:
-        return parts
-    return [*(history or []), {"role": "user", "content": parts}]
 
 
 # ---- Whether reuse is exact ----

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..model.embedding_sugar import Faults, drawn_picture, embed_samples
-from ..model.samples_sugar import Sample, sample_sizes
+from ..model.samples_sugar import Sample, sample_sizes, with_prompt
 from ..retrieval.embedder import SugarEmbedder
 from .server_metrics import Metrics
 
@@ -295,13 +295,15 @@ class BatchedEmbedder(SugarEmbedder):
 
     def __init__(self, worker: EmbeddingWorker) -> None:
         own = worker.embedder
-        options = ("batch_size", "positions", "truncate_dim", "split_sentences", "max_length", "truncation")
+        options = ("batch_size", "positions", "truncate_dim", "split_sentences", "max_length", "truncation", "prompts")
         super().__init__(own.model, own.processor, **{name: vars(own)[name] for name in options})
         self.worker = worker
         self._fingerprint = own._fingerprint  # of the same model: with weights on disk it takes its time
 
     def encode(self, samples: Sequence[Sample], **options: Any) -> np.ndarray:
-        """Embed samples, each at its last slice; of the options, `names` counts."""
+        """Embed samples, each at its last slice; of the options, `names` and those of prompts count."""
         names = options.get("names") or [f"sample {number}" for number in range(len(samples))]
+        prompt = self.find_prompt(options.get("prompt"), options.get("prompt_name"))
+        samples = [with_prompt(sample, prompt) for sample in samples]
         found = self.worker.embed(samples, names).result()
         return np.stack([each.vectors[-1] for each in found])

@@ -16,7 +16,8 @@ from ..model.samples_sugar import Sample
 from ..retrieval.embedder import SugarEmbedder, short_name
 from ..retrieval.explain import Explanation
 from ..retrieval.index import Hit, SugarIndex
-from ..retrieval.rag import KNOWLEDGE_VQA, RagAnswer, RagHit, RagTemplate, SugarRag, prepared
+from ..retrieval.rag import RagAnswer, SugarRag
+from ..retrieval.rag_prompts import KNOWLEDGE_VQA, Question, RagHit, RagTemplate, prepared
 from ..retrieval.reranker import SugarReranker
 from .api_errors import ApiError, invalid
 from .contents import Limits
@@ -317,7 +318,7 @@ class Engine:
             param: What requests call it.
             wanted: What is wanted of the answer.
             watch: Watches the generation.
-            search: `top_k`, `min_score` and `where` of `SugarRag.answer`.
+            search: `top_k`, `min_score`, `mode`, `prompt` and `where` of `SugarRag.answer`.
             on_found: Is told of the documents, before anything is generated.
 
         Raises:
@@ -327,6 +328,14 @@ class Engine:
         rag = self._rag
         assert rag is not None
         tokens = self._prompt(question, param)["input_ids"].shape[1]
+        try:
+            chosen = rag.search(**search)
+        except ValueError as error:
+            raise invalid(str(error), "mode") from error
+        try:
+            chosen.check(Question.read({"query": question}, param))
+        except ValueError as error:
+            raise invalid(str(error), param) from error
         options = self._options(wanted, tokens + (rag.max_context_tokens or 0) + self._template_tokens, watch)
 
         def run(tasks: Sequence[Task]) -> None:

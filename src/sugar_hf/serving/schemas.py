@@ -31,6 +31,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+Mode = Literal["vector", "text", "hybrid"]
 
 
 class _Request(BaseModel):
@@ -134,9 +135,8 @@ class SearchRequest(_Request):
     messages: Chat | None = None
     top_k: int = Field(10, ge=1, le=MOST_HITS)
     where: dict[str, Any] | None = Field(None, description="A filter on metadata.")
-    mode: Literal["vector", "text", "hybrid"] = Field(
-        "vector", description="By embeddings, by words, or by both, fused by reciprocal rank."
-    )
+    mode: Mode = Field("vector", description="By embeddings, by words, or by both, fused by reciprocal rank.")
+    prompt: Text | None = Field(None, description="An instruction for the embedding of the query.")
     rerank: int | None = Field(
         None, ge=1, le=MOST_HITS, description="How many of what is found the model judges; `top_k` of them are kept."
     )
@@ -173,6 +173,8 @@ class AnswerRequest(_Generation):
     messages: Chat | None = None
     top_k: int | None = Field(None, ge=1, le=MOST_HITS)
     min_score: float | None = Field(None, ge=-1, le=1)
+    mode: Mode = Field("vector", description="As of a search.")
+    prompt: Text | None = Field(None, description="As of a search.")
     where: dict[str, Any] | None = Field(None, description="A filter on metadata.")
 
 

@@ -26,10 +26,10 @@ from starlette.responses import Response
 
 from ..data import Document
 from ..data.schema import load_image
-from ..model.samples_sugar import Sample
+from ..model.samples_sugar import Sample, with_prompt
 from ..retrieval.filters import Filter
 from ..retrieval.index import Hit
-from ..retrieval.rag import RagHit
+from ..retrieval.rag_prompts import RagHit
 from . import schemas
 from .api_errors import ApiError, invalid, of_validation
 from .contents import Contents
@@ -234,15 +234,14 @@ class _Routes:
         if count < body.top_k:
             raise invalid(f"rerank: {count} is less than top_k={body.top_k}.", "rerank")
         query, name = await self._query(body)
-        [found] = await self._embed(request, [query], [name])  # says if it is too long
+        [found] = await self._embed(request, [with_prompt(query, body.prompt)], [name])  # says if it is too long
 
         def look() -> list[Hit]:
-            if body.mode == "vector":
-                return index.search_vectors(found.vectors[-1:], count, where=condition)[0]
+            given: dict[str, Any] = {"vectors": found.vectors[-1:], "names": [name]}
             try:
-                return index.search({"query": query}, count, mode=body.mode, where=condition)
+                return index.search({"query": query}, count, mode=body.mode, where=condition, **given)
             except ValueError as error:  # it has no words
-                raise invalid(str(error).replace("query 0", name), name) from error
+                raise invalid(str(error), name) from error
 
         hits = await asyncio.to_thread(look)
         if body.rerank is not None:
@@ -295,7 +294,8 @@ class _Routes:
         _condition(body.where)
         question, param = await self._query(body)
         _check_turns(body.messages)
-        search = {"top_k": body.top_k, "min_score": body.min_score, "where": body.where}
+        names = ("top_k", "min_score", "mode", "prompt", "where")
+        search = {name: vars(body)[name] for name in names}
         pieces = Pieces() if body.stream else None
         watch = self._watch(body, pieces)
         told = None if pieces is None else lambda hits, note: pieces.put((hits, note))
