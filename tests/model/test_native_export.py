@@ -13,6 +13,7 @@ from builders import build_sugar, cached_sugar, picture
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
+from tokenizers.processors import Sequence
 from torch import nn
 
 from sugar_cli.export_command import export
@@ -184,6 +185,30 @@ def test_a_backbone_in_half_precision_is_embedded_in_float32(tmp_path):
     found = SentenceTransformer(str(tmp_path), device="cpu").encode(["a cat"])
     model.vlm.float()
     np.testing.assert_allclose(found, SugarEmbedder(model, processor).encode([["a cat"]]), atol=1e-6)
+
+
+def test_the_mean_of_a_text_is_served_where_no_token_stands_around_it(tmp_path):
+    model, processor = build_sugar("llava")
+    model.config.text_pooling = "mean"
+    with pytest.raises(ValueError, match=r'no sample as Sugar does[^\n]*train with text_pooling="last"'):
+        export_for_serving(model, processor, tmp_path)  # its tokenizer writes a token before a text
+    assert not list(tmp_path.iterdir())
+    processor.tokenizer.backend_tokenizer.post_processor = Sequence([])
+    report = export_for_serving(model, processor, tmp_path)
+    assert report.exact == ["a text"]
+    assert report.forms["several texts"].startswith(
+        "other engines take the mean of all tokens, and Sugar that without"
+    )
+    pooling = json.loads((tmp_path / "1_Pooling/config.json").read_text())
+    assert [key for key, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
+    assert "the mean of all tokens" in (tmp_path / "README.md").read_text()
+    encoder, mine = SentenceTransformer(str(tmp_path), device="cpu"), SugarEmbedder(model, processor)
+    given = ["A cat and a dog", "  a cat \n", "x", picture(1)]
+    expected = mine.encode([[part] for part in given])
+    np.testing.assert_allclose(encoder.encode(given), expected, atol=1e-6)
+    parts = [{"type": "text", "text": text} for text in ("A cat.", "A dog.")]
+    theirs = encoder.encode([[{"role": "user", "content": parts}]])
+    assert np.abs(theirs - mine.encode([["A cat.", "A dog."]])).max() > 1e-3
 
 
 def test_samples_are_judged_by_how_the_processor_writes_them():

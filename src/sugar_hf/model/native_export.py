@@ -44,6 +44,18 @@ _TEMPLATE = """\
 {{%- endif -%}}
 """
 
+_POOLED = {
+    "lasttoken": "An engine takes the state of the last token. Sugar takes that of the last slice.",
+    "mean": "An engine takes the mean of all tokens. Sugar takes that of the last slice's own.",
+}
+_MENDS = {
+    "lasttoken": f"""\
+Where an image comes last, let a short text (`"{END_MARK}"`) follow it, in the index and in queries, or train with
+`image_pooling="last"`.""",
+    "mean": """\
+For samples of several slices, train with `text_pooling="last"`.""",
+}
+
 
 @dataclass(frozen=True)
 class ServingReport:
@@ -52,10 +64,12 @@ class ServingReport:
     Args:
         folder: The folder.
         forms: For each form of a sample, why other engines give another vector for it; empty if they give the same.
+        pooling: What other engines pool: the `"lasttoken"`, or the `"mean"` of all tokens.
     """
 
     folder: Path
     forms: dict[str, str]
+    pooling: str = "lasttoken"
 
     @property
     def exact(self) -> list[str]:
@@ -76,7 +90,8 @@ def export_for_serving(
     The backbone lies in it as a model of its own class: transformers, vLLM and others generate with it. Beside it lie
     the modules of sentence-transformers: the last token's state, two dense layers, normalisation. They give Sugar's
     embedding of a sample whose last slice ends with the last token. The report, the card and a warning name the
-    samples of which that does not hold.
+    samples of which that does not hold. With `text_pooling="mean"` it is the mean of all tokens, which is exact for a
+    text alone where the tokenizer puts no token around it.
 
     Args:
         model: A Sugar model.
@@ -99,17 +114,23 @@ def export_for_serving(
     _check_backbone(model.vlm)
     layers = _head_layers(model.retrieval_head)
     template = embedding_template(processor)
-    poolings = {"image_pooling": model.config.image_pooling, "text_pooling": model.config.text_pooling}
-    report = ServingReport(Path(folder), forms_served(processor, template, **poolings))
+    poolings = (model.config.image_pooling, model.config.text_pooling)
+    means = ["mean"] if model.config.text_pooling == "mean" else []
+    reports = [
+        ServingReport(Path(folder), forms_served(processor, template, *poolings, served), served)
+        for served in ("lasttoken", *means)
+    ]
+    report = max(reports, key=lambda each: len(each.exact))  # of equals, the first
     if not report.exact:
-        raise ValueError(f"other engines would embed no sample as Sugar does. Use export_for_hub.\n{report}")
+        mend = ', or train with text_pooling="last"' if means else ""
+        raise ValueError(f"other engines would embed no sample as Sugar does. Use export_for_hub{mend}.\n{report}")
     with staged(folder) as stage:
         model.vlm.save_pretrained(stage)
         drop_folders(stage / "config.json")
         processor.backbone_processor.save_pretrained(stage)
         _check_processor(stage)
         (stage / EMBEDDING_TEMPLATE).write_text(template, encoding="utf-8")
-        _write_modules(stage, model, layers, template)
+        _write_modules(stage, layers, template, report.pooling)
         card = _card(model, name or report.folder.name, report)
         (stage / "README.md").write_text(card, encoding="utf-8")
     if any(reason for form, reason in report.forms.items() if form != CHAT):
@@ -172,15 +193,20 @@ def embedding_template(processor: SugarProcessor) -> str:
 
 
 def forms_served(
-    processor: SugarProcessor, template: str, image_pooling: str, text_pooling: str = "last"
+    processor: SugarProcessor,
+    template: str,
+    image_pooling: str,
+    text_pooling: str = "last",
+    served: str = "lasttoken",
 ) -> dict[str, str]:
-    """Find out which samples end with their last slice for other engines; no list of models is consulted.
+    """Find out of which samples other engines pool what Sugar does; no list of models is consulted.
 
     Args:
         processor: The processor, with which samples of each form are written both ways.
         template: From [`embedding_template`].
         image_pooling: Of the model.
         text_pooling: Of the model.
+        served: What the engines pool: the `"lasttoken"`, or the `"mean"` of all tokens.
 
     Returns:
         For each form, why other engines pool other states for it; empty if they pool the same.
@@ -194,17 +220,18 @@ def forms_served(
         "an image at the end": ["A drawn picture", wide],
         "an image alone": [wide],
     }
-    found = {
-        form: _difference(processor, template, sample, image_pooling, text_pooling) for form, sample in forms.items()
-    }
+    if text_pooling == "mean":  # the last token of several texts is as that of one
+        forms["several texts"] = ["A drawn picture.", "Another text"]
+    poolings = (image_pooling, text_pooling)
+    found = {form: _difference(processor, template, sample, poolings, served) for form, sample in forms.items()}
     found[CHAT] = "a message of the user is embedded as a sample without roles, and other chats are refused"
     return found
 
 
 def _difference(
-    processor: SugarProcessor, template: str, sample: list[Any], image_pooling: str, text_pooling: str
+    processor: SugarProcessor, template: str, sample: list[Any], poolings: tuple[str, str], served: str
 ) -> str:
-    """Why the state of the last token is not that of the last slice; empty if it is."""
+    """Why what engines pool is not what Sugar pools at the last slice; empty if it is."""
     try:
         ours = processor([sample])
     except ValueError as error:
@@ -226,13 +253,17 @@ def _difference(
     real = ours["attention_mask"][0].bool()
     ids, slices = ours["input_ids"][0][real].tolist(), ours["slice_map"][0][real]
     last = (slices.abs() == slices.abs().max()).nonzero()[:, 0].tolist()
-    pooling = image_pooling if slices[last[0]] > 0 else text_pooling
+    pooling = poolings[0] if slices[last[0]] > 0 else poolings[1]
     follow = len(ids) - 1 - last[-1]
     if ids != theirs:
         extra = len(theirs) - len(ids)
         if extra > 0 and theirs[: len(ids)] == ids:
             return f"the processor writes {extra} more {_tokens(extra)} behind it"
         return "the processor writes it with other tokens, such as one that reaches over the end of a text"
+    if served == "mean":
+        if others := len(ids) - (len(last) if pooling == "mean" else 1):
+            return f"other engines take the mean of all tokens, and Sugar that without {others} of them"
+        return ""
     if follow:
         return f"{follow} {_tokens(follow)} stand behind the last slice"
     if len(last) > 1 and pooling != "last":
@@ -244,9 +275,7 @@ def _tokens(count: int) -> str:
     return "token" if count == 1 else "tokens"
 
 
-def _write_modules(
-    stage: Path, model: SugarForConditionalGeneration, layers: list[tuple[nn.Linear, nn.Module]], template: str
-) -> None:
+def _write_modules(stage: Path, layers: list[tuple[nn.Linear, nn.Module]], template: str, served: str) -> None:
     """Write the modules of sentence-transformers, in words that releases before 6 and vLLM read too."""
     width = layers[0][0].in_features
     names = [
@@ -261,10 +290,11 @@ def _write_modules(
         for number, (path, kind) in enumerate(zip(names, kinds, strict=True))
     ]
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    old_name = {"lasttoken": "lasttoken", "mean": "mean_tokens"}[served]
     pooling = {
         "embedding_dimension": width,
-        "pooling_mode": "lasttoken",
-        **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in modes},
+        "pooling_mode": served,
+        **{f"pooling_mode_{mode}": mode == old_name for mode in modes},
         "include_prompt": True,
     }
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -359,10 +389,9 @@ vllm serve {code} --runner pooling --convert embed \\
   --chat-template {EMBEDDING_TEMPLATE} --chat-template-content-format openai
 ```
 
-An engine takes the state of the last token. Sugar takes that of the last slice. The vectors are the same for:
+{_POOLED[report.pooling]} The vectors are the same for:
 
 {table(("sample", "the same vector"), rows)}
 
-Where an image comes last, let a short text (`"{END_MARK}"`) follow it, in the index and in queries, or train with
-`image_pooling="last"`. A text must not hold the model's control tokens, which Sugar reads as text and engines obey.
+{_MENDS[report.pooling]} A text must not hold the model's control tokens, which Sugar reads as text and engines obey.
 """
