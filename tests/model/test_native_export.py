@@ -195,10 +195,8 @@ def test_the_mean_of_a_text_is_served_where_no_token_stands_around_it(tmp_path):
     assert not list(tmp_path.iterdir())
     processor.tokenizer.backend_tokenizer.post_processor = Sequence([])
     report = export_for_serving(model, processor, tmp_path)
-    assert report.exact == ["a text"]
-    assert report.forms["several texts"].startswith(
-        "other engines take the mean of all tokens, and Sugar that without"
-    )
+    assert report.exact == ["a text", "an image alone"]
+    assert report.forms["several texts"].startswith("other engines take the mean of all tokens")
     pooling = json.loads((tmp_path / "1_Pooling/config.json").read_text())
     assert [key for key, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
     assert "the mean of all tokens" in (tmp_path / "README.md").read_text()
