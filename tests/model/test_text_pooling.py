@@ -1,9 +1,13 @@
 """The mean over a text's own tokens as its embedding, beside the state of its last token."""
 
+import numpy as np
 import pytest
 import torch
 from builders import picture
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
 
+from sugar_hf import SugarEmbedder
 from sugar_hf.model import SugarConfig, SugarForConditionalGeneration
 
 CHAT = [
@@ -81,6 +85,26 @@ def test_a_map_of_an_earlier_version_is_refused(llava, monkeypatch):
     monkeypatch.setattr(model.config, "text_pooling", "mean")
     with pytest.raises(ValueError, match=r"slice_map .*text_pooling"):
         model(**{**inputs, "slice_map": earlier})
+
+
+def test_embedder_pipeline_and_sentence_transformers_give_it(fresh_llava, tmp_path):
+    model, processor = fresh_llava
+    last = SugarEmbedder(model, processor).encode(["A cat sits.", PLAIN[:3]])
+    model.config.text_pooling = "mean"
+    with torch.no_grad():
+        alone = model(**processor(["A cat sits."])).retrieval_embeds[0, -1]
+        within = model(**processor([PLAIN[:3]])).retrieval_embeds[0, -1]
+    expected = torch.stack([alone, within]).numpy()
+    assert np.abs(expected - last).max(axis=1).min() > 1e-3
+    found = SugarEmbedder(model, processor).encode(["A cat sits.", PLAIN[:3]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    retrieve = pipeline("sugar-retrieval", model=model, processor=processor, device="cpu")
+    hit = retrieve({"query": "A cat sits."}, [PLAIN[:3]])[0]
+    assert hit["score"] == pytest.approx(float(expected[0] @ expected[1]), abs=1e-5)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = SentenceTransformer(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(encoder.encode(["A cat sits.", PLAIN[:3]]), expected, atol=1e-5)
 
 
 def test_the_configuration_says_how_texts_are_pooled(llava, tmp_path):

@@ -40,6 +40,14 @@ def test_every_form_of_input(served, mini, inputs):
         np.testing.assert_allclose(vectors(served.post("/v1/embeddings", input=given)), [wanted], atol=1e-6)
 
 
+def test_texts_may_be_pooled_by_their_mean(served, mini, monkeypatch):
+    last = mini.encode(TEXTS, show_progress=False)
+    monkeypatch.setattr(mini.model.config, "text_pooling", "mean")
+    expected = mini.encode(TEXTS, show_progress=False)
+    assert np.abs(expected - last).max() > 1e-3
+    np.testing.assert_allclose(vectors(served.post("/v1/embeddings", input=TEXTS)), expected, atol=1e-6)
+
+
 def test_together_with_others(served, mini, inputs):
     """Many requests at a time, alike only in that they come together."""
     expected = mini.encode([sample for _, sample in inputs], show_progress=False)

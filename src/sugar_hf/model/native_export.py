@@ -221,7 +221,7 @@ def forms_served(
         "an image alone": [wide],
     }
     if text_pooling == "mean":  # the last token of several texts is as that of one
-        forms["several texts"] = ["A drawn picture.", "Another text"]
+        forms["several texts"] = ["A drawn picture", "Another text"]
     poolings = (image_pooling, text_pooling)
     found = {form: _difference(processor, template, sample, poolings, served) for form, sample in forms.items()}
     found[CHAT] = "a message of the user is embedded as a sample without roles, and other chats are refused"
