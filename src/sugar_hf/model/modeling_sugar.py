@@ -173,8 +173,9 @@ def pool_slices(
             'marks a text on its last token alone, and text_pooling="mean" needs all of them. Process the samples '
             "once more, with the SugarProcessor of this version."
         )
-    positions = torch.arange(length, device=hidden.device).expand(batch, length)
-    last = torch.zeros(batch, slots, dtype=torch.int64, device=hidden.device)
+    # not int64, of which some devices find no maximum
+    positions = torch.arange(length, dtype=torch.int32, device=hidden.device).expand(batch, length)
+    last = torch.zeros(batch, slots, dtype=torch.int32, device=hidden.device)
     last = last.scatter_reduce(1, numbers, positions, "amax", include_self=False)
     pooled_by_mean = (is_image & (image_pooling == "mean")) | (~is_image & (text_pooling == "mean"))
     is_pooled = (numbers > 0) & (pooled_by_mean | (positions == last.gather(1, numbers)))
