@@ -98,10 +98,10 @@ MRMR = ("knowledge", "theorem", "design", "traffic", "negation")
 
 #: The instructions of two kinds of OVEN's queries, and of another data set.
 INSTRUCTIONS = (
-    ("query_modality", "cand_modality", "dataset_name", "dataset_id", "prompt_1", "prompt_2", "prompt_3"),
-    ("image,text", "image,text", "OVEN", "5", "Find the page that answers this.", "Which page helps?", ""),
-    ("image,text", "text", "OVEN", "5", "Find the article that answers this.", "", ""),
-    ("text", "image", "MSCOCO", "9", "Find the picture of this.", "Which image is described?", "Show it."),
+    ("query_modality", "cand_modality", "dataset_name", "dataset_id", "prompt_1", "prompt_2", "prompt_3", "prompt_4"),
+    ("image,text", "image,text", "OVEN", "5", "Find the page that answers this.", "Which page helps?", "", ""),
+    ("image,text", "text", "OVEN", "5", "Find the article that answers this.", "", "", ""),
+    ("text", "image", "MSCOCO", "9", "Find the picture of this.", "Which image is described?", "Show it.", "Look."),
 )
 
 

@@ -188,6 +188,15 @@ def test_queries_are_five_sentences_with_or_without_four_images(vist):
     assert [document.id for document in sets["5c+4i"]] == ["45530", "45531", "45532"]
 
 
+def test_queries_of_vist_can_have_an_instruction(vist):
+    told = load("vist", vist, options={"instruction": "Find the last picture."}).sets
+    for name in ("5c", "5c+4i"):
+        [system, user] = told[name][0].content.messages
+        assert (system["role"], system["content"][0]["text"]) == ("system", "Find the last picture.")
+        assert user["content"] == load("vist", vist).sets[name][0].content.messages[0]["content"]
+    assert told["images"][0].content.messages[0]["role"] == "document"
+
+
 def test_stories_keep_the_order_of_the_file(own_vist):
     file = own_vist / "sis" / "val.story-in-sequence.json"
     content = json.loads(file.read_text(encoding="utf-8"))

@@ -91,6 +91,13 @@ def test_runs_that_differ_have_names_that_differ():
     assert run_name(TASKS["coco"], plain, Models("openai/clip-vit", mode="text")) == "clip-vit-text"
 
 
+def test_a_sentence_as_an_option_makes_no_file_name_too_long():
+    told = [Source("vist", "data", options={"instruction": f"{'Find the last image. ' * 20}{n}"}) for n in (1, 2)]
+    names = [run_name(TASKS["vist"], source, Models("me/sugar")) for source in told]
+    assert names[0] != names[1]
+    assert max(map(len, names)) < 110
+
+
 def test_a_file_of_results_does_not_change_a_run(gqa, tmp_path):
     write_json(tmp_path / "gqa" / "mini-sugar.json", {"old": True})
     result = run_task(TASKS["gqa"], gqa, Models(MINI, device="cpu"), tmp_path)

@@ -1,5 +1,6 @@
 """One task on one model, from data to a file with the result."""
 
+import hashlib
 import json
 import platform
 import re
@@ -21,6 +22,8 @@ from .tasks import Task
 
 #: Fields of a result that are no figures.
 FIELDS = ("n", "seed", "failed", "skipped", "settings", "submission", "server", "scored", "reason", "unjudged", "runs")
+#: Characters of a part of a run's name; a file name has room for 255.
+LONGEST = 80
 
 
 def is_sugar(name: str) -> bool:
@@ -171,5 +174,6 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _slug(name: str) -> str:
-    """The last part of a name, as a file name has it."""
-    return re.sub(r"[^A-Za-z0-9=+-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
+    """The last part of a name, as a file name has it; of a long one, the beginning and a digest."""
+    slug = re.sub(r"[^A-Za-z0-9=+-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
+    return slug if len(slug) <= LONGEST else f"{slug[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

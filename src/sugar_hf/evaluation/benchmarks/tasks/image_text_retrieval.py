@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ....data import BadSampleError, Document
+from ....data.relevance import with_instruction
 from ....data.schema import IMAGE_SUFFIXES
 from ...examples import Lazy
 from ...ranking_evaluator import KS, Ranking, RankingEvaluator
+from ..qrels import own_instruction
 from ..sources import Source, get, image_in, read_json
 from .task import Task
 
@@ -114,6 +116,9 @@ def load_vist(source: Source) -> RankingEvaluator:
     five sentences (5c), or each of the first four with its image, then the fifth (5c+4i). Candidates are all images of
     the split's stories that are there. With dagger the story's first four images cannot be retrieved. A story with a
     missing image is no query, as in FROMAGe; how many, and which, is in the result.
+
+    An instruction is a system message of each query. There is none by default, as in the paper; LamRA
+    (Code-kunkun/LamRA@7286399, `eval/eval_zeroshot/eval_vist.py`) measures 5c+4i with dagger with one.
     """
     split = source.split or "val"
     file = source.need(f"{split}.story-in-sequence.json")
@@ -131,14 +136,15 @@ def load_vist(source: Source) -> RankingEvaluator:
     kept = stories if source.option("candidates", "all", CANDIDATES) == "all" else asked
     photos = list(dict.fromkeys(photo for id in kept for photo, _ in stories[id] if photo in files))
     number = {photo: i for i, photo in enumerate(photos)}
+    instruction = own_instruction(source, None)
 
     def captions(i: int) -> Document:
-        return Document(asked[i], [text for _, text in stories[asked[i]]])
+        return with_instruction(Document(asked[i], [text for _, text in stories[asked[i]]]), instruction)
 
     def mixed(i: int) -> Document:
         rows = stories[asked[i]]
         before = [part for photo, text in rows[:-1] for part in (text, files[photo])]
-        return Document(asked[i], [*before, rows[-1][1]])
+        return with_instruction(Document(asked[i], [*before, rows[-1][1]]), instruction)
 
     targets = [[number[stories[id][-1][0]]] for id in asked]
     context = [[number[photo] for photo, _ in stories[id][:-1]] for id in asked]
@@ -230,6 +236,7 @@ TASKS = {
             split="val",
             options={
                 "images": "folder with the images, {photo id}.jpg; images or val in the data by default",
+                "instruction": "what a query is told to look for: none (the default), or a text",
                 **OPTIONS,
             },
             paper=_cells(

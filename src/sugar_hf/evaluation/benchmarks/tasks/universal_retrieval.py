@@ -97,7 +97,7 @@ def _instructions(source: Source) -> dict[tuple[str, str, str], list[str]]:
     """Instructions by the number of the data set, the query's modality and the candidate's."""
     file = source.need("instructions/query_instructions.tsv", "query_instructions.tsv", command=COMMAND)
     found = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines()[1:], start=2):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n")[1:], start=2):
         cells = line.strip().split("\t")
         if line.strip() and len(cells) < 5:
             raise ValueError(f"{file}, line {number}: expected five columns or more with tabs between. Get it again.")
