@@ -32,6 +32,8 @@ from .manuals import slices_of
 from .real_tasks import item_ranks
 
 LOG = "log.json"
+#: What families call the part that brings pictures into the language model.
+PROJECTORS = ("multi_modal_projector", "connector", "merger")
 
 
 def sample_rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
@@ -200,7 +202,7 @@ class JointBudget:
         head_learning_rate: Of the head.
     """
 
-    steps: int = 48
+    steps: int = 24
     batch_size: int = 8
     max_length: int = 256
     rank: int = 32
@@ -230,9 +232,9 @@ def train_joint(
     """
     claim(run, {**row.facts(), **asdict(budget), "seed": seed, "rows": len(rows)})
     set_seed(seed)
-    adapters = sugar_lora_config(
-        model, r=budget.rank, lora_alpha=2 * budget.rank, modules_to_save=["multi_modal_projector"]
-    )
+    ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    projector = [name for name in PROJECTORS if name in ends]
+    adapters = sugar_lora_config(model, r=budget.rank, lora_alpha=2 * budget.rank, modules_to_save=projector)
     trained: Any = get_peft_model(model, adapters)  # type: ignore[arg-type]
     loss = {} if row.loss is None else row.loss.to_dict()
     trainer = SugarTrainer(
@@ -247,6 +249,7 @@ def train_joint(
             head_learning_rate=budget.head_learning_rate,
             max_length=budget.max_length,
             truncation="slice",
+            train_sampling_strategy="group_by_length",
             seed=seed,
             **loss,
         ),

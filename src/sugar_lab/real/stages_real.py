@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -23,11 +24,12 @@ from sugar_hf.data import Document, RetrievalSet
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 
 from ..outcomes import Outcome, read_outcomes, write_outcomes
-from ..stage_files import agrees, is_whole, mark_whole, write_json
+from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
-from .head_rows import BEST, chosen, joint_rows, screened
-from .head_study import HeadRow, embed, figures, measure, new_head, train_heads
+from .head_rows import BEST, chosen, head_rows, joint_rows, widened
+from .head_study import HeadRow, embed, measure, new_head, train_heads
 from .joint_training import (
+    PROJECTORS,
     JointBudget,
     JointRow,
     align_projector,
@@ -44,13 +46,14 @@ from .real_teachers import caption_pairs
 from .short_questions import QUESTIONS, check_questions
 from .study import CAPTION, MAX_LENGTH, Study
 
+SPLITS: tuple[Split, ...] = ("validation", "test")
 HELD_OUT = 300  # captions of validation whose loss is measured
 STUDY = "real-joint"
 JOINT_SEEDS = 2
 #: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
-JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption", "stamps/stamp_caption", "stamps/stamp_picture")
-QUERIES, CANDIDATES = 150, 300
-LOSSES = 75  # held-out sections of each manual
+JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
+QUERIES, CANDIDATES = 60, 120
+LOSSES = 50  # held-out sections of each manual
 
 
 def do_stage(
@@ -61,10 +64,10 @@ def do_stage(
         make_models(study)
     elif name == "states":
         study.make_states(part=part, parts=parts)
-    elif name == "screen":
-        screen(study)
     elif name == "heads":
-        measure_heads(study, seeds, output)
+        measure_heads(study, {seed: chosen() if seed else head_rows() for seed in seeds}, output, name)
+    elif name == "widened":
+        measure_heads(study, {0: widened()}, output, name)
     elif name == "joint":
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
     elif name == "answers":
@@ -91,49 +94,51 @@ def _captioned(pairs: Sequence[tuple[Any, str, str]]) -> list[Document]:
 # ---- heads
 
 
-def screen(study: Study) -> dict[str, Any]:
-    """Train and measure the grid on validation, and write the figures of all rows, best first."""
-    path = study.work / "screen.json"
-    rows, sets = screened(), study.sets("validation")
-    facts = {"rows": [row.facts() for row in rows], "tasks": list(sets)}
-    if not agrees(path, facts, "facts"):
-        begun = time.monotonic()
-        heads = _train(study, rows, seed=0)
-        found = {row.name: figures(measure(study.states, sets, row, heads[row.name])) for row in rows}
-        order = sorted(found, key=lambda name: -found[name]["mean"]["MRR"])
-        seconds = time.monotonic() - begun
-        write_json(path, {"facts": facts, "order": order, "figures": found, "seconds": round(seconds)})
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def measure_heads(study: Study, seeds: Iterable[int], output: Path, split: Split = "test") -> Path:
-    """Train and measure the chosen rows on test, seed by seed, and write the ranks of all queries."""
-    rows = chosen()
-    sets = study.sets(split)
-    times, parts = {}, []
-    for seed in seeds:
-        heads, times[seed] = trained_heads(study, rows, seed)
+def measure_heads(study: Study, rows: Mapping[int, Sequence[HeadRow]], output: Path, name: str) -> Path:
+    """Train and measure the rows of each seed, and write the ranks of all queries, of validation and of test."""
+    times: dict[str, int] = {}
+    parts: list[Path] = []
+    for seed, of_seed in rows.items():
+        heads = trained_heads(study, of_seed, seed, times)
         outcomes: list[Outcome] = []
-        for row in rows:
-            ranks = measure(study.states, sets, row, heads[row.name])
-            outcomes += rank_outcomes(f"real-{split}", row.name, seed, ranks)
-        parts.append(write_outcomes(study.work / "heads" / f"seed-{seed}-{split}.parquet", outcomes))
-    facts = {"rows": [row.facts() for row in rows], "split": split, "seconds": times, "tasks": list(sets)}
-    return write_study(output, "real_heads", parts, {**facts, **study.facts()})
+        for split in SPLITS:
+            sets = study.sets(split)
+            for row in of_seed:
+                ranks = measure(study.states, sets, row, heads[row.name])
+                outcomes += rank_outcomes(f"real-{split}", row.name, seed, ranks)
+        parts.append(write_outcomes(study.work / name / f"seed-{seed}.parquet", outcomes))
+    tasks = {split: list(study.sets(split)) for split in SPLITS}
+    settings = {row.name: row.facts() for of_seed in rows.values() for row in of_seed}
+    return write_study(
+        output, f"real_{name}", parts, {"rows": settings, "seconds": times, "tasks": tasks, **study.facts()}
+    )
 
 
-def trained_heads(study: Study, rows: Sequence[HeadRow], seed: int) -> tuple[dict[str, nn.Module], int]:
-    """Return the heads of some rows, trained now or before, and the seconds that training took."""
-    folder = study.work / "heads" / f"seed-{seed}"
-    facts = {"rows": [row.facts() for row in rows]}
-    if not is_whole(folder, facts):
+def trained_heads(
+    study: Study, rows: Sequence[HeadRow], seed: int, times: dict[str, int] | None = None
+) -> dict[str, nn.Module]:
+    """Return the heads of some rows, trained now or before.
+
+    Args:
+        study: The study.
+        rows: The rows.
+        seed: Of heads and batches.
+        times: Gets, for each row, the seconds in which all that were trained with it were.
+    """
+    times = {} if times is None else times
+    own = [row for row in rows if row.head is None]
+    new = [row for row in own if not agrees(head_file(study, row, seed).with_suffix(".json"), row.facts(), "row")]
+    if new:
         begun = time.monotonic()
-        for name, head in _train(study, rows, seed).items():
-            save_head(folder / f"{name}.safetensors", head)
-        write_json(folder / "seconds.json", round(time.monotonic() - begun))
-        mark_whole(folder, facts)
-    seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
-    return {row.name: load_head(study, row, seed) for row in rows}, seconds
+        heads = _train(study, new, seed)
+        seconds = round(time.monotonic() - begun)
+        for row in new:
+            save_head(head_file(study, row, seed), heads[row.name])
+            write_json(head_file(study, row, seed).with_suffix(".json"), {"row": row.facts(), "seconds": seconds})
+    for row in own:
+        path = head_file(study, row, seed).with_suffix(".json")
+        times[f"{row.name}-{seed}"] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    return {row.name: load_head(study, row, seed) for row in rows}
 
 
 def _train(study: Study, rows: Sequence[HeadRow], seed: int) -> dict[str, nn.Module]:
@@ -154,10 +159,15 @@ def save_head(path: Path, head: nn.Module) -> None:
         save_file({name: weight.contiguous() for name, weight in head.state_dict().items()}, temporary)
 
 
+def head_file(study: Study, row: HeadRow | JointRow, seed: int) -> Path:
+    """Return where the weights of a row's head are."""
+    return study.work / "heads" / f"seed-{seed}" / f"{row.head or row.name}.safetensors"
+
+
 def load_head(study: Study, row: HeadRow, seed: int) -> nn.Module:
     """Return the head of a row that has been trained."""
     head = new_head(study.config, row, seed)
-    head.load_state_dict(load_file(study.work / "heads" / f"seed-{seed}" / f"{row.name}.safetensors"))
+    head.load_state_dict(load_file(head_file(study, row, seed)))
     return head.eval()
 
 
@@ -203,50 +213,54 @@ def _joint(
         )
     log: list[dict[str, float]] = []
     if row.is_trained:
-        rows = _with_vectors(study, budget.max_length)
+        rows = _with_vectors(study, budget, seed)
         run = study.work / "joint" / "runs" / f"{row.name}-{seed}"
         model, log = train_joint(model, processor, rows, row, seed, budget, run)
         save_trained(study.work / "joint" / f"{row.name}-{seed}.safetensors", model)
     model.vlm.to(study.dtype)
-    texts = held_out_sections(study)
+    texts = held_out_sections(study, budget.max_length)
     losses = item_losses(model, processor, texts, study.dtype, max_length=budget.max_length)
     outcomes = [
         Outcome(STUDY, row.name, seed, "held-out loss", document.id, "loss", loss)
         for document, loss in zip(texts, losses, strict=True)
     ]
-    ranks = embedded_ranks(model, processor, joint_sets(study), budget.max_length)
+    ranks = embedded_ranks(model, processor, joint_sets(study), MAX_LENGTH, batch_size=8)
     return [*outcomes, *rank_outcomes(STUDY, row.name, seed, ranks)], log
 
 
-def held_out_sections(study: Study) -> list[Document]:
+def held_out_sections(study: Study, max_length: int) -> list[Document]:
     """Return the sections of test pages whose texts are held out, as many of each manual."""
     found = []
     for manual in study.manuals:
-        sections = [each for each in manual.split("test") if _begins_short(each)]
+        sections = [each for each in manual.split("test") if _begins_short(study, each, max_length)]
         found += sorted(sections, key=lambda each: hashlib.sha256(each.id.encode()).digest())[:LOSSES]
     return found
 
 
-def _begins_short(document: Document) -> bool:
-    """Whether the first slice is far from being too long for training."""
+def _begins_short(study: Study, document: Document, max_length: int) -> bool:
+    """Whether the first slice of a document fits, with what the processor writes around it."""
     first = slices_of(document)[0]
-    return not isinstance(first, str) or len(first) <= 2 * JointBudget().max_length
+    return not isinstance(first, str) or len(study.processor.tokenizer(first)["input_ids"]) + 8 <= max_length
 
 
-def _with_vectors(study: Study, max_length: int) -> Dataset:
-    """Return the training samples with their teacher columns."""
+def _with_vectors(study: Study, budget: JointBudget, seed: int) -> Dataset:
+    """Return twice as many training samples as are needed, drawn by the seed, with their teacher columns."""
     documents = study.training["titled"]
-    rows = []
-    for place, document in enumerate(documents):
-        if _begins_short(document):
-            columns = {name: column.tolist() for name, column in study.vectors.columns_of(place).items()}
-            rows.append({**sample_rows([document])[0], **columns, "teacher_fingerprint": study.teacher.fingerprint})
+    size = 2 * budget.steps * budget.batch_size
+    rows: list[dict[str, Any]] = []
+    for place in np.random.default_rng(seed).permutation(len(documents)).tolist():
+        if len(rows) == size or not _begins_short(study, documents[place], budget.max_length):
+            continue
+        columns = {name: column.tolist() for name, column in study.vectors.columns_of(place).items()}
+        rows.append(
+            {**sample_rows([documents[place]])[0], **columns, "teacher_fingerprint": study.teacher.fingerprint}
+        )
     return Dataset.from_list(rows)
 
 
 def save_trained(path: Path, model: SugarForConditionalGeneration) -> None:
     """Write what training changes: the language model's adapted weights, projector and head."""
-    parts = ("q_proj", "v_proj", "projector", "retrieval_head")
+    parts = ("q_proj", "v_proj", "retrieval_head", *PROJECTORS)
     state = {
         name: weight.contiguous()
         for name, weight in model.state_dict().items()
@@ -274,7 +288,7 @@ def measure_answers(study: Study, output: Path) -> Path:
     check_questions(QUESTIONS, study.manuals)
     sets = study.sets("test")
     corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
-    own = next(row for row in chosen() if row.name == BEST)
+    own = next(row for row in head_rows() if row.name == BEST)
     asked = [Document(question.item, question.question) for question in QUESTIONS]
     model, processor = study.model()
     model.vlm.to(study.dtype)

@@ -22,7 +22,7 @@ from .frozen_states import FrozenStates, TeacherVectors, make_states, make_vecto
 from .manuals import FORMS, STUDIED, Manual, Split, read_manual, training_documents
 from .packages import get_packages, read_manifest
 from .real_models import build_backbone, class_names, image_processor, load_tower
-from .real_tasks import RealTask, read_stamps, real_tasks, samples_of, split_stamps
+from .real_tasks import RealTask, read_stamps, real_tasks, split_stamps
 from .real_teachers import ImageFeatures, MappedImages, caption_pairs, sentence_encoder, study_teacher
 from .vision_tower import register
 
@@ -200,7 +200,8 @@ class Study:
         """
         documents = list(self.training["titled"])
         for split in splits:
-            documents += samples_of(self.tasks(split).values()).values()
+            for task in self.tasks(split).values():
+                documents += [*task.data.queries, *task.data.corpus]
         model, processor = self.model()
         model.vlm.to(self.dtype)
         folder = self.work / "states"
