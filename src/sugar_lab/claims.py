@@ -63,6 +63,15 @@ RETRIEVAL: Places = (
     *(("vist 5c dagger", "R@1"), ("vist 5c+4i dagger", "R@1")),
 )
 
+_MANUALS = ("gimp", "grass")
+_REAL_TEXT: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("title", "rest"))
+_REAL_MIXED: Places = tuple(
+    (f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("next", "caption", "picture")
+)
+_HEADS, _JOINT, _ASKED = "real-test", "real-joint", "real-answers"
+#: The setting of the study on real documents.
+_REAL = "kl-0.3"
+
 QUESTIONS: Sequence[Question] = (
     Question(1, "answers, mean of five benchmarks", WINNER, "lm-only", ANSWER_PLACES, 0.5, allowed=0.5),
     Question(
@@ -101,11 +110,58 @@ QUESTIONS: Sequence[Question] = (
     ),
     Question(7, "documents help answers", WINNER, f"{WINNER}-no-data-d", ANSWER_PLACES, 0.5),
     Question(7, "chats help retrieval", WINNER, f"{WINNER}-no-data-g", RETRIEVAL, 1.0),
+    Question(
+        *(
+            1,
+            "real documents: held-out loss, nats for each token",
+            _REAL,
+            "lm-only",
+            (("held-out loss", "loss"),),
+            0.02,
+        ),
+        allowed=0.02,
+        less=True,
+        unit=" nats",
+        study=_JOINT,
+    ),
+    Question(4, "real documents: text and pictures, R@1", _REAL, "infonce", _REAL_MIXED, 2.0, study=_HEADS),
+    Question(4, "real documents: text, R@1", _REAL, "infonce", _REAL_TEXT, 2.0, study=_HEADS),
+    Question(
+        *(5, "real documents: alignment rather than the mean of all pairs", _REAL, f"{_REAL}-mean-labels"),
+        *(_REAL_TEXT + _REAL_MIXED, 1.0),
+        study=_HEADS,
+    ),
+    Question(
+        *(5, "real documents: the triple kernel rather than CLIP alone", _REAL, f"{_REAL}-clip-alone"),
+        *(_REAL_TEXT + _REAL_MIXED, 1.0),
+        study=_HEADS,
+    ),
+    Question(
+        6, "real documents: answers with what was found", "own", "minilm", (("answer", "hit"),), 5.0, study=_ASKED
+    ),
+    Question(
+        *(
+            8,
+            "real documents: calibrated rather than gak",
+            _REAL,
+            f"{_REAL}-gak-labels",
+            _REAL_TEXT + _REAL_MIXED,
+            1.0,
+        ),
+        study=_HEADS,
+    ),
+    Question(
+        *(8, "real documents: calibrated rather than mean", _REAL, f"{_REAL}-mean-labels"),
+        *(_REAL_TEXT + _REAL_MIXED, 1.0),
+        study=_HEADS,
+    ),
     Question(8, "calibrated rather than gak", WINNER, f"{WINNER}-gak", RETRIEVAL, 1.0),
     Question(8, "calibrated rather than mean", WINNER, f"{WINNER}-mean", RETRIEVAL, 1.0),
 )
 #: Rows of any study that no training changes.
-UNTRAINED_ROWS = ("tfidf", "minilm", "minilm-slices")
+UNTRAINED_ROWS = ("tfidf", "minilm", "minilm-slices", "raw")
+#: Studies of one model, which is asked in several ways: no seed tells their rows apart.
+OF_ONE_MODEL = ("real-answers",)
 #: Why a claim has no question here.
 NOT_HERE = {
     3: "a language model of this size does not find the relevant pair at any place, and a curve at chance is flat by "

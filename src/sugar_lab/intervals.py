@@ -155,7 +155,8 @@ class Outcomes:
             wanted = [pc.equal(table[name], value) for name, value in zip(names, key, strict=True)]
             part = table.filter(pc.and_(pc.and_(wanted[0], wanted[1]), wanted[2]))
             grid = _grid(part, f"{self.study}: {key[0]} on {key[1]}")
-            self._grids[key] = replace(grid, seeds=(UNTRAINED,)) if key[0] in untrained else grid
+            single = key[0] in untrained and len(grid.seeds) == 1
+            self._grids[key] = replace(grid, seeds=(UNTRAINED,)) if single else grid
 
     def rows(self, task: str) -> list[str]:
         """The rows that were measured on a task."""

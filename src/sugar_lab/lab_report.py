@@ -7,7 +7,6 @@ from pathlib import Path
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 
-from .claims import UNTRAINED_ROWS
 from .defaults import defaults_section
 from .design import OUT as DESIGN
 from .evidence import OUTCOMES, STUDY
@@ -134,7 +133,7 @@ def _decided(folder: Path, further: Path | None) -> list[str]:
     """The verdicts on the claims, and the tables with intervals."""
     files = [folder / OUTCOMES] if (folder / OUTCOMES).is_file() else []
     files += sorted(further.glob("*.parquet")) if further is not None else []
-    studies = read_studies(files, UNTRAINED_ROWS)
+    studies = read_studies(files)
     lines = ["## The paper's claims", "", *verdict_section(all_verdicts(studies))]
     if STUDY not in studies:
         return lines

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .claims import CLAIMS, NOT_HERE, QUESTIONS, Question
+import pyarrow.compute as pc
+
+from .claims import CLAIMS, NOT_HERE, OF_ONE_MODEL, QUESTIONS, UNTRAINED_ROWS, Question
 from .intervals import Estimate, Outcomes, Term, between, holm
 from .outcomes import read_outcomes
 
@@ -68,18 +70,22 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
 
 
-def read_studies(paths: Sequence[Path], untrained: Sequence[str] = ()) -> dict[str, Outcomes]:
+def read_studies(paths: Sequence[Path]) -> dict[str, Outcomes]:
     """Read outcomes, by study; empty without files.
+
+    Rows of `UNTRAINED_ROWS`, and all of a study `OF_ONE_MODEL`, count as such that no training changes.
 
     Args:
         paths: files of outcomes.
-        untrained: rows that no training changes, beside those that say so by their seed.
     """
     if not paths:
         return {}
     table = read_outcomes(paths)
-    names = sorted(set(table["study"].unique().to_pylist()))
-    return {name: Outcomes(table, name, untrained) for name in names}
+    found = {}
+    for name in sorted(pc.unique(table["study"]).to_pylist()):
+        rows = pc.unique(table.filter(pc.equal(table["study"], name))["row"]).to_pylist()
+        found[name] = Outcomes(table, name, rows if name in OF_ONE_MODEL else UNTRAINED_ROWS)
+    return found
 
 
 def all_verdicts(

@@ -121,3 +121,12 @@ def test_questions_ask_for_rows_and_tasks_that_there_are():
         assert {task.partition(" ")[0] for task, _ in question.places} <= {*TWINS, "webqa"}
         assert question.worth >= 0
         assert math.isfinite(question.factor)
+
+
+def test_rows_of_one_model_asked_in_several_ways_need_no_seeds(tmp_path):
+    found = studies(tmp_path, {"own": 0.6, "minilm": 0.4}, "real-answers", seeds=(0,))
+    verdict = only(found, ask("own", "minilm", study="real-answers"))
+    assert verdict.outcome == CONFIRMED
+    trained = studies(tmp_path, {"a": 0.6, "tfidf": 0.4}, "real-test", seeds=(0,))
+    assert trained["real-test"].grid("tfidf", "t", "hit").seeds == (UNTRAINED,)
+    assert trained["real-test"].grid("a", "t", "hit").seeds == (0,)
