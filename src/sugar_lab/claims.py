@@ -1,9 +1,11 @@
 """The paper's claims as questions to outcomes: rows, places, and the smallest difference worth telling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .evidence import ANSWERS, WINNER
+from .model_rows import CLIP
+from .table_layout import RETRIEVAL as SURVEY_RETRIEVAL
 
 Places = tuple[tuple[str, str], ...]
 
@@ -33,8 +35,8 @@ class Question:
         factor: what the rival's figure is multiplied by.
         allowed: how much may be lost; the bar is that far below the rival. `worth` plays no part then.
         less: whether less is better, as of a loss.
-        study: whose outcomes tell.
-        is_aim: a goal beside the claim, which does not count for it.
+        study: whose outcomes tell; `SURVEY` for figures of single seeds, whose places are `(table/column, "")`.
+        is_aim: a goal or a row beside the claim, which does not count for it.
         without: the two rows without what is added, where gains are compared.
         unit: of the difference, where it is no percentage.
     """
@@ -63,100 +65,80 @@ RETRIEVAL: Places = (
     *(("vist 5c dagger", "R@1"), ("vist 5c+4i dagger", "R@1")),
 )
 
+#: The study of the survey's figures, of which each seed has one. Its rows are compared with `mse`.
+SURVEY = "survey"
+_SURVEYED: Places = tuple((place, "") for place in SURVEY_RETRIEVAL)
+_ANSWERED: Places = tuple((f"table1/{column}", "") for column in ("VQAv2", "GQA", "VQA-T"))
+#: The studies on real documents, and the row of the setting that won there.
+_HEADS, _JOINT, _ASKED, _REAL = "real-test", "real-joint", "real-answers", "kl-0.3"
 _MANUALS = ("gimp", "grass")
-_REAL_TEXT: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("title", "rest"))
-_REAL_MIXED: Places = tuple(
-    (f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("next", "caption", "picture")
-)
-_HEADS, _JOINT, _ASKED = "real-test", "real-joint", "real-answers"
-#: The setting of the study on real documents.
-_REAL = "kl-0.3"
+_TEXT: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("title", "rest"))
+_MIXED: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("next", "caption", "picture"))
+_HELD_OUT: Places = (("held-out loss", "loss"),)
+#: InfoNCE at its usual temperature, and at its best one.
+INFONCE = ("infonce", "infonce-0.2")
+
+
+def _survey(claim: int, text: str, rival: str, places: Places, row: str = "mse") -> Question:
+    return Question(claim, f"survey: {text}", row, rival, places, 2.0, study=SURVEY)
+
+
+def _real(claim: int, text: str, rival: str, places: Places = _TEXT + _MIXED, worth: float = 1.0) -> Question:
+    return Question(claim, f"real documents: {text}, R@1", _REAL, rival, places, worth, study=_HEADS)
+
+
+def _loss(study: str, row: str, places: Places, text: str) -> Question:
+    """That joint training costs at most 0.02 nats of the loss of the language model."""
+    found = Question(1, text, row, "lm-only", places, 0.02, allowed=0.02, less=True)
+    return replace(found, unit=" nats", study=study)
+
 
 QUESTIONS: Sequence[Question] = (
     Question(1, "answers, mean of five benchmarks", WINNER, "lm-only", ANSWER_PLACES, 0.5, allowed=0.5),
-    Question(
-        *(1, "loss of held-out answers, nats for each token", WINNER, "lm-only", (("answer-loss", "loss"),), 0.02),
-        allowed=0.02,
-        less=True,
-        unit=" nats",
+    _loss("lab", WINNER, (("answer-loss", "loss"),), "loss of held-out answers, nats for each token"),
+    replace(
+        Question(1, "answers, with the squared error of the paper", "mse", "lm-only", ANSWER_PLACES, 0.5, allowed=0.5),
+        is_aim=True,
     ),
-    Question(
-        2,
-        "share of what descriptions state that is false",
-        WINNER,
-        "lm-only",
-        (("llava-w false", "score"),),
-        1.0,
-        less=True,
+    replace(
+        _loss("lab", "mse", (("answer-loss", "loss"),), "loss of held-out answers, with the squared error"),
+        is_aim=True,
     ),
-    Question(4, "last picture of a story (5c+4i, dagger), R@1", WINNER, "infonce", _STORY, 2.0),
-    Question(4, "the same with the pictures seen kept, R@1", WINNER, "infonce", _SEEN, 2.0),
-    Question(4, "two captions of the same words, group", WINNER, "infonce", _FINE, 2.0),
-    Question(4, "last picture of a story (5c+4i, dagger), R@1", WINNER, "mini-clip", _STORY, 2.0),
-    Question(4, "two captions of the same words, group", WINNER, "mini-clip", _FINE, 2.0),
-    Question(4, "1.5 times InfoNCE, last picture of a story, R@1", WINNER, "infonce", _STORY, 0.0, 1.5, is_aim=True),
-    Question(4, "twice mini CLIP, last picture of a story, R@1", WINNER, "mini-clip", _STORY, 0.0, 2.0, is_aim=True),
-    Question(5, "GAK: alignment rather than the mean of all pairs", WINNER, f"{WINNER}-mean", RETRIEVAL, 1.0),
-    Question(5, "the triple kernel rather than CLIP alone", WINNER, f"{WINNER}-clip", RETRIEVAL, 1.0),
-    Question(5, "an image's mean rather than its last token", WINNER, f"{WINNER}-image-last", RETRIEVAL, 1.0),
-    Question(
-        6,
-        "WebQA, what retrieval adds",
-        f"{WINNER} + own",
-        "lm-only + mini-clip",
-        (("webqa", "score"),),
-        2.0,
-        without=(f"{WINNER}, no retrieval", "lm-only, no retrieval"),
+    _loss(_JOINT, _REAL, _HELD_OUT, "real documents: held-out loss, nats for each token"),
+    Question(2, "what descriptions state falsely", WINNER, "lm-only", (("llava-w false", "score"),), 1.0, less=True),
+    *(
+        Question(4, text, WINNER, rival, places, 2.0)
+        for rival in (*INFONCE, CLIP)
+        for text, places in (
+            ("last picture of a story (5c+4i, dagger), R@1", _STORY),
+            ("the same with the pictures seen kept, R@1", _SEEN),
+            ("two captions of the same words, group", _FINE),
+        )
     ),
-    Question(7, "documents help answers", WINNER, f"{WINNER}-no-data-d", ANSWER_PLACES, 0.5),
-    Question(7, "chats help retrieval", WINNER, f"{WINNER}-no-data-g", RETRIEVAL, 1.0),
-    Question(
-        *(
-            1,
-            "real documents: held-out loss, nats for each token",
-            _REAL,
-            "lm-only",
-            (("held-out loss", "loss"),),
-            0.02,
-        ),
-        allowed=0.02,
-        less=True,
-        unit=" nats",
-        study=_JOINT,
+    *(
+        Question(4, "last picture of a story, R@1", WINNER, rival, _STORY, 0.0, factor, is_aim=True)
+        for rival, factor in ((INFONCE[0], 1.5), (INFONCE[1], 1.5), (CLIP, 2.0))
     ),
-    Question(4, "real documents: text and pictures, R@1", _REAL, "infonce", _REAL_MIXED, 2.0, study=_HEADS),
-    Question(4, "real documents: text, R@1", _REAL, "infonce", _REAL_TEXT, 2.0, study=_HEADS),
-    Question(
-        *(5, "real documents: alignment rather than the mean of all pairs", _REAL, f"{_REAL}-mean-labels"),
-        *(_REAL_TEXT + _REAL_MIXED, 1.0),
-        study=_HEADS,
-    ),
-    Question(
-        *(5, "real documents: the triple kernel rather than CLIP alone", _REAL, f"{_REAL}-clip-alone"),
-        *(_REAL_TEXT + _REAL_MIXED, 1.0),
-        study=_HEADS,
+    _real(4, "text and pictures", "infonce", _MIXED, 2.0),
+    _real(4, "text", "infonce", _TEXT, 2.0),
+    _survey(5, "GAK: alignment rather than the mean of all pairs", "mean", _SURVEYED),
+    _survey(5, "the triple kernel rather than CLIP alone", "clip-only", _SURVEYED),
+    _survey(5, "an image's mean rather than its last token", "last-token", _SURVEYED),
+    _real(5, "alignment rather than the mean of all pairs", f"{_REAL}-mean-labels"),
+    _real(5, "the triple kernel rather than CLIP alone", f"{_REAL}-clip-alone"),
+    replace(
+        _survey(6, "WebQA, what retrieval adds", "lm-only + mini-clip", (("table7/WebQA", ""),), "mse + own average"),
+        without=("mse, no retrieval", "lm-only, no retrieval"),
     ),
     Question(
         6, "real documents: answers with what was found", "own", "minilm", (("answer", "hit"),), 5.0, study=_ASKED
     ),
-    Question(
-        *(
-            8,
-            "real documents: calibrated rather than gak",
-            _REAL,
-            f"{_REAL}-gak-labels",
-            _REAL_TEXT + _REAL_MIXED,
-            1.0,
-        ),
-        study=_HEADS,
-    ),
-    Question(
-        *(8, "real documents: calibrated rather than mean", _REAL, f"{_REAL}-mean-labels"),
-        *(_REAL_TEXT + _REAL_MIXED, 1.0),
-        study=_HEADS,
-    ),
-    Question(8, "calibrated rather than gak", WINNER, f"{WINNER}-gak", RETRIEVAL, 1.0),
-    Question(8, "calibrated rather than mean", WINNER, f"{WINNER}-mean", RETRIEVAL, 1.0),
+    _survey(7, "documents help answers", "no-data-d", _ANSWERED),
+    _survey(7, "chats help retrieval", "no-data-g", _SURVEYED),
+    _survey(8, "calibrated rather than gak", "gak", _SURVEYED),
+    _survey(8, "calibrated rather than mean", "mean", _SURVEYED),
+    _real(8, "calibrated rather than gak", f"{_REAL}-gak-labels"),
+    _real(8, "calibrated rather than mean", f"{_REAL}-mean-labels"),
 )
 #: Rows of any study that no training changes.
 UNTRAINED_ROWS = ("tfidf", "minilm", "minilm-slices", "raw")

@@ -163,7 +163,7 @@ def design_document(lines: Sequence[Mapping[str, Any]], outcomes: Outcomes | Non
         needed = [least_items(spread, question.worth, seeds) for seeds in SEEDS]
         told = f"{spread.seed:.2f} / {spread.item:.1f} / {spread.rest:.1f}"
         taken = "-"
-        if parts[0]:
+        if parts[0] and len(parts[0][0]) > 1:
             seeds, items = len(parts[0][0]), min(part.shape[1] for part in parts[0])
             taken = f"{seeds} x {items}: {100 * power(spread, question.worth, seeds, items):.0f} %"
         cells = [str(number) if number else f"> {ITEMS[-1]}" for number in needed]

@@ -26,23 +26,18 @@ ANSWER_COLUMNS: Sequence[tuple[str, Places]] = (
 )
 #: What rows are that the survey lacks; patterns as in `table_layout.ROWS`.
 ROWS: Mapping[str, str] = {
-    "no-gist": "the same, without the part of its training in which probes ask what a sequence is about",
-    "no-gist-*": "as the row of that name, but from `no-gist`",
-    "infonce-*": "`infonce` at another temperature (and without it 0.07)",
-    "kl-0.15|kl-0.3|kl-0.5": "`kl` at another temperature, its weight so that its gradient is as large",
+    "no-gist": "as `base`, but no probe has asked it for what a sequence is about (the recipe's part `gist`)",
+    "no-gist-*": "as the row of that name, from `no-gist`",
+    "infonce": "LM loss and InfoNCE within the batch, temperature 0.07",
+    "infonce-*": "LM loss and InfoNCE, another temperature",
+    "kl": "LM loss and soft targets (labels through a softmax), temperature 0.07",
+    "kl-a0.1": "`kl` with a third of its weight",
+    "kl-0.15|kl-0.3": "`kl` at another temperature, with a weight that gives the same gradient at the start",
     "kl-*-text-mean": "the same, a text by the mean of its tokens rather than by its last token",
-    "kl-*-mean": "the same, labels by the mean cosine of all pairs of slices",
-    "kl-*-gak": "the same, labels by the paper's kernel",
-    "kl-*-clip": "the same, CLIP's distances for every pair",
-    "kl-*-image-last": "the same, an image by its last token",
-    "kl-*-no-data-d": "the same, without the interleaved (discriminative) data",
-    "kl-*-no-data-g": "the same, without the instruction (generative) data",
     "kl-*-pairs": "the same, every sixth row a known pair whose negative has the same words in another order",
-    "kl-*-lora": "the same, low-rank adapters in place of the whole language model",
-    "kl-*-head": "the same, the retrieval head alone",
 }
 #: Rows that the others are compared with.
-RIVALS = ("infonce", "mse")
+RIVALS = ("infonce", "infonce-0.2", "mse")
 
 
 def evidence_section(outcomes: Outcomes) -> list[str]:

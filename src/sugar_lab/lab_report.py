@@ -7,11 +7,12 @@ from pathlib import Path
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
 
+from .claims import SURVEY
 from .defaults import defaults_section
 from .design import OUT as DESIGN
 from .evidence import OUTCOMES, STUDY
 from .evidence_tables import evidence_section
-from .measurements import Results, read_results, seeds_text
+from .measurements import Results, Survey, read_results, seeds_text
 from .plots import draw_all
 from .table_layout import ROWS, in_order, meaning, missing
 from .tables import markdown, own_section, own_tables, paper_section
@@ -75,7 +76,7 @@ def make_document(
     pictures = {}
     for name, (path, text) in draw_all(results, folder).items():
         pictures[name] = [f"![{text}]({_link(path, out)})", ""]
-    parts = [INTRODUCTION, *_decided(folder, further), *_notes(folder), *_introduction(results)]
+    parts = [INTRODUCTION, *_decided(results, folder, further), *_notes(folder), *_introduction(results)]
     parts += defaults_section(results)
     parts += ["## The paper's tables", ""]
     for name in TABLES:
@@ -129,12 +130,12 @@ def _introduction(results: Results) -> list[str]:
     return was_run
 
 
-def _decided(folder: Path, further: Path | None) -> list[str]:
+def _decided(results: Results, folder: Path, further: Path | None) -> list[str]:
     """The verdicts on the claims, and the tables with intervals."""
     files = [folder / OUTCOMES] if (folder / OUTCOMES).is_file() else []
     files += sorted(further.glob("*.parquet")) if further is not None else []
     studies = read_studies(files)
-    lines = ["## The paper's claims", "", *verdict_section(all_verdicts(studies))]
+    lines = ["## The paper's claims", "", *verdict_section(all_verdicts({**studies, SURVEY: Survey(results)}))]
     if STUDY not in studies:
         return lines
     command = ["```bash", "python -m sugar_lab --budget evidence", "```", ""]

@@ -4,11 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sugar_hf.evaluation.benchmarks.paper_tables import TABLES
+
+from .intervals import Estimate, Term, over_seeds
 
 CURVES, LABELS = "curves.json", "labels.json"
 ROUNDING = 0.06  # a figure may have been rounded to one decimal
@@ -120,6 +122,35 @@ class Results:
         seeds = sorted(set.intersection(*(set(sample) for sample in samples)))
         values = {seed: statistics.fmean(sample[seed] for sample in samples) for seed in seeds}
         return Sample(row, values) if values else None
+
+
+class Survey:
+    """The survey's figures as a study: one number of each seed, so that intervals are those over seeds.
+
+    Args:
+        results: the figures.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    def estimate(self, terms: Sequence[Term]) -> Estimate | None:
+        """Return a weighted sum of figures, over the seeds that all rows have; see `Outcomes.estimate`.
+
+        Args:
+            terms: of which `task` is a place, `table/column`.
+        """
+        cells = [self.results.find(place_of(*term.task.split("/", 1)), term.row) for term in terms]
+        found = [cell for cell in cells if cell is not None]
+        if len(found) < len(cells) or not found:
+            return None
+        seeds = sorted(set.intersection(*(set(cell.sample.values) for cell in found)))
+        if not seeds:
+            return None
+        pairs = list(zip(terms, found, strict=True))
+        values = [sum(term.weight * cell.sample.values[seed] for term, cell in pairs) for seed in seeds]
+        places = {cell.place: cell.n for cell in found}
+        return replace(over_seeds(values), items=sum(places.values()))
 
 
 def read_results(folder: str | Path) -> Results:

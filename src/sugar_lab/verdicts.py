@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from .claims import CLAIMS, NOT_HERE, OF_ONE_MODEL, QUESTIONS, UNTRAINED_ROWS, Question
 from .intervals import Estimate, Outcomes, Term, between, holm
+from .measurements import Survey
 from .outcomes import read_outcomes
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "cannot be told here"
 LEVEL = 0.05
+Study = Outcomes | Survey
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def read_studies(paths: Sequence[Path]) -> dict[str, Outcomes]:
 
 
 def all_verdicts(
-    studies: Mapping[str, Outcomes], questions: Sequence[Question] = QUESTIONS, claims: Sequence[str] = CLAIMS
+    studies: Mapping[str, Study], questions: Sequence[Question] = QUESTIONS, claims: Sequence[str] = CLAIMS
 ) -> list[Verdict]:
     """The claims in order.
 
@@ -108,7 +110,7 @@ def all_verdicts(
     return [_verdict(number, claim, findings) for number, claim in enumerate(claims, start=1)]
 
 
-def effect_of(studies: Mapping[str, Outcomes], question: Question) -> Estimate | None:
+def effect_of(studies: Mapping[str, Study], question: Question) -> Estimate | None:
     """The difference that a question asks for, turned so that it is positive where the claim holds."""
     if question.study not in studies:
         return None
@@ -177,7 +179,7 @@ def verdict_section(verdicts: Sequence[Verdict]) -> list[str]:
     for place, each in enumerate(verdicts, start=1):
         lines.append(f"{place}. {each.claim} **{each.outcome}**. {each.why}")
         for finding in each.findings:
-            aim = "Aim, not counted: " if finding.question.is_aim else ""
+            aim = "Beside it, not counted: " if finding.question.is_aim else ""
             lines.append(f"    - {aim}{finding.figures} **{finding.outcome}**: {finding.why}.")
     return [*lines, ""]
 

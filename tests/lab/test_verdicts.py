@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from lab_tools import entry, write
 
 from sugar_lab.claims import CLAIMS, NOT_HERE, QUESTIONS, Question
 from sugar_lab.evidence import TWINS, evidence_rows
 from sugar_lab.intervals import UNTRAINED
+from sugar_lab.measurements import Survey, read_results
 from sugar_lab.outcomes import Outcome, write_outcomes
 from sugar_lab.verdicts import CONFIRMED, OPEN, REFUTED, all_verdicts, effect_of, read_studies, verdict_section
 
@@ -118,7 +120,7 @@ def test_questions_ask_for_rows_and_tasks_that_there_are():
             continue
         for row in (question.row, question.rival, *(question.without or ())):
             assert row in known or row.partition(" + ")[0].partition(",")[0] in known, row
-        assert {task.partition(" ")[0] for task, _ in question.places} <= {*TWINS, "webqa"}
+        assert {task.partition(" ")[0] for task, _ in question.places} <= set(TWINS)
         assert question.worth >= 0
         assert math.isfinite(question.factor)
 
@@ -130,3 +132,18 @@ def test_rows_of_one_model_asked_in_several_ways_need_no_seeds(tmp_path):
     trained = studies(tmp_path, {"a": 0.6, "tfidf": 0.4}, "real-test", seeds=(0,))
     assert trained["real-test"].grid("tfidf", "t", "hit").seeds == (UNTRAINED,)
     assert trained["real-test"].grid("a", "t", "hit").seeds == (0,)
+
+
+def test_the_survey_is_a_study_of_one_number_a_seed(tmp_path):
+    entries = [
+        entry("table3a", "a", "T2I R@5", 50.0, 52.0, 54.0),
+        entry("table3a", "b", "T2I R@5", 40.0, 41.0, 42.0),
+        entry("table3a", "c", "T2I R@5", 40.0, seeds=[5]),
+    ]
+    survey = {"survey": Survey(read_results(write(tmp_path, entries)))}
+    places = (("table4b/COCO", ""),)
+    found = effect_of(survey, Question(1, "", "a", "b", places, 1.0, study="survey"))
+    assert (found.value, found.seeds, found.items, found.freedom) == (11, 3, 300, 2)
+    assert found.error == pytest.approx(1 / 3**0.5)
+    assert effect_of(survey, Question(1, "", "a", "c", places, 1.0, study="survey")) is None
+    assert effect_of(survey, Question(1, "", "a", "d", places, 1.0, study="survey")) is None
