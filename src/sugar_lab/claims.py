@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from .evidence import ANSWERS, WINNER
 from .model_rows import CLIP
+from .table_layout import GENERATION as SURVEY_GENERATION
 from .table_layout import RETRIEVAL as SURVEY_RETRIEVAL
 
 Places = tuple[tuple[str, str], ...]
@@ -68,7 +69,7 @@ RETRIEVAL: Places = (
 #: The study of the survey's figures, of which each seed has one. Its rows are compared with `mse`.
 SURVEY = "survey"
 _SURVEYED: Places = tuple((place, "") for place in SURVEY_RETRIEVAL)
-_ANSWERED: Places = tuple((f"table1/{column}", "") for column in ("VQAv2", "GQA", "VQA-T"))
+_ANSWERED: Places = tuple((place, "") for place in SURVEY_GENERATION)
 #: The studies on real documents, and the row of the setting that won there.
 _HEADS, _JOINT, _ASKED, _REAL = "real-test", "real-joint", "real-answers", "kl-0.3"
 _MANUALS = ("gimp", "grass")
@@ -106,6 +107,7 @@ QUESTIONS: Sequence[Question] = (
     ),
     _loss(_JOINT, _REAL, _HELD_OUT, "real documents: held-out loss, nats for each token"),
     Question(2, "what descriptions state falsely", WINNER, "lm-only", (("llava-w false", "score"),), 1.0, less=True),
+    *(Question(4, "mean of four recalls@1", WINNER, rival, RETRIEVAL, 2.0) for rival in INFONCE),
     *(
         Question(4, text, WINNER, rival, places, 2.0)
         for rival in (*INFONCE, CLIP)

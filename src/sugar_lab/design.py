@@ -179,7 +179,7 @@ def design_document(lines: Sequence[Mapping[str, Any]], outcomes: Outcomes | Non
         "token. `python -m sugar_lab.design` writes this page.",
         "",
         *markdown(head, rows, numbers=False),
-        f"`> {ITEMS[-1]}`: no number of items is enough, as seeds vary too much; only more seeds help.",
+        f"`> {ITEMS[-1]}`: more items than that, if any number; more seeds tell it sooner.",
     ]
     return "\n".join(lines_) + "\n"
 

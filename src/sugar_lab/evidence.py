@@ -91,11 +91,14 @@ def write_evidence(lab: Lab, output: Path) -> list[Path]:
     path = output / OUTCOMES
     before = read_outcomes(path) if path.is_file() else None
     outcomes: list[Any] = []
+    evaluators: dict[str, Any] = {}
     for stage in all_stages(lab):
         if stage.name not in found:
             continue
         if lab.result_file(stage).is_file():
-            outcomes += _outcomes(lab, stage)
+            if stage.twin not in evaluators:
+                evaluators[stage.twin] = lab.twins()[stage.twin].build(lab.budget)
+            outcomes += _outcomes(lab, stage, evaluators[stage.twin])
             continue
         kept = None
         if before is not None:
@@ -115,7 +118,7 @@ def _seed(lab: Lab, stage: Stage) -> int:
     return stage.seed if lab.rows[stage.row].is_trained else UNTRAINED
 
 
-def _outcomes(lab: Lab, stage: Stage) -> Iterator[Outcome]:
+def _outcomes(lab: Lab, stage: Stage, evaluator: Any) -> Iterator[Outcome]:
     twin, path = lab.twins()[stage.twin], lab.result_file(stage).with_suffix(".jsonl")
-    for task, item, metric, value in item_outcomes(twin, twin.build(lab.budget), path):
+    for task, item, metric, value in item_outcomes(twin, evaluator, path):
         yield Outcome(STUDY, stage.row, _seed(lab, stage), task, item, metric, value)

@@ -134,7 +134,9 @@ def judge(question: Question, effect: Estimate | None, p: float) -> Finding:
     if p < LEVEL:
         if effect.p_above(low) <= effect.p_below(high):
             return Finding(question, CONFIRMED, f"it lies above {low:g}", effect, p)
-        return Finding(question, REFUTED, f"it lies below {high:g}", effect, p)
+        why = "it lies below 0" if effect.high < 0 <= high else f"it lies below {high:g}"
+        worth = ", the smallest difference worth telling" if effect.high >= 0 and high > 0 else ""
+        return Finding(question, REFUTED, why + worth, effect, p)
     if effect.low <= low and effect.high >= high:
         bars = f"{low:g}" if low == high else f"both {low:g} and {high:g}, the smallest difference worth telling"
         return Finding(question, OPEN, f"its interval holds {bars}", effect, p)
