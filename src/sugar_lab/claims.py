@@ -72,9 +72,11 @@ _SURVEYED: Places = tuple((place, "") for place in SURVEY_RETRIEVAL)
 _ANSWERED: Places = tuple((place, "") for place in SURVEY_GENERATION)
 #: The studies on real documents, and the row of the setting that won there.
 _HEADS, _JOINT, _ASKED, _REAL = "real-test", "real-joint", "real-answers", "kl-0.3"
-_MANUALS = ("gimp", "grass")
-_TEXT: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("title", "rest"))
-_MIXED: Places = tuple((f"{manual}/{kind}", "R@1") for manual in _MANUALS for kind in ("next", "caption", "picture"))
+_TEXT: Places = (("gimp/title", "R@1"), ("gimp/rest", "R@1"))
+_MIXED: Places = tuple(
+    (task, "R@1")
+    for task in ("gimp/next", "gimp/caption", "gimp/picture", "stamps/stamp_caption", "stamps/stamp_picture")
+)
 _HELD_OUT: Places = (("held-out loss", "loss"),)
 #: InfoNCE at its usual temperature, and at its best one.
 INFONCE = ("infonce", "infonce-0.2")
@@ -121,8 +123,8 @@ QUESTIONS: Sequence[Question] = (
         Question(4, "last picture of a story, R@1", WINNER, rival, _STORY, 0.0, factor, is_aim=True)
         for rival, factor in ((INFONCE[0], 1.5), (INFONCE[1], 1.5), (CLIP, 2.0))
     ),
-    _real(4, "text and pictures", "infonce", _MIXED, 2.0),
-    _real(4, "text", "infonce", _TEXT, 2.0),
+    _real(4, "text and pictures", "infonce-0.1", _MIXED, 2.0),
+    _real(4, "text", "infonce-0.1", _TEXT, 2.0),
     _survey(5, "GAK: alignment rather than the mean of all pairs", "mean", _SURVEYED),
     _survey(5, "the triple kernel rather than CLIP alone", "clip-only", _SURVEYED),
     _survey(5, "an image's mean rather than its last token", "last-token", _SURVEYED),

@@ -149,14 +149,23 @@ class Outcomes:
         self.study = study or studies[0]
         table = table.filter(pc.equal(table["study"], self.study))
         self._grids: dict[tuple[str, str, str], Grid] = {}
-        names = ("row", "task", "metric")
-        keys = table.select(names).group_by(names, use_threads=False).aggregate([])
-        for key in sorted(zip(*(keys[name].to_pylist() for name in names), strict=True)):
-            wanted = [pc.equal(table[name], value) for name, value in zip(names, key, strict=True)]
-            part = table.filter(pc.and_(pc.and_(wanted[0], wanted[1]), wanted[2]))
-            grid = _grid(part, f"{self.study}: {key[0]} on {key[1]}")
-            single = key[0] in untrained and len(grid.seeds) == 1
-            self._grids[key] = replace(grid, seeds=(UNTRAINED,)) if single else grid
+        codes, names = {}, {}
+        for name in ("row", "task", "metric", "item"):
+            encoded = table[name].combine_chunks().dictionary_encode()
+            codes[name], names[name] = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+        seeds, values = table["seed"].to_numpy(), table["value"].to_numpy().astype(float)
+        by_name = np.argsort(np.argsort(names["item"]))  # items in the order of their names
+        order = np.lexsort((by_name[codes["item"]], seeds, codes["metric"], codes["task"], codes["row"]))
+        keys = np.stack([codes[name][order] for name in ("row", "task", "metric")])
+        starts = np.flatnonzero(np.r_[True, (keys[:, 1:] != keys[:, :-1]).any(0)])
+        for start, numbers in zip(starts, np.split(order, starts[1:]), strict=True):
+            row, task, metric = (
+                names[name][code] for name, code in zip(("row", "task", "metric"), keys[:, start], strict=True)
+            )
+            where = f"{self.study}: {row} on {task}"
+            grid = _grid(seeds[numbers], codes["item"][numbers], names["item"], values[numbers], where)
+            single = row in untrained and len(grid.seeds) == 1
+            self._grids[row, task, metric] = replace(grid, seeds=(UNTRAINED,)) if single else grid
 
     def rows(self, task: str) -> list[str]:
         """The rows that were measured on a task."""
@@ -279,15 +288,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _grid(part: pa.Table, where: str) -> Grid:
-    seeds, items = (sorted(pc.unique(part[name]).to_pylist()) for name in ("seed", "item"))
-    if part.num_rows != len(seeds) * len(items):
-        raise ValueError(f"{where}: {part.num_rows} outcomes, not {len(items)} for each of the seeds {seeds}.")
-    if UNTRAINED in seeds and len(seeds) > 1:
+def _grid(seeds: np.ndarray, items: np.ndarray, names: Sequence[str], values: np.ndarray, where: str) -> Grid:
+    """The outcomes of a row on a task, sorted by seed, then by item."""
+    found, count = np.unique(seeds), len(np.unique(items))
+    if len(values) != len(found) * count or (items.reshape(len(found), -1) != items[:count]).any():
+        raise ValueError(f"{where}: {len(values)} outcomes, not {count} for each of the seeds {found.tolist()}.")
+    if UNTRAINED in found and len(found) > 1:
         raise ValueError(f"{where}: seed {UNTRAINED} is for what no training changes, and it has others, too.")
-    # the table is sorted by seed, then by item
-    part = part.sort_by([("seed", "ascending"), ("item", "ascending")])
-    return Grid(tuple(seeds), tuple(items), part["value"].to_numpy().astype(float).reshape(len(seeds), len(items)))
+    return Grid(tuple(found.tolist()), tuple(names[item] for item in items[:count]), values.reshape(len(found), count))
 
 
 def _variance(values: Any) -> float:

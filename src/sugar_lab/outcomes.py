@@ -115,15 +115,19 @@ def _checked(table: pa.Table, where: str) -> pa.Table:
         if table[name].null_count:
             raise ValueError(f"{where}: an outcome has no {name}.")
     table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
-    metrics = table["metric"].to_pylist()
     values = table["value"].to_numpy()
+    metrics = pc.unique(table["metric"]).to_pylist()
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise ValueError(f"{where}: metric {unknown[0]!r} is none of {', '.join(METRICS)}.")
-    names = np.asarray(metrics)
-    fits = np.where(names == "rank", (values >= 1) & (values == np.floor(values)), np.isfinite(values))
-    fits &= (names != "hit") | (values == 0) | (values == 1)
-    fits &= (names != "loss") | (values >= 0)
+    fits = np.isfinite(values)
+    for metric, good in (
+        ("rank", (values >= 1) & (values == np.floor(values))),
+        ("hit", (values == 0) | (values == 1)),
+        ("loss", fits & (values >= 0)),
+    ):
+        ours = pc.equal(table["metric"], metric).to_numpy()
+        fits = np.where(ours, good, fits)
     _refuse(
         table,
         ~fits,

@@ -38,7 +38,7 @@ def some():
 
 
 def document(folder, entries, twins=()):
-    out = make_document(write(folder / "lab", entries), folder / "lab" / "report.md", dict(twins))
+    out = make_document(write(folder / "lab", entries), folder / "lab" / "report.md", dict(twins), further=None)
     return out.read_text(encoding="utf-8")
 
 
@@ -142,7 +142,7 @@ def test_pictures_are_drawn_and_say_what_they_show(tmp_path):
     sizes = [entry("pool", "mse", str(size), 1000 / size, 1000 / size) for size in (100, 20)]
     write(tmp_path / "lab", [*some(), *sizes])
     extras(tmp_path / "lab")
-    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md", further=None).read_text()
     found = dict(re.findall(r"!\[(.+?)\]\((\w+)\.svg\)", text))
     assert sorted(found.values()) == ["ablation", "curves", "labels", "pool", "positions"]
     for name in found.values():
@@ -159,7 +159,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name / "lab", some())
         extras(tmp_path / name / "lab")
-        make_document(tmp_path / name / "lab", tmp_path / name / "lab" / "report.md")
+        make_document(tmp_path / name / "lab", tmp_path / name / "lab" / "report.md", further=None)
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     assert len(files) == 8
     for file in files:
@@ -185,7 +185,7 @@ def test_cards_of_the_twins_are_printed(tmp_path):
 def test_notes_stand_behind_the_verdicts_if_there_are_some(tmp_path):
     assert "What follows" not in document(tmp_path, [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "notes.md").write_text("All rows are alike.\n")
-    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+    text = make_document(tmp_path / "lab", tmp_path / "lab" / "report.md", further=None).read_text()
     places = [text.index(part) for part in ("The paper's claims", "## What follows\n\nAll rows", "The defaults")]
     assert places == sorted(places)
 
@@ -193,7 +193,10 @@ def test_notes_stand_behind_the_verdicts_if_there_are_some(tmp_path):
 def test_the_gallery_is_linked_if_it_is_there(tmp_path):
     write(tmp_path / "lab", [entry("table1", "a", "GQA", 1.0)])
     (tmp_path / "lab" / "gallery.html").write_text("")
-    assert "[The page](gallery.html)" in make_document(tmp_path / "lab", tmp_path / "lab" / "report.md").read_text()
+    assert (
+        "[The page](gallery.html)"
+        in make_document(tmp_path / "lab", tmp_path / "lab" / "report.md", further=None).read_text()
+    )
 
 
 def test_it_runs_from_the_command_line(tmp_path, capsys):
@@ -231,7 +234,7 @@ def test_a_histogram_that_does_not_fit_is_refused(tmp_path):
     write(tmp_path, some())
     (tmp_path / "labels.json").write_text(json.dumps({"gak": {"bins": [0, 1], "counts": [1, 2]}}))
     with pytest.raises(ValueError, match="'gak': 2 edges do not fit 2 counts"):
-        make_document(tmp_path, tmp_path / "lab" / "report.md")
+        make_document(tmp_path, tmp_path / "lab" / "report.md", further=None)
 
 
 def test_a_figure_that_two_tables_share_stands_in_both(tmp_path):
