@@ -93,7 +93,9 @@ def written(text: str, outcomes: pa.Table, folder: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         block = Block.read(found["what"])
-        study = studies.setdefault(block.study, Outcomes(outcomes, block.study))
+        if block.study not in studies:
+            studies[block.study] = Outcomes(outcomes, block.study)
+        study = studies[block.study]
         return f"{found[1]}\n" + "\n".join([*_lines(block, study, folder), ""]) + f"\n{found[4]}"
 
     return BLOCK.sub(fill, text)

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from ..intervals import UNTRAINED
 from ..outcomes import Outcome, write_outcomes
 from .manuals import FORMS, SPLITS, STUDIED, Manual, read_manual, slices_of, text_of
 from .packages import get_packages
@@ -108,7 +109,7 @@ def main(
             for name, task in of_split.items():
                 ranks = baseline_ranks(task, score)
                 study = f"real-{split}"
-                outcomes += [Outcome(study, row, 0, name, item, "rank", rank) for item, rank in ranks.items()]
+                outcomes += [Outcome(study, row, UNTRAINED, name, item, "rank", rank) for item, rank in ranks.items()]
                 found = np.array([*ranks.values()])
                 typer.echo(
                     f"{split:10} {row:14} {name:22} {len(found):4} items  R@1 {np.mean(found <= 1):.3f}  "
