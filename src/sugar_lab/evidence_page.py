@@ -94,7 +94,7 @@ def written(text: str, outcomes: pa.Table, folder: Path) -> str:
     def fill(found: re.Match[str]) -> str:
         block = Block.read(found["what"])
         if block.study not in studies:
-            studies[block.study] = Outcomes(outcomes, block.study)
+            studies[block.study] = Outcomes(outcomes, block.study, ("raw",))
         study = studies[block.study]
         return f"{found[1]}\n" + "\n".join([*_lines(block, study, folder), ""]) + f"\n{found[4]}"
 
