@@ -198,6 +198,7 @@ def test_prompts_that_cannot_be_used_as_they_are(folder, tmp_path):
     for text, message in (
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
+        ('{"prompts": 1}', "cannot be read"),
         ('{"prompts": {"query": 1}}', "texts by name"),
     ):
         file.write_text(text)

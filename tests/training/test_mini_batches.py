@@ -254,3 +254,17 @@ def test_a_length_column_is_taken_as_it_is(tmp_path):
     )
     sampler = trainer._get_train_sampler()
     assert sampler.lengths == [5, 1, 1, 5, 9, 9, 2, 2]
+
+
+@pytest.mark.parametrize("column", [[], [5, 1, 1, 5, 9, 9, 2, 2]], ids=["estimated", "column"])
+def test_evaluations_keep_the_order_of_rows(tmp_path, column):
+    dataset = make_dataset(make_sugar()[1])
+    measured = dataset.add_column("length", column) if column else dataset
+    options = {"train_dataset": dataset, "per_device_eval_batch_size": 3}
+    plain = make_trainer(tmp_path / "plain", **options)
+    trainer = make_trainer(tmp_path / "length", train_sampling_strategy="group_by_length", **options)
+    found, expected = trainer.evaluate(measured), plain.evaluate(measured)
+    for name in ("eval_loss", "eval_loss_lm", "eval_loss_structure"):
+        assert found[name] == expected[name]
+    names = [name for batch in trainer.get_test_dataloader(measured) for name in batch["sample_ids"]]
+    assert names == dataset["id"]

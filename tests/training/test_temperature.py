@@ -136,6 +136,13 @@ def test_without_pairs_theirs_cannot_be_lifted(tmp_path):
     make_trainer(tmp_path, **options, alpha=0.0)
 
 
+def test_a_start_below_the_limit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"temperature=0\.005: .*learn_temperature=False"):
+        make_trainer(tmp_path, **{**LEARNT, "temperature": 0.005})
+    make_trainer(tmp_path, **{**LEARNT, "temperature": 0.01})
+    make_trainer(tmp_path, **{**LEARNT, "temperature": 0.005, "learn_temperature": False})
+
+
 def test_an_optimizer_that_steps_early_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"learn_temperature does not work with optim='galore_adamw_layerwise'"):
         make_trainer(tmp_path, optim="galore_adamw_layerwise", **LEARNT)

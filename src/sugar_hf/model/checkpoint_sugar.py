@@ -480,7 +480,7 @@ def read_prompts(name_or_path: str | os.PathLike) -> dict[str, str]:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
         prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
         is_right = all(isinstance(each, str) for each in (*prompts, *prompts.values()))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({error}). Mend it, or delete it.") from error
     if not is_right:
         raise ValueError(f'{file}: "prompts" has to hold texts by name, got {prompts!r:.80}.')

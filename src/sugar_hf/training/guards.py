@@ -35,6 +35,7 @@ WITH_ADAPTER = (
 TRAINER_HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "_get_grad_norm": (("model", "grad_norm"), "nonfinite_loss"),
     "_get_train_sampler": (("train_dataset",), "train_sampling_strategy='group_by_length'"),
+    "_get_eval_sampler": (("eval_dataset",), "evaluation with train_sampling_strategy='group_by_length'"),
     "_get_num_items_in_batch": (("batch_samples", "device"), "mini-batches and the language-model loss"),
     "_track_num_input_tokens": (("inputs",), "include_num_input_tokens_seen"),
     "_prepare_inputs": (("inputs",), "mini-batches"),

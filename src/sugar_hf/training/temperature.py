@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
-#: The logit scale stays below it, and the temperature above 0.01, as in CLIP.
-MAX_LOGIT_SCALE = math.log(100)
+#: The temperature stays above it, as in CLIP.
+MIN_TEMPERATURE = 0.01
 KEY = "Temperature"  # in the state of a checkpoint
 
 
@@ -21,9 +21,17 @@ class LearntTemperature(TrainerCallback):
     Args:
         temperature: Where it begins.
         device: Device of the embeddings.
+
+    Raises:
+        ValueError: It would begin below its limit, and jump to it with the first step.
     """
 
     def __init__(self, temperature: float, device: torch.device) -> None:
+        if temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature={temperature:g}: a learnt one stays above {MIN_TEMPERATURE:g}. Give more, or "
+                "set learn_temperature=False."
+            )
         self.start = -math.log(temperature)
         self.logit_scale = nn.Parameter(torch.tensor(self.start, dtype=torch.float32, device=device))
 
@@ -67,9 +75,9 @@ class LearntTemperature(TrainerCallback):
         self.logit_scale.grad = None
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Keep the temperature above 0.01."""
+        """Keep the temperature above its limit."""
         with torch.no_grad():
-            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            self.logit_scale.clamp_(max=-math.log(MIN_TEMPERATURE))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put the logit scale where a checkpoint has it."""

@@ -373,6 +373,12 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         )
         return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """Keep the order of the rows: L_d depends on which of them share a batch, and predictions belong to rows."""
+        if self.args.train_sampling_strategy == "group_by_length":  # the base would apply it here too
+            return None
+        return super()._get_eval_sampler(eval_dataset)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """Take the micro-batches of one optimizer step, which begins here, and count the samples left out of them."""
         self.guard.start_step(self.state.global_step)
@@ -625,7 +631,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         ends: Tensor,
         training: bool,
     ) -> StructureTerm:
-        """Return L_d, its gradient with respect to the embeddings in training, and label statistics if due."""
+        """Compute L_d, in training with its gradients, and with label statistics if they are due."""
         step, every = self.state.global_step if training else 0, self.args.label_statistics_steps
         term = structure_term(
             embeddings,
@@ -638,9 +644,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             with_statistics=bool(every) and step % every == 0,
             logit_scale=None if self.temperature is None else self.temperature.logit_scale,
         )
-        if (
-            term.scale_gradient is not None and self.args.structure_loss_scope == "rank"
-        ):  # no part of what DDP averages
+        # DDP, which takes the mean of gradients, knows nothing of the logit scale
+        if term.scale_gradient is not None and self.args.structure_loss_scope == "rank":
             term.scale_gradient = self.accelerator.reduce(term.scale_gradient, reduction="mean")
         if training and self._warns_of_pairs and term.ends and (term.ends < 2 or term.samples < 2):
             self._warns_of_pairs = False
