@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from sugar_hf._files import atomic_write
 
+from .claims import UNTRAINED_ROWS
 from .intervals import Estimate, Outcomes, Term, holm
 from .outcomes import read_outcomes
 from .tables import markdown
@@ -94,9 +95,9 @@ def written(text: str, outcomes: pa.Table, folder: Path) -> str:
     def fill(found: re.Match[str]) -> str:
         block = Block.read(found["what"])
         if block.study not in studies:
-            studies[block.study] = Outcomes(outcomes, block.study, ("raw",))
+            studies[block.study] = Outcomes(outcomes, block.study, UNTRAINED_ROWS)
         study = studies[block.study]
-        return f"{found[1]}\n" + "\n".join([*_lines(block, study, folder), ""]) + f"\n{found[4]}"
+        return "\n".join([found[1], *_lines(block, study, folder), found[4]])
 
     return BLOCK.sub(fill, text)
 
@@ -107,30 +108,32 @@ def _lines(block: Block, study: Outcomes, folder: Path) -> Sequence[str]:
         block.rows, sorted({row for task in tasks for row in study.rows(task)}), f"study {block.study}: row"
     )
     columns = [(task, figure) for task in tasks for figure in block.figures]
+    digits = 3 if block.figures == ("loss",) else 1
     if block.kind == "table":
         table = []
         for row in rows:
-            cells = [_text(study.figure(row, *column)) for column in columns]
-            table.append([f"`{row}`", *cells, *([_text(_mean(study, row, columns))] if block.mean else [])])
+            found = [study.figure(row, *column) for column in columns]
+            if block.mean:
+                found.append(study.estimate([Term(row, *column, 1 / len(columns)) for column in columns]))
+            table.append([f"`{row}`", *("-" if each is None else each.said(digits) for each in found)])
         return markdown(["", *_names(columns), *(["mean"] if block.mean else [])], table)
     rows = [row for row in rows if row != block.against]
-    found = {
+    gaps = {
         (row, place): study.difference(row, block.against, [column])
         for row in rows
         for place, column in enumerate(columns)
     }
     if block.mean:
-        found |= {(row, len(columns)): study.difference(row, block.against, columns) for row in rows}
+        gaps |= {(row, len(columns)): study.difference(row, block.against, columns) for row in rows}
     names = [*_names(columns), *(["mean"] if block.mean else [])]
-    told = [key for key, estimate in found.items() if estimate is not None and estimate.error is not None]
-    adjusted = dict(zip(told, holm([found[key].p() for key in told]), strict=True))
+    told = [key for key, gap in gaps.items() if gap is not None and gap.error is not None]
+    adjusted = dict(zip(told, holm([gaps[key].p() for key in told]), strict=True))
     if block.kind == "plot":
-        _draw(block, rows, names, found, folder / block.file)
+        _draw(block, rows, names, gaps, folder / block.file)
         return [f"![Differences from {block.against}]({block.file})", ""]
-    table = [
-        [f"`{row}`", *(_difference(found[row, place], adjusted.get((row, place))) for place in range(len(names)))]
-        for row in rows
-    ]
+    texts = {key: "-" if gap is None else gap.said(digits, "+") for key, gap in gaps.items()}
+    texts |= {key: f"**{texts[key]}**" for key, p in adjusted.items() if p <= SIGNIFICANT}
+    table = [[f"`{row}`", *(texts[row, place] for place in range(len(names)))] for row in rows]
     return markdown([f"less `{block.against}`", *names], table)
 
 
@@ -148,33 +151,6 @@ def _names(columns: Sequence[tuple[str, str]]) -> list[str]:
     """Heads of columns, without what all of them share."""
     figures = {figure for _, figure in columns}
     return [task if len(figures) == 1 else f"{task} {figure}" for task, figure in columns]
-
-
-def _mean(study: Outcomes, row: str, columns: Sequence[tuple[str, str]]) -> Estimate | None:
-    return study.estimate([Term(row, *column, 1 / len(columns)) for column in columns])
-
-
-def _digits(estimate: Estimate) -> int:
-    return 1 if max(abs(estimate.value), abs(estimate.high - estimate.low)) >= 1 or not estimate.error else 3
-
-
-def _text(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    digits = _digits(estimate)
-    if estimate.error is None:
-        return f"{estimate.value:.{digits}f} (one seed)"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
-def _difference(estimate: Estimate | None, p: float | None) -> str:
-    if estimate is None:
-        return "-"
-    digits = _digits(estimate)
-    if estimate.error is None or p is None:
-        return f"{estimate.value:+.{digits}f} (one seed)"
-    text = f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
-    return f"**{text}**" if p <= SIGNIFICANT else text
 
 
 def _draw(

@@ -36,6 +36,7 @@ ROWS: Mapping[str, str] = {
     "kl-*-text-mean": "the same, a text by the mean of its tokens rather than by its last token",
     "kl-*-pairs": "the same, every sixth row a known pair whose negative has the same words in another order",
 }
+DIGITS = 3  # of losses
 #: Rows that the others are compared with.
 RIVALS = ("infonce", "infonce-0.2", "mse")
 
@@ -66,7 +67,9 @@ def _table(outcomes: Outcomes, rows: Sequence[str], columns: Sequence[tuple[str,
     for row in rows:
         found = [outcomes.estimate([Term(row, *place, 1 / len(places)) for place in places]) for _, places in columns]
         if any(found):
-            texts = [_said(cell, title) for cell, (title, _) in zip(found, columns, strict=True)]
+            texts = [
+                _said(cell, DIGITS if title == "loss" else 1) for cell, (title, _) in zip(found, columns, strict=True)
+            ]
             cells.append([f"`{row}`", *texts])
     return markdown(["", *(title for title, _ in columns)], cells)
 
@@ -76,17 +79,12 @@ def _differences(outcomes: Outcomes, rows: Sequence[str]) -> list[str]:
     for row in rows:
         found = [outcomes.difference(row, rival, RETRIEVAL) if row != rival else None for rival in RIVALS]
         if any(found):
-            cells.append([f"`{row}`", *(_said(cell, "") for cell in found)])
+            cells.append([f"`{row}`", *(_said(cell) for cell in found)])
     return markdown(["", *(f"less `{rival}`" for rival in RIVALS)], cells)
 
 
-def _said(cell: Estimate | None, title: str) -> str:
-    if cell is None:
-        return "-"
-    digits = 3 if title == "loss" else 1
-    if cell.error is None:
-        return f"{cell.value:.{digits}f} (1 seed)"
-    return f"{cell.value:.{digits}f} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+def _said(cell: Estimate | None, digits: int = 1) -> str:
+    return "-" if cell is None else cell.said(digits)
 
 
 def _meaning(row: str) -> str:

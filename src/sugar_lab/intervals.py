@@ -124,8 +124,18 @@ class Estimate:
             return math.inf
         return float(student.ppf((1 + LEVEL) / 2, self.freedom) * self.error) if self.error else 0.0
 
-    def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]" if self.error is not None else f"{self.value:.1f}"
+    def said(self, digits: int = 1, sign: str = "") -> str:
+        """Say the number with its interval, as tables do.
+
+        Args:
+            digits: behind the point.
+            sign: `+` for differences, so that positive ones have a sign, too.
+
+        >>> Estimate(2.0, None, 1.0, 1, 9).said(sign="+")
+        '+2.0 (1 seed)'
+        """
+        value, low, high = (f"{number:{sign}.{digits}f}" for number in (self.value, self.low, self.high))
+        return f"{value} (1 seed)" if self.error is None else f"{value} [{low}, {high}]"
 
 
 class Outcomes:
