@@ -38,7 +38,7 @@ from transformers.generation.streamers import BaseStreamer
 from sugar_hf.data import as_document
 from sugar_hf.model import CandidateIndex
 from sugar_hf.retrieval import Hit, SugarEmbedder, SugarRag
-from sugar_hf.retrieval.rag_prompts import QUESTION_FIRST, as_prompt, fit, prepared
+from sugar_hf.retrieval.rag import QUESTION_FIRST, as_prompt, fit, prepared
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "costs.md"
 BEGIN, END = "<!-- rag: begin -->\n", "<!-- rag: end -->"

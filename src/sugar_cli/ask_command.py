@@ -26,8 +26,7 @@ from .output import emit, interruptible, say, show
 from .search_command import refuse_prompt, reranking
 
 if TYPE_CHECKING:
-    from sugar_hf.retrieval.rag import RagAnswer
-    from sugar_hf.retrieval.rag_prompts import RagTemplate
+    from sugar_hf.retrieval.rag import RagAnswer, RagTemplate
 
 TEMPLATES = ("documents-first", "question-first", "citing")
 
@@ -107,7 +106,7 @@ def template_of(words: str) -> "RagTemplate":
             f"{words!r}: give {', '.join(TEMPLATES)}, or a text with {{documents}} and {{question}}",
             param_hint="--template",
         )
-    from sugar_hf.retrieval.rag_prompts import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
+    from sugar_hf.retrieval.rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagTemplate
 
     named = dict(zip(TEMPLATES, (KNOWLEDGE_VQA, QUESTION_FIRST, CITING), strict=True))
     return named[words] if words in named else RagTemplate(words)

@@ -98,7 +98,10 @@ def search(
 
 def chosen_prompt(index: "SugarIndex", prompt: str | None, name: str | None) -> str | None:
     """The instruction of `--prompt` or `--prompt-name`."""
-    return prompt if index.embedder is None else index.embedder.find_prompt(prompt, name)
+    if name is None:
+        return prompt
+    assert index.embedder is not None  # with words alone, `refuse_prompt` has refused it
+    return index.embedder.find_prompt(prompt, name)
 
 
 def refuse_prompt(mode: str, prompt: str | None, name: str | None) -> None:

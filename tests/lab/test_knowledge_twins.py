@@ -12,7 +12,7 @@ from sugar_hf.evaluation.benchmarks.tasks.webqa_tasks import position_prompt
 from sugar_hf.evaluation.examples import Record
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from sugar_hf.picturebook.glyphs import CONCEPTS
-from sugar_hf.retrieval.rag_prompts import KNOWLEDGE_VQA
+from sugar_hf.retrieval.rag import KNOWLEDGE_VQA
 from sugar_lab.budget import QUICK
 from sugar_lab.exercises import draw_many
 from sugar_lab.exercises.facts import NAMES

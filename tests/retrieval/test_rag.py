@@ -11,7 +11,7 @@ from sugar_hf import SugarIndex, SugarRag, picturebook
 from sugar_hf.data import Document
 from sugar_hf.model import CandidateIndex
 from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, Hit, IndexMismatchError, RagTemplate, SugarEmbedder
-from sugar_hf.retrieval.rag_prompts import Question, fit
+from sugar_hf.retrieval.rag import Question, fit
 
 FACTS = [
     {"id": "tower", "document": ["The tower is made of iron.", picture(5)], "metadata": {"kind": "place"}},

@@ -14,8 +14,7 @@ from sugar_hf.model import CandidateIndex
 from sugar_hf.model.embedding_sugar import TOLERANCE
 from sugar_hf.retrieval import KNOWLEDGE_VQA, QUESTION_FIRST, SugarEmbedder, SugarRag
 from sugar_hf.retrieval.prefix_cache import PromptCache, encode_prefix, end_of_last_slice
-from sugar_hf.retrieval.rag import check_reuse
-from sugar_hf.retrieval.rag_prompts import prepared
+from sugar_hf.retrieval.rag import check_reuse, prepared
 
 DOCUMENTS = [
     ["The tower was built in 1889.", picture(5), "It is made of iron."],

@@ -6,7 +6,7 @@ from builders import cached_sugar, picture
 
 from sugar_hf import SugarEmbedder, SugarIndex, SugarRag
 from sugar_hf.retrieval import CITING, RELEVANCE, RagTemplate, SugarReranker
-from sugar_hf.retrieval.rag_prompts import as_prompt, prepared
+from sugar_hf.retrieval.rag import as_prompt, prepared
 
 DOCUMENTS = [["a red cat", picture(0)], ["a dog"], [picture(1), "a blue bird", "on a tree"], [picture(2)]]
 QUERY = ["Which of them flies?", picture(3)]

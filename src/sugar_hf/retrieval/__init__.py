@@ -7,8 +7,7 @@ from .index import Hit, Reranker, SugarIndex
 from .mining import MiningReport, MiningRules, mine_negatives
 from .pipelines import SugarChatPipeline, SugarRagPipeline
 from .plotting import plot_alignment
-from .rag import RagAnswer, SugarRag
-from .rag_prompts import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagHit, RagTemplate
+from .rag import CITING, KNOWLEDGE_VQA, QUESTION_FIRST, RagAnswer, RagHit, RagTemplate, SugarRag
 from .reranker import RELEVANCE, SugarReranker
 from .store import DamagedIndexError, DuplicateIdError, IndexMismatchError, LockedIndexError
 

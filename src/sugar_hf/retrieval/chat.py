@@ -16,8 +16,7 @@ from ..model.images_sugar import BadImageError, read_image
 from ..model.samples_sugar import is_chat
 from .embedder import SugarEmbedder
 from .index import Hit, SugarIndex
-from .rag import SugarRag
-from .rag_prompts import Question
+from .rag import Question, SugarRag
 
 #: What a turn may be: documents are shown; the model answers; it answers with documents in its prompt.
 TASKS = ("retrieve", "generate", "answer")

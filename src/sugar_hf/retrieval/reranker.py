@@ -18,8 +18,7 @@ from ..model.samples_sugar import Sample
 from .embedder import SugarEmbedder, checked_size
 from .index import Hit
 from .prefix_cache import CachedPrefix, Features, encode_prefix, end_of_last_slice, generate_after, matching
-from .rag import check_reuse
-from .rag_prompts import Parts, Question, RagTemplate, as_prompt, fit, prepared
+from .rag import Parts, Question, RagTemplate, as_prompt, check_reuse, fit, prepared
 
 __all__ = ["RELEVANCE", "SugarReranker"]
 

@@ -16,8 +16,7 @@ from ..model.samples_sugar import Sample
 from ..retrieval.embedder import SugarEmbedder, short_name
 from ..retrieval.explain import Explanation
 from ..retrieval.index import Hit, SugarIndex
-from ..retrieval.rag import RagAnswer, SugarRag
-from ..retrieval.rag_prompts import KNOWLEDGE_VQA, Question, RagHit, RagTemplate, prepared
+from ..retrieval.rag import KNOWLEDGE_VQA, Question, RagAnswer, RagHit, RagTemplate, SugarRag, prepared
 from ..retrieval.reranker import SugarReranker
 from .api_errors import ApiError, invalid
 from .contents import Limits

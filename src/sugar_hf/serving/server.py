@@ -29,7 +29,7 @@ from ..data.schema import load_image
 from ..model.samples_sugar import Sample, with_prompt
 from ..retrieval.filters import Filter
 from ..retrieval.index import Hit
-from ..retrieval.rag_prompts import RagHit
+from ..retrieval.rag import RagHit
 from . import schemas
 from .api_errors import ApiError, invalid, of_validation
 from .contents import Contents

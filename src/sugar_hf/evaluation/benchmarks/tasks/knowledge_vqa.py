@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ....data import BadSampleError, Document
-from ....retrieval.rag_prompts import KNOWLEDGE_VQA
+from ....retrieval.rag import KNOWLEDGE_VQA
 from ...examples import Example, Lazy, Record
 from ...knowledge_evaluator import KnowledgeEvaluator, Pool, View
 from ...metrics.exact_match import exact_match
