@@ -189,11 +189,13 @@ def test_parts_of_mrmr(row, parts, left):
 def test_placeholders_without_an_image_are_counted_and_named(tmp_path):
     def change(queries, corpus, qrels):
         corpus[0]["text"] += " <image 4>"
+        qrels[0]["query-id"] = qrels[1]["query-id"] = queries[0]["id"] = corpus[0]["id"]
+        queries[0]["text"] += " <image 3> <image 4>"
 
     write_mrmr(tmp_path, "traffic", change)
     result = load("mrmr-traffic", tmp_path)(Seeing(blind))
-    assert result["placeholders without an image"] == 1
-    assert result["settings"]["unfilled placeholders"] == {"0": 1}
+    assert result["placeholders without an image"] == 3
+    assert result["settings"]["unfilled placeholders"] == {"corpus 0": 1, "query 0": 2}
 
 
 def test_mrmr_counts_by_discipline(data):

@@ -114,6 +114,19 @@ def test_faults_of_pages_are_named(tmp_path, change, message):
         load("vidore-v1", tmp_path)
 
 
+def test_pages_of_files_are_compared_by_what_is_in_them(tmp_path):
+    folder = tmp_path / "test"
+    folder.mkdir()
+    for n, number in enumerate((1, 1, 9)):
+        scene(number)[0].save(folder / f"{n}.png")
+    rows = ["file_name,query,image_filename", "0.png,first,page", "1.png,second,page"]
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    assert len(load("vidore-v1", tmp_path).task.corpus) == 1
+    (folder / "metadata.csv").write_text("\n".join([*rows, "2.png,third,page"]))
+    with pytest.raises(ValueError, match=r"row 2 of.*'page' is another picture in row 0.*_beir"):
+        load("vidore-v1", tmp_path)
+
+
 def test_a_set_that_is_nowhere_says_so():
     with pytest.raises(ValueError, match=r"vidore-v2: cannot load vidore/nothing.*docs/benchmarks\.md says"):
         all_tasks()["vidore-v2"].load(Source("vidore-v2", options={"subset": "nothing"}))

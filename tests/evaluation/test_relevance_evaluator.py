@@ -63,12 +63,19 @@ def test_only_the_own_candidates_of_a_query_are_ranked():
     [
         ({"q": ["a", "z"]}, "'q' is to be ranked among 'z', which is unknown"),
         ({"q": ["b"]}, "'a' is relevant to the query 'q', but not among its own"),
+        ({"r": ["a"]}, "among names the query 'r', which is not among the queries"),
     ],
 )
 def test_candidates_that_cannot_be_are_refused(among, message):
     task = RetrievalSet.of({"q": "x"}, {"a": "y", "b": "z"}, {"q": ["a"]})
     with pytest.raises(ValueError, match=message):
         RelevanceEvaluator("mine", task, among=among, **PRIMARY)
+
+
+def test_a_figure_that_is_not_made_is_refused():
+    task = RetrievalSet.of({"q": "x"}, {"a": "y"}, {"q": ["a"]}, ks=(1, 5))
+    with pytest.raises(ValueError, match=r"mine: primary_metric='ndcg@10' is none of ndcg@1, ndcg@5, "):
+        RelevanceEvaluator("mine", task, primary_metric="ndcg@10")
 
 
 def broken(*names):

@@ -299,14 +299,14 @@ def test_what_cannot_be_embedded_is_left_out_and_named(index, tmp_path, subtests
 def test_what_the_teacher_cannot_see(tmp_path):
     documents = {"d1": "@1 document", "blurred": "@2 BLURRED", "b": "@3 #70", "c": "@4 #80"}
     index = build(tmp_path / "index", documents)
-    rows = [QUERY, QUERY | {"id": "r", "positives": ["@1 BLURRED"]}]
+    rows = [QUERY, *(QUERY | {"id": name, "positives": ["@1 BLURRED"]} for name in "rs")]
     options = {"count": 2, "teacher": Judge()}
     with pytest.raises(BadSampleError, match=r"blurred.*the teacher cannot embed it"):
         mined(rows[:1], index, tmp_path / "a.jsonl", **options)
     [negatives], report = mined(rows, index, tmp_path / "a.jsonl", on_error="skip", **options)
     assert negatives == ["@3 #70", "@4 #80"]
     assert report.left_out["the teacher cannot embed it"] == 1
-    assert [fault.sample for fault in report.skipped] == ["r positives[0]"]
+    assert [(fault.sample, fault.row) for fault in report.skipped] == [("r positives[0]", 1), ("s positives[0]", 2)]
 
 
 def test_an_instruction_for_rows_that_have_none(pictures, tmp_path):

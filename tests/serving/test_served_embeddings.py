@@ -8,6 +8,9 @@ import pytest
 from serving_tools import address, image_part, running
 
 from sugar_hf.serving import Engine, ServingOptions
+from sugar_hf.serving.embedding_worker import Embedded
+from sugar_hf.serving.schemas import EmbeddingRequest
+from sugar_hf.serving.server import _embedding_response
 
 TEXTS = ["a red cat.", "two dogs run on a blue background.", "a broom", "a small snowflake in the centre. it snows."]
 
@@ -116,6 +119,12 @@ def test_other_widths_are_those_that_the_server_names(served, mini):
     np.testing.assert_allclose(found, whole / np.linalg.norm(whole), atol=1e-6)
     with pytest.raises(ValueError, match="dimensions: 129"):
         Engine(mini, options=ServingOptions(dimensions=(129,)))
+
+
+def test_a_vector_without_a_beginning_is_not_written_as_null():
+    found = [Embedded(np.array([[0.0, 0.0, 1.0]], np.float32), 3)]
+    with pytest.raises(ValueError, match="no unit vector at slice 0"), np.errstate(invalid="ignore"):
+        _embedding_response(found, EmbeddingRequest(model="mini", input="a"), 2, "mini")
 
 
 def test_rerank(served, mini, inputs):

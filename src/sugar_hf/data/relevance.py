@@ -94,6 +94,19 @@ class RetrievalSet:
         asked = [with_instruction(each, instruction) for each in _documents(queries, "query ")]
         return cls(asked, _documents(corpus, "document "), grades, tuple(ks))
 
+    def relevant(self, query: str) -> dict[str, float]:
+        """Return the grades of what is relevant to the query of an id, by the ids of documents."""
+        return {name: grade for name, grade in self.relevance[query].items() if grade > 0}
+
+    @staticmethod
+    def order(ids: Sequence[str]) -> list[int]:
+        """Return the numbers of documents, given by their ids, in the order in which equal scores rank.
+
+        It is that of trec_eval, by id from the last to the first, and not that of the corpus, which may well begin
+        with what is relevant.
+        """
+        return sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
+
     def metrics(self, queries: np.ndarray, corpus: np.ndarray) -> dict[str, float]:
         """Measure the ranking of all documents for each query by the inner products of their vectors.
 
@@ -107,16 +120,15 @@ class RetrievalSet:
         Shape:
             queries (q, d), corpus (n, d).
         """
-        # Equal scores rank as trec_eval has them, by id from the last to the first: not in an order of the corpus,
-        # which may well begin with what is relevant.
-        order = sorted(range(len(self.corpus)), key=lambda i: self.corpus[i].id, reverse=True)
-        place = {self.corpus[i].id: number for number, i in enumerate(order)}
+        ids = [document.id for document in self.corpus]
+        order = self.order(ids)
+        place = {ids[i]: number for number, i in enumerate(order)}
         ranks, grades = [], []
         step = max(1, BLOCK // len(order))
         for start in range(0, len(self.queries), step):
             scores = queries[start : start + step] @ corpus[order].T  # (b, n)
             for row, query in zip(scores, self.queries[start : start + step], strict=True):
-                relevant = {name: grade for name, grade in self.relevance[query.id].items() if grade > 0}
+                relevant = self.relevant(query.id)
                 ranks.append(ranks_of(row, [place[name] for name in relevant]))
                 grades.append(np.array([*relevant.values()], dtype=np.float64))
         return ranking_metrics(ranks, grades, self.ks)

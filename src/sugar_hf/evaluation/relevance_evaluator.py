@@ -30,7 +30,8 @@ class RelevanceEvaluator:
         counts: Further numbers of the result, such as how many queries the protocol leaves out.
 
     Raises:
-        ValueError: A query is to be ranked among documents without its relevant ones, or among unknown ones.
+        ValueError: A query is to be ranked among documents without its relevant ones, or among unknown ones; it is
+            unknown itself; or there is no such figure.
     """
 
     def __init__(
@@ -50,17 +51,21 @@ class RelevanceEvaluator:
         self.groups, self.among = dict(groups or {}), dict(among or {})
         self.seed, self.settings, self.counts = seed, dict(settings or {}), dict(counts or {})
         self._queries = [query.id for query in task.queries]
-        # equal scores rank as trec_eval has them, by id from the last to the first
+        known = _figures([np.zeros(1)], [np.ones(1)], task.ks)
+        if primary_metric not in known:
+            raise ValueError(f"{name}: primary_metric={primary_metric!r} is none of {', '.join(known)}.")
         corpus = [document.id for document in task.corpus]
-        self._order = sorted(range(len(corpus)), key=corpus.__getitem__, reverse=True)
+        self._order = task.order(corpus)
         self._names = [corpus[i] for i in self._order]
         self._place = {name: place for place, name in enumerate(self._names)}
         for query, allowed in self.among.items():
+            if query not in task.relevance:
+                raise ValueError(f"{name}: among names the query {query!r}, which is not among the queries.")
             if unknown := [each for each in allowed if each not in self._place]:
                 raise ValueError(
                     f"{name}: the query {query!r} is to be ranked among {unknown[0]!r}, which is unknown."
                 )
-            if missing := [each for each in self._relevant(query) if each not in set(allowed)]:
+            if missing := [each for each in task.relevant(query) if each not in set(allowed)]:
                 raise ValueError(f"{name}: {missing[0]!r} is relevant to the query {query!r}, but not among its own.")
 
     def __call__(
@@ -93,7 +98,7 @@ class RelevanceEvaluator:
             queries = store.encode("queries", self.task.queries)
             corpus = store.encode("corpus", self.task.corpus)
             ranks = self._ranks(queries, [corpus[i] for i in self._order], lines)
-        grades = [np.array([*self._relevant(query).values()], np.float64) for query in self._queries]
+        grades = [np.array([*self.task.relevant(query).values()], np.float64) for query in self._queries]
         figures: dict[str, Any] = _figures(ranks, grades, self.task.ks)
         for group in sorted(set(self.groups.values())):
             numbers = [i for i, query in enumerate(self._queries) if self.groups.get(query) == group]
@@ -105,9 +110,6 @@ class RelevanceEvaluator:
         settings |= {"notes": notes} if (notes := store.notes()) else {}
         return {**figures, "n": len(queries), "seed": self.seed, "failed": store.failed, "settings": settings}
 
-    def _relevant(self, query: str) -> dict[str, float]:
-        return {name: grade for name, grade in self.task.relevance[query].items() if grade > 0}
-
     def _ranks(
         self, queries: Sequence[np.ndarray | None], corpus: Sequence[np.ndarray | None], lines: ResultLines
     ) -> list[np.ndarray]:
@@ -118,7 +120,7 @@ class RelevanceEvaluator:
                 if query in self.among:
                     allowed = [self._place[name] for name in self.among[query]]
                     scores[np.setdiff1d(np.arange(len(scores)), allowed)] = -np.inf
-                relevant = self._relevant(query)
+                relevant = self.task.relevant(query)
                 places = [self._place[name] for name in relevant]
                 found = np.where(scores[places] > -np.inf, ranks_of(scores, places), np.inf)
                 ranks.append(found)

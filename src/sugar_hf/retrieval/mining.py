@@ -294,7 +294,7 @@ class _Miner:
         self.embedder: SugarEmbedder = index.embedder
         # of the teacher, by the digest of a sample: what it sees, or why it cannot
         self.columns: dict[str, dict[str, Any]] = {}
-        self.unseen: dict[str, BadSampleError] = {}
+        self.unseen: dict[str, str] = {}
 
     # ---- Rows ----
 
@@ -489,10 +489,9 @@ class _Miner:
                 try:
                     [self.columns[digest]] = self.teacher.embed([each])
                 except (ValueError, TypeError) as error:
-                    fault = BadSampleError(f"the teacher cannot embed it ({error})", sample=document.id)
+                    self.unseen[digest] = f"the teacher cannot embed it ({error})"
                     if not self.skips:
-                        raise fault from error
-                    self.unseen[digest] = fault
+                        raise BadSampleError(self.unseen[digest], sample=document.id) from error
             if len(self.unseen) == before:
                 raise
 
@@ -500,7 +499,7 @@ class _Miner:
         """Whether the teacher has seen the query and other samples of a row, which is left out otherwise."""
         for each in (pair.query, *samples):
             if each.digest in self.unseen:
-                self._refuse(pair, self.unseen[each.digest])
+                self._refuse(pair, BadSampleError(self.unseen[each.digest], sample=each.document.id))
                 return False
         return True
 

@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from ..data import Document
 from ..data.schema import load_image
+from ..model.embedding_sugar import check_unit
 from ..model.samples_sugar import Sample, with_prompt
 from ..retrieval.filters import Filter
 from ..retrieval.index import Hit
@@ -487,6 +488,7 @@ def _embedding_response(found: list[Embedded], body: schemas.EmbeddingRequest, w
         vectors = each.vectors if body.positions == "all" else each.vectors[-1:]
         if width is not None:
             vectors = vectors[:, :width] / np.linalg.norm(vectors[:, :width], axis=1, keepdims=True)
+            check_unit(vectors)  # orjson writes null for NaN
         for number, vector in enumerate(np.ascontiguousarray(vectors, np.float32)):
             if body.encoding_format == "base64":
                 written: Any = base64.b64encode(vector.astype("<f4").tobytes()).decode()
@@ -497,9 +499,8 @@ def _embedding_response(found: list[Embedded], body: schemas.EmbeddingRequest, w
     tokens = sum(each.tokens for each in found)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     response = {"object": "list", "model": model, "data": data, "usage": usage}
-    return orjson.dumps(
-        response, option=orjson.OPT_SERIALIZE_NUMPY
-    )  # the digits that float32 has, in a tenth of the time
+    # the digits that float32 has, in a tenth of the time
+    return orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _found(hit: Hit) -> dict[str, Any]:

@@ -131,13 +131,14 @@ def load_mrmr(source: Source, subset: str) -> RelevanceEvaluator:
     rows = read_rows(source, hub_id, split)
     unfilled: dict[str, int] = {}
 
-    def parts(row: Mapping[str, Any], name: str) -> list[Any]:
+    def parts(row: Mapping[str, Any], name: str, kind: str) -> list[Any]:
         found, left = mrmr_parts(row)
         if left:
-            unfilled[name] = left
+            unfilled[f"{kind} {name}"] = left
         return found
 
-    queries, corpus = documents(rows.queries, "query", parts), documents(rows.corpus, "corpus", parts)
+    queries = documents(rows.queries, "query", partial(parts, kind="query"))
+    corpus = documents(rows.corpus, "corpus", partial(parts, kind="corpus"))
     plain = rows.queries.select_columns([name for name in rows.queries.column_names if "image" not in name])
     told: dict[str, str | None] = {}
     groups: dict[str, str] = {}

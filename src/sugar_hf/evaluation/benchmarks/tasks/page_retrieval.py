@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -108,8 +109,9 @@ def _pairs(source: Source, rows: Dataset) -> tuple[Lazy[Document], Lazy[Document
     )
 
 
-def _bytes(row: Mapping[str, Any]) -> Any:
-    return (row["image"] or {}).get("bytes")
+def _bytes(row: Mapping[str, Any]) -> bytes | None:
+    image = row["image"] or {}
+    return Path(image["path"]).read_bytes() if image.get("bytes") is None and image.get("path") else image.get("bytes")
 
 
 def _of_language(source: Source, rows: Rows) -> tuple[Rows, str | None, dict[str, str]]:
