@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from sugar_hf.data import BadSampleError, load_dataset_file, read_documents
+from sugar_hf.data.pdf_pages import PdfLimits, pdf_documents
+from sugar_hf.data.sections import Notes
 
 pytest.importorskip("pypdfium2")
 
@@ -27,7 +31,7 @@ def text(words, size=20):
     return b"BT /F1 %d Tf 20 200 Td (%s) Tj ET" % (size, words)
 
 
-def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b"", catalog=b"", more=()):
+def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b"", catalog=b"", resources=b"", more=()):
     """A PDF of pages that are given by what draws them, and of more objects."""
     kids = b" ".join(b"%d 0 R" % (3 + 2 * i) for i in range(len(pages)))
     objects = [
@@ -35,8 +39,8 @@ def pdf(pages, *, font=HELVETICA, size=(300, 400), trailer=b"", catalog=b"", mor
         b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(pages), kids),
     ]
     for i, drawn in enumerate(pages):
-        resources = b"/Resources << /Font << /F1 %s >> >> /Contents %d 0 R" % (font, 4 + 2 * i)
-        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] %s >>" % (*size, resources))
+        rest = b"/Resources << /Font << /F1 %s >> %s >> /Contents %d 0 R" % (font, resources, 4 + 2 * i)
+        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] %s >>" % (*size, rest))
         objects.append(b"<< /Length %d >> stream\n%s\nendstream" % (len(drawn), drawn))
     objects += more
     parts, places, at = [b"%PDF-1.4\n"], [], 9
@@ -209,6 +213,56 @@ def test_a_damaged_page_does_not_cost_the_others(written):
     found = [each.id for each in read_documents(file, on_error="skip", skipped=skipped)]
     assert found == ["a.pdf#p1", "a.pdf#p3"]
     assert [error.sample for error in skipped] == ["a.pdf#p2"]
+
+
+BOMB = b"/X Do " * 10
+
+
+def with_bomb(pages):
+    """Pages of which each BOMB draws ten drawings, of which each draws ten, and so on: a thousand million lines."""
+    first, forms = 3 + 2 * len(pages), []
+    for number in range(first, first + 8):
+        drawn, inner = BOMB, b"/Resources << /XObject << /X %d 0 R >> >>" % (number + 1)
+        if number == first + 7:
+            drawn, inner = b"0 0 m 9 9 l S", b""
+        head = b"/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Length %d %s" % (len(drawn), inner)
+        forms.append(b"<< %s >> stream\n%s\nendstream" % (head, drawn))
+    return pdf(pages, resources=b"/XObject << /X %d 0 R >>" % first, more=forms)
+
+
+def read_within(file, **limits):
+    return list(pdf_documents(file, "a.pdf", Notes(), pixels=10_000, length=500, limits=PdfLimits(**limits)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
+def test_a_page_that_takes_too_much_memory_costs_itself_alone(written):
+    file = written(with_bomb([text(b"one"), BOMB, text(b"three")]))
+    first, fault, third = read_within(file, memory=100 * 2**20)
+    assert [first.id, fault.sample, third.id] == ["a.pdf#p1", "a.pdf#p2", "a.pdf#p3"]
+    assert third.sample[1] == "three"
+    assert "100 MiB are too little" in fault.reason
+    assert fault.mend.startswith("Leave it out")
+    *_, last, rest = read_within(
+        written(with_bomb([text(b"one"), BOMB, BOMB, text(b"four")])), memory=100 * 2**20, pages=2
+    )
+    assert last.sample == "a.pdf#p3"
+    assert rest.reason.startswith("pages 4 to 4 are not read")
+
+
+def test_a_file_that_takes_too_long_is_named(written):
+    [fault] = read_within(written(pdf([text(b"one")])), seconds=1e-4)
+    assert "takes more than 0.0001 s" in fault.reason
+    assert fault.mend.startswith("Leave it out")
+
+
+def test_no_process_stays_behind(written, monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(popen(*args, **kw)) or started[-1])
+    pages = read_documents(written(pdf([text(b"one"), text(b"two")])))
+    next(pages)
+    pages.close()
+    [process] = started
+    assert process.returncode is not None
 
 
 def test_threads_may_read_at_once(written):

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import io
-import re
-import threading
-import unicodedata
+import json
+import subprocess
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
+from . import pdf_process
 from .documents import Document
 from .errors import BadSampleError
 from .sections import Block, Notes, cut_text, page_document
 
-_PDFIUM = threading.RLock()  # PDFium may be used by one thread at a time
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
 _SECURITY = 5  # FPDF_ERR_SECURITY
-_QUALITY = 90
-_SIDE = 16_384  # pixels: a page may be much longer than wide
-_LONGEST_TITLE = 1000
-_MOST_BOOKMARKS = 100_000
-_MOST_UNREADABLE = 0.1  # share of a page's characters
-_HYPHEN = re.compile("[\ufffe\x02]\n?")  # as PDFium writes one at the end of a line
-_BAD_CATEGORIES = ("Co", "Cn", "Cs", "Cc")
+_LEAVE_OUT = "Leave it out, or make a picture of it with another program"
+
+
+@dataclass(frozen=True)
+class PdfLimits:
+    """What a page of a PDF may take.
+
+    Args:
+        seconds: For the page; and for opening the file.
+        memory: Bytes of the process that draws it. Windows and macOS have no such limit.
+        pages: Pages of a file that may fail for these reasons, behind which the rest of it is not tried.
+    """
+
+    seconds: float = 60.0
+    memory: int = 2 * 2**30
+    pages: int = 3
 
 
 def pdf_documents(
-    file: Path, name: str, notes: Notes, *, pixels: int, length: int
+    file: Path, name: str, notes: Notes, *, pixels: int, length: int, limits: PdfLimits | None = None
 ) -> Iterator[Document | BadSampleError]:
     """Read the pages of a PDF, one at a time.
 
     A page's document is a JPEG of the page, then its text, if it has any. Text whose font does not say which letters
     its shapes are is left out, and counted in `notes`. A page with more text than a document may have becomes several
-    documents, each with the picture.
+    documents, each with the picture. Another process draws them, which is stopped at a page that takes too much.
 
     Args:
         file: The PDF.
@@ -43,6 +53,7 @@ def pdf_documents(
         notes: Counts the pages whose text is left out.
         pixels: Pixels of the picture of a page, about.
         length: Characters of text of a document.
+        limits: What a page may take.
 
     Yields:
         A document of id `name#p1`, `name#p2`, ..., with `page` among its metadata, and under `headings` the path of
@@ -52,64 +63,56 @@ def pdf_documents(
     Raises:
         ImportError: pypdfium2 is not installed.
     """
+    if find_spec("pypdfium2") is None:
+        raise ImportError("PDF needs pypdfium2: pip install 'sugar-hf[documents]'")
+    limits = limits or PdfLimits()
+    process = _Process(file, pixels, limits)
     try:
-        import pypdfium2
-    except ImportError as error:
-        raise ImportError("PDF needs pypdfium2: pip install 'sugar-hf[documents]'") from error
-
-    try:
-        with _PDFIUM:
-            pdf = pypdfium2.PdfDocument(file)
-            pdf.init_forms()  # so that what was filled in is drawn
-    except (pypdfium2.PdfiumError, OSError) as error:
-        yield _unread(error)
-        return
-    try:
-        with _PDFIUM:
-            count, title, outline = len(pdf), _title(pdf), _outline(pdf, name, notes)
+        about = process.start()
+        if "error" in about:
+            yield _unread(about)
+            return
+        count, outline, stopped = about["count"], _outline(about, name, notes), 0
         if not count:
             yield BadSampleError("the PDF has no pages", mend="Fetch the file again")
         for number in range(1, count + 1):
-            try:
-                with _PDFIUM:
-                    picture, text = _read_page(pdf, number - 1, pixels)
-            except (pypdfium2.PdfiumError, BadSampleError, ValueError, OSError, MemoryError) as error:
-                fault = (
-                    error if isinstance(error, BadSampleError) else BadSampleError(f"the page is damaged ({error})")
-                )
-                fault.mend = fault.mend or "Mend the PDF, or leave the page out"
-                yield fault.at(sample=f"{name}#p{number}")
+            said, picture = process.ask(number - 1)
+            if "error" in said:
+                yield _page_fault(said).at(sample=f"{name}#p{number}")
+                stopped += "mend" in said
+                if stopped == limits.pages and number < count:
+                    reason = f"pages {number + 1} to {count} are not read, as {stopped} before them took too much"
+                    yield BadSampleError(reason, mend=_LEAVE_OUT).at(sample=name)
+                    return
                 continue
-            if text is None:
+            if said["text"] is None:
                 what = "pages whose fonts do not say which letters they show: their text is left out"
                 notes.add(what, f"{name}#p{number}")
-            pieces: list[str | None] = [*cut_text(text or "", length)] or [None]
+            pieces: list[str | None] = [*cut_text(said["text"] or "", length)] or [None]
             for part, piece in enumerate(pieces, start=1):
                 sample: list[Block] = [picture, *([piece] if piece else [])]
-                metadata = {"file": name, "page": number, "title": title, "headings": outline.path(number)}
+                metadata = {"file": name, "page": number, "title": about["title"], "headings": outline.path(number)}
                 metadata |= {"part": part} if part > 1 else {}
                 yield page_document(f"{name}#p{number}" + (f"-part-{part}" if part > 1 else ""), sample, metadata)
     finally:
-        with _PDFIUM:
-            pdf.close()
+        process.end()
 
 
-def _unread(error: Exception) -> BadSampleError:
-    code = vars(error).get("err_code")
-    if code == _PASSWORD:
+def _page_fault(said: dict[str, Any]) -> BadSampleError:
+    if "mend" in said:
+        return BadSampleError(f"the page cannot be drawn: {said['error']}", mend=said["mend"])
+    return BadSampleError(f"the page is damaged ({said['error']})", mend="Mend the PDF, or leave the page out")
+
+
+def _unread(about: dict[str, Any]) -> BadSampleError:
+    if "mend" in about:
+        return BadSampleError(f"the PDF cannot be opened: {about['error']}", mend=about["mend"])
+    if about["code"] == _PASSWORD:
         mend = "Save it without one (qpdf --decrypt --password=... in.pdf out.pdf)"
         return BadSampleError("the PDF is encrypted, and opens with a password alone", mend=mend)
-    if code == _SECURITY:
+    if about["code"] == _SECURITY:
         return BadSampleError("the PDF is encrypted in a way that is not known", mend="Save it without encryption")
-    return BadSampleError(f"the PDF is damaged, or none ({error})", mend="Fetch the file again")
-
-
-def _title(pdf: Any) -> str | None:
-    try:
-        title = pdf.get_metadata_value("Title").replace("\0", "").strip()
-    except ValueError:  # half a surrogate pair
-        return None
-    return title if 0 < len(title) <= _LONGEST_TITLE else None
+    return BadSampleError(f"the PDF is damaged, or none ({about['error']})", mend="Fetch the file again")
 
 
 class _Outline:
@@ -137,75 +140,83 @@ class _Outline:
         return path
 
 
-def _outline(pdf: Any, name: str, notes: Notes) -> _Outline:
-    """The outline of a PDF; what cannot be read of it is left out, and counted."""
+def _outline(about: dict[str, Any], name: str, notes: Notes) -> _Outline:
+    """The outline of a PDF; what could not be read of it is counted."""
+    if about["outline"]["damaged"]:
+        notes.add("outlines of PDF that are damaged: what can be read of them is used", name)
+    if (most := about["outline"]["most"]) is not None:
+        notes.add(f"outlines of more than {most} bookmarks: the others are left out", name)
     places: list[tuple[int, list[str]]] = []
     path: list[str] = []
-    what = "outlines of PDF that are damaged: what can be read of them is used"
-    try:
-        for number, bookmark in enumerate(islice(pdf.get_toc(), _MOST_BOOKMARKS + 1)):
-            if number == _MOST_BOOKMARKS:
-                notes.add(f"outlines of more than {_MOST_BOOKMARKS} bookmarks: the others are left out", name)
-                break
-            try:
-                title = bookmark.get_title()
-            except UnicodeDecodeError:  # half a surrogate pair
-                notes.add(what, name)
-                title = ""
-            title = " ".join("".join(each for each in title if each.isspace() or not _is_bad(each)).split())
-            path = [*path[: bookmark.level], title[:_LONGEST_TITLE]]
-            place = bookmark.get_dest()
-            index = None if place is None else place.get_index()
-            if index is not None and index < len(pdf):
-                places.append((index + 1, [each for each in path if each]))
-    except (ValueError, OSError, RuntimeError):  # of PDFium, too
-        notes.add(what, name)
+    for level, title, index in about["outline"]["bookmarks"]:
+        path = [*path[:level], title]
+        if index is not None and index < about["count"]:
+            places.append((index + 1, [each for each in path if each]))
     return _Outline(places)
 
 
-def _read_page(pdf: Any, index: int, pixels: int) -> tuple[bytes, str | None]:
-    """The picture of a page, and its text; None if that cannot be read."""
-    page = pdf[index]
-    try:
-        width, height = page.get_size()
-        if not (width > 0 and height > 0):
-            raise BadSampleError(f"the page has the size {width:g} x {height:g}")
-        scale = min((pixels / (width * height)) ** 0.5, _SIDE / max(width, height))
-        bitmap = page.render(scale=scale)
+class _Process:
+    """The process that draws the pages of a file. One that was stopped is started again for the next page."""
+
+    def __init__(self, file: Path, pixels: int, limits: PdfLimits) -> None:
+        self._task = {"file": str(file.absolute()), "pixels": pixels, "memory": limits.memory, "path": sys.path}
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> dict[str, Any]:
+        """Open the file, and return what is in it, or `error`."""
+        # -I and -S: what stands in `task["path"]` can be imported, and nothing else
+        command = [sys.executable, "-I", "-S", pdf_process.__file__]
+        pipe = subprocess.PIPE
         try:
-            image = bitmap.to_pil()
-            image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-        finally:
-            bitmap.close()
-        textpage = page.get_textpage()
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        except OSError as error:
+            return {"error": f"no process starts to read it ({error})", "mend": "Run this in a program of Python"}
+        return self._say(json.dumps(self._task))[0]
+
+    def ask(self, index: int) -> tuple[dict[str, Any], bytes]:
+        """Return the text of a page and its picture, or `error`; with `mend`, if the process was stopped or ended."""
+        if self._process is None and "error" in (about := self.start()):
+            return about, b""
+        return self._say(str(index))
+
+    def end(self) -> None:
+        """Stop it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _say(self, line: str) -> tuple[dict[str, Any], bytes]:
+        process, is_late = self._process, Event()
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def stop() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = Timer(self._limits.seconds, stop)
+        timer.daemon = True
+        timer.start()
+        said, picture = b"", b""
         try:
-            text = _readable(textpage)
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+            if said.endswith(b"\n"):
+                answer = json.loads(said)
+                picture = process.stdout.read(answer["bytes"])
+                if len(picture) == answer["bytes"] and not is_late.is_set():
+                    return answer, picture
+        except BrokenPipeError:
+            pass
         finally:
-            textpage.close()
-    finally:
-        page.close()
-    return buffer.getvalue(), text
-
-
-def _readable(textpage: Any) -> str | None:
-    """The text of a page without what is no character; None if much of it is none."""
-    from pypdfium2 import raw
-
-    text = _HYPHEN.sub("", textpage.get_text_bounded(errors="replace").replace("\r\n", "\n").replace("\r", "\n"))
-    said = [character for character in text if not character.isspace()]
-    bad = {character for character in set(said) if _is_bad(character)}
-    unknown = sum(character in bad for character in said)
-    # fonts without a table of their characters: PDFium then gives the numbers of their shapes, which look like letters
-    unmapped = sum(
-        raw.FPDFText_HasUnicodeMapError(textpage, index) == 1 and raw.FPDFText_IsGenerated(textpage, index) == 0
-        for index in range(textpage.count_chars())
-    )
-    if max(unknown, unmapped) > _MOST_UNREADABLE * len(said):
-        return None
-    return "".join(character for character in text if character not in bad).strip()
-
-
-def _is_bad(character: str) -> bool:
-    return character == "\ufffd" or unicodedata.category(character) in _BAD_CATEGORIES
+            timer.cancel()
+        self.end()
+        error = f"it takes more than {self._limits.seconds:g} s"
+        if not is_late.is_set():
+            memory = f"{self._limits.memory // 2**20} MiB"
+            error = f"the process ended with status {process.returncode}, as it does where {memory} are too little"
+        return {"error": error, "mend": _LEAVE_OUT}, b""
