@@ -117,6 +117,8 @@ def main(command: list[str] | None = None) -> NoReturn:
         text = " ".join(str(error).split())
         if type(error).__name__ == "BadSampleError" and READERS & set(arguments):  # no import for a rare case
             text += ". With --on-error skip, such documents are left out and named."
+        if isinstance(error, FileExistsError):
+            text = text.replace("overwrite=True", "--overwrite")
         expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
         name = "" if expected and text else f"{type(error).__name__}: "
         typer.echo(visible(f"Error: {name}{text}"), err=True)

@@ -85,7 +85,9 @@ def search(
     options["prompt"] = chosen_prompt(opened, prompt, prompt_name)
     if rerank is not None:
         options |= reranking(opened.embedder, rerank)
-    results = opened.search(queries, top_k, **options)
+    # what is judged takes a forward pass a document: each query is answered before the next one begins
+    parts = [queries] if rerank is None else [[query] for query in queries]
+    results = (hits for part in parts for hits in opened.search(part, top_k, **options))
     for number, hits in enumerate(results):
         found = [as_dict(hit, mode) for hit in hits]
         if is_stream:

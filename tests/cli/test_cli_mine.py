@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sugar_hf import picturebook
-from sugar_hf.data import load_dataset_file, to_sample
+from sugar_hf.data import load_dataset_file, read_pair, to_sample
 from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.retrieval.index import SugarIndex
 
@@ -25,6 +25,41 @@ def folder(tmp_path_factory):
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return folder
+
+
+def test_captions_of_coco_look_for_their_images(cli, tmp_path):
+    rows = [to_sample(row) for row in picturebook.load("test", kind="caption", size=6, words_first=True)]
+    (tmp_path / "val2017").mkdir()
+    coco = {"images": [], "annotations": []}
+    for number, (caption, image) in enumerate(rows):
+        image.save(tmp_path / "val2017" / f"{number}.png")
+        coco["images"].append({"id": number, "file_name": f"{number}.png"})
+        for said in (caption, caption.replace("background", "ground")):
+            coco["annotations"].append({"id": len(coco["annotations"]), "image_id": number, "caption": said})
+    captions, index, root = (
+        tmp_path / "captions.json",
+        tmp_path / "images.index",
+        ["--image-root", tmp_path / "val2017"],
+    )
+    captions.write_text(json.dumps(coco))
+    assert cli("index", "build", index, captions, *root, "--no-captions").code == 0
+    command = ["mine", captions, "--index", index, "--output", tmp_path / "mined.jsonl"]
+    command += ["--ranks", "1-20", "--count", "5", "--json"]
+    found = cli(*command)
+    assert found.code == 1
+    assert "captions.json (row 0, sample '0-0'): positives[0]" in found.err
+    assert "image_root" in found.err
+    found = cli(*command, *root)
+    assert found.code == 0, found.err
+    counts = json.loads(found.out)
+    assert counts["rows"] == 12
+    assert counts["negatives"] == 60  # each image but the caption's own
+    mined = load_dataset_file(tmp_path / "mined.jsonl", image_root=tmp_path / "val2017")
+    assert mined["id"][:3] == ["0-0", "0-1", "1-2"]
+    for row, (_, image) in zip(list(mined)[::2], rows, strict=True):
+        pair = read_pair(row)
+        assert [to_sample(each)[0].tobytes() for each in pair.positives] == [image.tobytes()]
+        assert image.tobytes() not in [to_sample(each)[0].tobytes() for each in pair.negatives]
 
 
 def test_rows_to_train_on(cli, folder):

@@ -86,6 +86,12 @@ def test_anchors_are_unique_and_bad_ones_are_numbers(page):
     assert list(page(html)) == [f"a.html#{name}" for name in ("a", "a-1", "a-1-1", "4", "5", "6", "a-2")]
 
 
+def test_many_sections_of_one_anchor_take_no_time_of_their_square(page):
+    found = list(page("<h1 id=a>x</h1>y" * 3000 + "<h1 id=a-1>x</h1>y"))
+    assert found[:3] == ["a.html#a", "a.html#a-1", "a.html#a-2"]
+    assert found[-2:] == ["a.html#a-2999", "a.html#a-1-1"]
+
+
 def test_long_sections_are_cut_between_paragraphs(page):
     words = ["word " * 30 + f"{number}." for number in range(10)]
     html = '<h1 id="a">A</h1>' + "".join(f"<p>{each}</p>" for each in words) + '<h1 id="b">B</h1><p>b</p>'
@@ -219,7 +225,8 @@ def test_hostile_pages(page, subtests):
         (f"<p title='{'a' * 2_000_000}' {' '.join(f'a{i}=1' for i in range(20_000))}>x", ["x"]),
         ("<p>" * 20_000 + "x", ["x"]),
         ("<p>a\0b\x01&#0;&#xD800;", ["a\ufffdb\ufffd\ufffd\ufffd"]),
-        ("<p>a <![CDATA[b < c]]> d", ["a b < c d"]),
+        ("<p>a <![CDATA[b < c]]> d<![CDATA[]]> ]]>", ["a b < c d ]]>"]),
+        ("<p>a" + "<![CDATA[" * 300_000 + ">", ["a"]),  # not in the square of its length
         ('<?xml version="1.0"?><html><head><script src="x"/></head><body><p>a</p></body></html>', ["a"]),
     ]:
         with subtests.test(html=html[:30]):

@@ -224,6 +224,7 @@ def folder(tmp_path, monkeypatch):
     page = "<title>The guide</title><p>Hello.<h1>Start</h1><h2 id=install>Install</h2><p>Unpack it."
     (tmp_path / "manual" / "guide.html").write_text(page)
     picture(13).save(tmp_path / "manual" / "poster.pdf")
+    (tmp_path / "questions.jsonl").write_text('{"query": "how is it unpacked?"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     put_in_place(monkeypatch, tmp_path / "hub")

@@ -50,8 +50,8 @@ _VECTORS = (".svg", ".svgz")
 
 _SPACE = re.compile(r"[ \t\r\n\f\xa0]+")
 _CELL, _BREAK = "\x1f", "\x1e"
+_CDATA = "<![CDATA["
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
-_CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _CHARSET = re.compile(
     rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.+-]+)""", re.IGNORECASE
 )
@@ -110,7 +110,7 @@ def html_sections(
 
     reader = _Reader(_Pictures(images, folder, notes, where), slugs)
     parser = etree.HTMLParser(target=reader, encoding="utf-8", huge_tree=True, no_network=True)
-    text = _CDATA.sub(lambda found: html.escape(found[1]), text) + f'<p id="{_END}"></p>'
+    text = _without_cdata(text) + f'<p id="{_END}"></p>'
     # half a surrogate pair, which a program may give, has no bytes
     data = text.encode("utf-8", "replace")
     for start in range(0, len(data), _CHUNK):  # an error of the reader ends the parser between two of them
@@ -122,6 +122,15 @@ def html_sections(
     return reader.title, [
         section for section in reader.sections if section.blocks or section.headings or section.fault
     ]
+
+
+def _without_cdata(text: str) -> str:
+    """The page with what stands in CDATA escaped. An expression would look for the end anew from each beginning."""
+    parts, at = [], 0
+    while (begin := text.find(_CDATA, at)) >= 0 and (end := text.find("]]>", begin)) >= 0:
+        parts += [text[at:begin], html.escape(text[begin + len(_CDATA) : end])]
+        at = end + 3
+    return "".join([*parts, text[at:]])
 
 
 def decode_html(data: bytes) -> str:

@@ -67,15 +67,16 @@ class Anchors:
     """Gives each section of a file a name of its own, the same in every run."""
 
     def __init__(self) -> None:
-        self._used: set[str] = set()
+        self._used: dict[str, int] = {}  # with the number that was put behind it last
 
     def take(self, wanted: str) -> str:
         """Return a name, with `-1`, `-2`, ... behind it if it is taken already."""
-        name, number = wanted, 0
+        name, number = wanted, self._used.get(wanted, 0)
         while name in self._used:
             number += 1
             name = f"{wanted}-{number}"
-        self._used.add(name)
+        self._used[wanted] = number
+        self._used.setdefault(name, 0)
         return name
 
 
