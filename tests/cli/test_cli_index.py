@@ -93,6 +93,8 @@ def test_filters_and_query_files(cli, stories, tmp_path):
     assert (wrong.code, wrong.out) == (1, "")
     assert "$like" in wrong.err
     (tmp_path / "q.jsonl").write_text('"a dog"\n{"query": ["a cat", "a house"]}\n')
+    judged = cli("search", stories, "--query-file", tmp_path / "q.jsonl", "--top-k", "2", "--rerank", "3")
+    assert [json.loads(line)["query"] for line in judged.out.splitlines()] == [0, 1]
     stream = cli("search", stories, "--query-file", tmp_path / "q.jsonl", "--top-k", "2")
     lines = [json.loads(line) for line in stream.out.splitlines()]
     assert [line["query"] for line in lines] == [0, 1]
@@ -110,7 +112,7 @@ def test_a_life_of_an_index_of_photographs(cli, album, tmp_path):
     assert "4 documents in" in made.err
     again = cli("index", "build", folder, album, *options)
     assert again.code == 1
-    assert "overwrite" in again.err
+    assert "--overwrite" in again.err
     (album.parent / "new.jsonl").write_text(
         '{"id": "note.md", "text": "a cat.", "year": 2001}\n{"id": "x", "image": "album/a.png", "text": "a"}\n'
     )
