@@ -145,7 +145,7 @@ QUESTIONS: Sequence[Question] = (
     _real(8, "calibrated rather than mean", f"{_REAL}-mean-labels"),
 )
 #: Rows of any study that no training changes.
-UNTRAINED_ROWS = ("tfidf", "minilm", "minilm-slices", "raw")
+UNTRAINED_ROWS = ("tf-idf", "minilm", "minilm-slices", "raw")
 #: Studies of one model, which is asked in several ways: no seed tells their rows apart.
 OF_ONE_MODEL = ("real-answers",)
 #: Why a claim has no question here.

@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from sugar_hf._files import atomic_write
 
-from .claims import UNTRAINED_ROWS
 from .intervals import Estimate, Outcomes, Term, holm
 from .outcomes import read_outcomes
 from .tables import markdown
+from .verdicts import study_of
 
 PAGE = Path("docs/evidence.md")
 BLOCK = re.compile(r"(<!-- evidence: (?P<what>.+?) -->\n)(?P<body>.*?)(<!-- evidence: end -->)", re.DOTALL)
@@ -95,7 +95,7 @@ def written(text: str, outcomes: pa.Table, folder: Path) -> str:
     def fill(found: re.Match[str]) -> str:
         block = Block.read(found["what"])
         if block.study not in studies:
-            studies[block.study] = Outcomes(outcomes, block.study, UNTRAINED_ROWS)
+            studies[block.study] = study_of(outcomes, block.study)
         study = studies[block.study]
         return "\n".join([found[1], *_lines(block, study, folder), found[4]])
 

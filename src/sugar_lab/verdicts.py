@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from .claims import CLAIMS, NOT_HERE, OF_ONE_MODEL, QUESTIONS, UNTRAINED_ROWS, Question
@@ -75,19 +76,22 @@ class Verdict:
 def read_studies(paths: Sequence[Path]) -> dict[str, Outcomes]:
     """Read outcomes, by study; empty without files.
 
-    Rows of `UNTRAINED_ROWS`, and all of a study `OF_ONE_MODEL`, count as such that no training changes.
-
     Args:
         paths: files of outcomes.
     """
     if not paths:
         return {}
     table = read_outcomes(paths)
-    found = {}
-    for name in sorted(pc.unique(table["study"]).to_pylist()):
-        rows = pc.unique(table.filter(pc.equal(table["study"], name))["row"]).to_pylist()
-        found[name] = Outcomes(table, name, rows if name in OF_ONE_MODEL else UNTRAINED_ROWS)
-    return found
+    return {name: study_of(table, name) for name in sorted(pc.unique(table["study"]).to_pylist())}
+
+
+def study_of(table: pa.Table, name: str) -> Outcomes:
+    """Return the outcomes of a study.
+
+    Rows of `UNTRAINED_ROWS`, and all of a study `OF_ONE_MODEL`, count as such that no training changes.
+    """
+    rows = pc.unique(table.filter(pc.equal(table["study"], name))["row"]).to_pylist()
+    return Outcomes(table, name, rows if name in OF_ONE_MODEL else UNTRAINED_ROWS)
 
 
 def all_verdicts(

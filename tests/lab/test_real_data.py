@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lab_tools import write_manual, write_picture
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -47,42 +48,13 @@ from sugar_lab.real.text_baselines import baseline_ranks, sentence_encoder, tfid
 _PICTURE = Image.new("RGB", (40, 40))
 
 
-def _picture(path: Path, number: int, size: int = 48) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (size, size), (number * 37 % 256, number * 91 % 256, number % 256)).save(path)
-
-
-def _page(number: int) -> str:
-    name = f"Tool number {number}"
-    return f"""<html><head><title>3.{number}. {name}</title></head><body>
-<div class="navheader"><p>Prev Next, which leads elsewhere and is no text of the manual</p></div>
-<h2 id="tool-{number}">3.{number}. {name}</h2>
-<p>The first paragraph about tool {number} says that it paints {number} times.</p>
-<p class="title">Figure 3.{number}. Options of tool {number}</p>
-<img src="images/{number}.png" alt="">
-<p>Behind the picture stands how many of the {number} sliders tool {number} has.</p>
-<p><img src="images/icon.png" alt=""></p>
-<h3 id="more-{number}">3.{number}.1. Activating it</h3>
-<p>This sentence is the same on every page, so that no query may ask for it.</p>
-<p>This sentence of page {number} tells where its menu {number} is, but not why.</p>
-</body></html>"""
-
-
 def _numbers(split: str) -> list[int]:
     return [i for i in range(60) if page_split("gimp", f"tool-{i}.html") == split]
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """A manual of 60 pages, as that of GIMP is made."""
-    folder = tmp_path_factory.mktemp("manual")
-    for number in range(60):
-        (folder / f"tool-{number}.html").write_text(_page(number), encoding="utf-8")
-        _picture(folder / "images" / f"{number}.png", number)
-    _picture(folder / "images" / "icon.png", 1, size=16)
-    (folder / "index.html").write_text("<h1>Index</h1><p>Everything that there is, in one long list.</p>")
-    shutil.copy(folder / "tool-1.html", folder / "tool-one-again.html")
-    return folder
+    return write_manual(tmp_path_factory.mktemp("manual"))
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +180,10 @@ def test_samples_of_tasks_come_once(manual):
 def stamps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stamps")
     for number in range(40):
-        _picture(folder / "things" / f"{number}.png", number)
+        write_picture(folder / "things" / f"{number}.png", number)
         caption = "A thing." if number < 3 else f"Thing number {number}."
         (folder / "things" / f"{number}.txt").write_text(f"{caption}\nde.utf8=Ein Ding.\n", encoding="utf-8")
-    _picture(folder / "things" / "mute.png", 99)
+    write_picture(folder / "things" / "mute.png", 99)
     return read_stamps(folder)
 
 

@@ -129,8 +129,8 @@ def test_rows_of_one_model_asked_in_several_ways_need_no_seeds(tmp_path):
     found = studies(tmp_path, {"own": 0.6, "minilm": 0.4}, "real-answers", seeds=(0,))
     verdict = only(found, ask("own", "minilm", study="real-answers"))
     assert verdict.outcome == CONFIRMED
-    trained = studies(tmp_path, {"a": 0.6, "tfidf": 0.4}, "real-test", seeds=(0,))
-    assert trained["real-test"].grid("tfidf", "t", "hit").seeds == (UNTRAINED,)
+    trained = studies(tmp_path, {"a": 0.6, "tf-idf": 0.4}, "real-test", seeds=(0,))
+    assert trained["real-test"].grid("tf-idf", "t", "hit").seeds == (UNTRAINED,)
     assert trained["real-test"].grid("a", "t", "hit").seeds == (0,)
 
 

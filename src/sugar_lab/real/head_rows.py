@@ -10,11 +10,14 @@ from sugar_hf.structure import StructureLossConfig
 from .head_study import HeadRow
 from .joint_training import JointRow
 
-#: The row that other rows take a part out of, whose head models start from and questions are asked with.
+#: The row that other rows take a part out of, and whose head finds sections for questions.
 BEST = "kl-0.3"
+#: The row of the default loss, whose head trained models start from.
+DEFAULT = "kl-0.15"
 #: The rows of all seeds; the others are screened with one.
 CHOSEN = (
     *("raw", "random", "infonce-0.1", "mse", "paper", "kl-0.07", "kl-0.3", "kl-0.3-all-ends", "infonce-0.1-all-ends"),
+    *("kl-0.15", "kl-0.15-all-ends", "kl-0.15-mean-labels", "kl-0.15-lifted-0.1"),
     *(
         "kl-0.3-lifted-0.1",
         "kl-0.3-lifted-0.1-all-ends",
@@ -67,7 +70,7 @@ def head_rows() -> list[HeadRow]:
     for name in ("mse", "infonce-0.1", "kl-0.07", "kl-0.3"):
         rows[f"{name}-last-token"] = replace(rows[name], pooling="last")
     rows["paper"] = HeadRow("paper", StructureLossConfig.paper(), "last")
-    for name in ("infonce-0.1", "mse", "kl-0.3", "kl-0.3-lifted-0.1"):
+    for name in ("infonce-0.1", "mse", "kl-0.15", "kl-0.3", "kl-0.3-lifted-0.1"):
         rows[f"{name}-all-ends"] = replace(rows[name], positions="all", head=name)
     rows["raw"] = HeadRow("raw", None, "mean", steps=0)
     rows["random"] = HeadRow("random", None, "mean")
@@ -103,9 +106,9 @@ def widened() -> list[HeadRow]:
 def joint_rows() -> list[JointRow]:
     """Return the rows that are trained whole, each from its own head; the first is measured as it starts."""
     return [
-        JointRow("start", None, 0.0, "mean", BEST, is_trained=False),
-        JointRow("lm-only", None, 0.0, "mean", BEST),
-        JointRow("kl-0.3", kl(0.3), 0.3, "mean", "kl-0.3"),
+        JointRow("start", None, 0.0, "mean", DEFAULT, is_trained=False),
+        JointRow("lm-only", None, 0.0, "mean", DEFAULT),
+        JointRow(DEFAULT, kl(0.15), 0.45, "mean", DEFAULT),
         JointRow("mse", mse(), 10.0, "mean", "mse"),
         JointRow("infonce-0.1", infonce(0.1), 0.3, "mean", "infonce-0.1"),
     ]

@@ -1,7 +1,4 @@
-"""Manuals of real programs: their sections as documents, cleaned up, and split by page.
-
-`python -m sugar_lab.real.manuals --packages FOLDER` counts what a study gets.
-"""
+"""Manuals of real programs: their sections as documents, cleaned up, and split by page."""
 
 from __future__ import annotations
 
@@ -13,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-import typer
 from PIL import Image
 
 from sugar_hf.data import Document, SkippedRowsWarning, read_documents
@@ -196,10 +192,12 @@ def read_manual(name: str, content: Path) -> Manual:
         blocks = list(_cleaned(slices_of(found)[1:], form, pages_with, counts))
         if last == form.summary:
             summary = (page, blocks)
-            counts["sections put in front of the next"] += 1
+            counts["sections that begin no other"] += 1
             continue
         if summary is not None and summary[0] == page:
             blocks = [*summary[1], *blocks]
+            counts["sections that begin no other"] -= 1
+            counts["sections put in front of the next"] += 1
         summary = None
         if len(text_of(blocks)) < _SHORTEST and not _pictures(blocks):
             counts["sections without text"] += 1
@@ -292,25 +290,3 @@ def _cleaned(
 def _side(picture: Path) -> int:
     with Image.open(picture) as image:
         return min(image.size)
-
-
-def main(
-    packages: Annotated[list[Path] | None, typer.Option(help="Folders that hold packages; repeatable.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of what is unpacked.")] = Path("runs/real"),
-) -> None:
-    """Count the sections, samples and tasks of each manual."""
-    from .packages import get_packages
-
-    folders = get_packages(work, packages or [], [FORMS[name].package for name in STUDIED])
-    for name in STUDIED:
-        manual = read_manual(name, folders[FORMS[name].package])
-        typer.echo(f"{name}: " + ", ".join(f"{count} {what}" for what, count in manual.counts.items()))
-        for split in SPLITS:
-            chosen = manual.split(split)
-            pages = len({page_of(section) for section in chosen})
-            slices = sum(len(slices_of(section)) for section in chosen)
-            typer.echo(f"  {split}: {pages} pages, {len(chosen)} sections, {slices} slices")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,4 +1,7 @@
-"""Retrieval tasks made of real documents: what belongs together in a manual, and stamps with their captions."""
+"""Retrieval tasks made of real documents: what belongs together in a manual, and stamps with their captions.
+
+`python -m sugar_lab.real.real_tasks --packages FOLDER` counts what a study gets, and what was left out.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from sugar_hf.data import Document, RetrievalSet
 from sugar_hf.data.relevance import ranks_of
 
 from .manuals import (
+    FORMS,
+    SPLITS,
+    STUDIED,
     Manual,
     Slices,
     Split,
@@ -22,10 +30,12 @@ from .manuals import (
     page_split,
     picture_digest,
     plain,
+    read_manual,
     slices_of,
     text_of,
     title_of,
 )
+from .packages import get_packages
 
 #: What a manual asks, in the order of tables.
 KINDS = ("title", "rest", "next", "next_seen", "caption", "picture")
@@ -375,3 +385,33 @@ def _caption_of(blocks: Sequence[str | Path], number: int) -> int | None:
 def _turned(pairs: Iterable[Pair]) -> Iterator[Pair]:
     for pair in pairs:
         yield Pair(f"{pair.item}@turned", pair.answer, f"{pair.item}@picture", pair.query, pair.split)
+
+
+def main(
+    packages: Annotated[list[Path] | None, typer.Option(help="Folders that hold packages; repeatable.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of what is unpacked.")] = Path("runs/real"),
+) -> None:
+    """Count the sections, stamps and items of each split."""
+    names = [*(FORMS[name].package for name in STUDIED), "tuxpaint-stamps-default"]
+    folders = get_packages(work, packages or [], names)
+    manuals = [read_manual(name, folders[FORMS[name].package]) for name in STUDIED]
+    stamps, counts = read_stamps(folders["tuxpaint-stamps-default"])
+    for manual in manuals:
+        typer.echo(f"{manual.name}: {_said(manual.counts)}")
+        for split in SPLITS:
+            chosen = [slices_of(section) for section in manual.split(split)]
+            pictures = sum(isinstance(each, Path) for blocks in chosen for each in blocks)
+            typer.echo(f"  {split}: {len(chosen)} sections, {sum(map(len, chosen))} slices, {pictures} pictures")
+    typer.echo(f"stamps: {_said(counts)}, {len(split_stamps(stamps, 'train'))} to train on")
+    tasks = [task for split in SPLITS[1:] for task in real_tasks(manuals, stamps, split).values()]
+    for task in tasks:
+        typer.echo(f"{task.name} {task.split}: {_said(task.counts)}")
+    typer.echo(f"{len(samples_of(tasks))} samples in all tasks, each content once")
+
+
+def _said(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+if __name__ == "__main__":
+    typer.run(main)

