@@ -112,6 +112,16 @@ def test_states_are_those_of_the_model_and_made_once(mini, documents, tmp_path):
     np.testing.assert_allclose(found, np.concatenate(embedded), atol=2e-3)
     with pytest.raises(ValueError, match="model"):
         make_states(model, processor, documents, tmp_path, {"model": "another"})
+    with pytest.raises(ValueError, match="f has no states: run the stage `states`"):
+        states.numbers([Document("f", ["a text of its own"])])
+
+
+def test_a_first_text_that_is_too_long_is_cut_and_named(mini, tmp_path):
+    model, processor = mini
+    long = Document("long", ["a red dog and a blue cat " * 20, "a tree"])
+    with pytest.warns(UserWarning, match="long: its first text is cut to 48 tokens"):
+        make_states(model, processor, [long], tmp_path, {"model": "mini"}, max_length=64)
+    assert read_states(tmp_path).lengths(np.array([0])).tolist() == [2]
 
 
 def test_slices_are_embedded_once_by_the_teacher(mini, documents, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ COLUMNS = ("teacher_clip", "teacher_dino", "teacher_text", "teacher_is_image")
 PART = 96  # samples of a file
 SLICE_PART = 1024  # slices of a file
 BATCH_TOKENS = 4096  # padding included
+ROOM = 16  # tokens that the processor writes around a text
 
 Stored = dict[str, np.ndarray]
 
@@ -66,11 +68,13 @@ class FrozenStates:
         """Return the numbers of the samples of documents, which have to stay the same objects.
 
         Raises:
-            KeyError: One was not embedded.
+            ValueError: One was not embedded.
         """
         for document in documents:
             if id(document) not in self._digests:
                 self._digests[id(document)] = sample_digest(document)
+            if self._digests[id(document)] not in self.rows:
+                raise ValueError(f"{document.id} has no states: run the stage `states` with its task among --tasks.")
         return np.array([self.rows[self._digests[id(document)]] for document in documents])
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
@@ -234,7 +238,7 @@ def _embed(
     lengths: list[int] = []
     for part in _batches(documents):
         names = [document.id for document in part]
-        samples = [document.load() for document in part]
+        samples = [_cut(processor, document, max_length - ROOM) for document in part]
         batch = processor(samples, max_length=max_length, truncation="slice", names=names)
         inputs = BatchFeature(dict(batch)).to(model.device, dtype=model.vlm.dtype)
         hidden = model(**inputs, skip_logits=True).last_hidden_state
@@ -246,6 +250,20 @@ def _embed(
             found[f"state_{pooling}"].append(states)
         lengths += mask.sum(1).tolist()
     return {name: np.concatenate(parts) for name, parts in found.items()} | {"lengths": np.array(lengths)}
+
+
+def _cut(processor: SugarProcessor, document: Document, length: int) -> Any:
+    """Return a sample whose first slice, if it is a text, has that many tokens at the most."""
+    sample = document.load()
+    first = sample[0] if isinstance(sample, list) else None
+    if not isinstance(first, str) or len(first) <= length:  # a token has a character at least
+        return sample
+    tokens = processor.tokenizer(first, truncation=True, max_length=length, return_offsets_mapping=True)
+    end = tokens["offset_mapping"][-1][1]
+    if len(tokens["input_ids"]) < length:
+        return sample
+    warnings.warn(f"{document.id}: its first text is cut to {length} tokens", stacklevel=2)
+    return [first[:end], *sample[1:]]
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
