@@ -24,7 +24,7 @@ With no download, all weights of the mini model that ships with the package, on 
 
     sugar-hf train --dataset picturebook --output_dir sugar --use_cpu \
         --max_steps 300 --per_device_train_batch_size 24 --train_sampling_strategy sequential \
-        --alpha 10 --learning_rate 1.5e-4 --head_learning_rate 3e-3
+        --learning_rate 1.5e-4 --head_learning_rate 3e-3
 
 Further options are those of `SugarTrainingArguments`; `--help` lists all. `--load_in_4bit` needs
 pip install "sugar-hf[bnb]". Several GPUs: `torchrun --nproc_per_node 8 -m sugar_cli train ...`, and

@@ -196,10 +196,10 @@ def test_config_round_trip_and_what_it_refuses(subtests):
         ({"objective": "kl", "positive_share": 1.5}, "positive_share must be a share"),
         ({"objective": "kl", "lifted_positives": "sample"}, "lifted_positives must be one of"),
         ({"objective": "kl", "lifted_positives": "pairs"}, "without a positive_share"),
-        ({"mse_weight": 1.0}, "mse_weight belongs to objective='kl'"),
+        ({"objective": "mse", "mse_weight": 1.0}, "mse_weight belongs to objective='kl'"),
         ({"objective": "infonce", "positive_share": 0.1}, "positive_share belongs to objective='kl'"),
-        ({"target_temperature": 0.1}, "target_temperature belongs to objective='kl'"),
-        ({"learn_temperature": True}, "learn_temperature belongs to"),
+        ({"objective": "mse", "target_temperature": 0.1}, "target_temperature belongs to objective='kl'"),
+        ({"objective": "mse", "learn_temperature": True}, "learn_temperature belongs to"),
         ({"objective": "kl", "learn_temperature": True}, "needs target_temperature"),
     ]:
         with subtests.test(message=message), pytest.raises(ValueError, match=message):

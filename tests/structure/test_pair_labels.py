@@ -135,7 +135,7 @@ def test_kl_and_mse_by_hand():
     loss = structure_loss(embeddings, whole.labels, config, left_out=whole.left_out)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     squared = (cosines - whole.labels).square().masked_fill(whole.left_out, 0)
-    loss = structure_loss(embeddings, whole.labels, left_out=whole.left_out)
+    loss = structure_loss(embeddings, whole.labels, StructureLossConfig(objective="mse"), left_out=whole.left_out)
     assert float(loss) == pytest.approx(float(squared.sum()) / 36, rel=1e-5)
 
 

@@ -14,14 +14,16 @@ from sugar_hf.structure import StructureLossConfig, structure_loss
 ANGLES = torch.tensor([0.0, 60.0, 90.0, 180.0]) * math.pi / 180
 EMBEDDINGS = torch.stack([ANGLES.cos(), ANGLES.sin()], 1) * torch.tensor([[1.0], [2.0], [3.0], [0.5]])
 COSINES = torch.cos(ANGLES[:, None] - ANGLES)
+MSE = StructureLossConfig(objective="mse")
 
 
 def test_mse_by_hand():
     labels = COSINES.clone()
     labels[0, 1] = labels[1, 0] = 0.0  # the cosine is 0.5
-    assert float(structure_loss(EMBEDDINGS, labels)) == pytest.approx(0.5 / 16)
-    assert float(structure_loss(EMBEDDINGS, labels, StructureLossConfig(reduction="paper"))) == pytest.approx(0.5 / 4)
-    assert float(structure_loss(EMBEDDINGS, COSINES)) == pytest.approx(0, abs=1e-12)
+    assert float(structure_loss(EMBEDDINGS, labels, MSE)) == pytest.approx(0.5 / 16)
+    paper = StructureLossConfig(objective="mse", reduction="paper")
+    assert float(structure_loss(EMBEDDINGS, labels, paper)) == pytest.approx(0.5 / 4)
+    assert float(structure_loss(EMBEDDINGS, COSINES, MSE)) == pytest.approx(0, abs=1e-12)
 
 
 def test_infonce_by_hand():
@@ -100,7 +102,7 @@ def test_gradients_check_and_lower_the_loss(objective):
 def test_low_precision_is_computed_in_float32(dtype):
     embeddings = EMBEDDINGS.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = structure_loss(embeddings, COSINES.to(dtype))
+        loss = structure_loss(embeddings, COSINES.to(dtype), MSE)
     assert loss.dtype == torch.float32
     exact = normalize(embeddings.float(), dim=-1)
     torch.testing.assert_close(loss, (exact @ exact.T - COSINES.to(dtype).float()).square().mean())
@@ -141,6 +143,9 @@ def test_config_round_trip_and_paper():
     default = StructureLossConfig()
     assert (default.label_kernel, default.same_sample) == ("calibrated", "kernel")
     assert default.delta**2 == pytest.approx(0.1)
+    assert (default.objective, default.softmax_temperature) == ("kl", 0.15)
+    assert StructureLossConfig(objective="infonce").softmax_temperature == 0.07
+    assert StructureLossConfig(objective="infonce", temperature=0.2).softmax_temperature == 0.2
 
 
 def test_config_refuses(subtests):

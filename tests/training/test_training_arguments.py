@@ -60,3 +60,14 @@ def test_every_argument_has_help_on_the_command_line(capsys):
     said = capsys.readouterr().out
     for name in ("alpha", "positions_per_sample", "head_warmup_steps", "structure_loss_scope", "split_sentences"):
         assert f"--{name}" in said
+
+
+def test_alpha_is_that_of_the_objective_if_none_is_given(tmp_path):
+    def alpha(**options):
+        return make_arguments(tmp_path, **options).alpha
+
+    assert alpha() == pytest.approx(54 * 0.15**2)
+    assert alpha(temperature=0.3) == pytest.approx(54 * 0.3**2)
+    assert (alpha(objective="infonce"), alpha(objective="mse")) == (0.3, 10.0)
+    assert alpha(objective="mse", reduction="paper") == 0.1
+    assert (alpha(alpha=0), alpha(objective="infonce", alpha=2.0)) == (0, 2.0)

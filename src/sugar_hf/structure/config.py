@@ -14,6 +14,8 @@ REDUCTIONS = ("mean", "paper")
 LIFTED = ("all", "pairs")
 TEACHERS = ("triple", "clip")
 BLOCKS = ("image-image", "text-text", "image-text")
+#: Temperatures of objectives that have one, unless told otherwise.
+TEMPERATURES = {"infonce": 0.07, "kl": 0.15}
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class StructureLossConfig:
         centring: whether cosines are centred by modality block, ``(s - mu) / (1 - mu)``; takes ``block_means``.
         block_means: mean cosine of unrelated slices for each of "image-image", "text-text" and "image-text", as
             :func:`sugar_hf.structure.block_means` measures it on the training set.
-        objective: ``"mse"`` (eq. 5), or for comparison ``"infonce"`` (prefixes of one sample are positives) and
-            ``"kl"`` (rows of the label matrix are soft targets).
+        objective: ``"kl"`` (rows of the label matrix are soft targets), ``"mse"`` (the paper's, eq. 5), or for
+            comparison ``"infonce"`` (prefixes of one sample are positives).
         reduction: of ``mse``. ``"mean"`` over all pairs; ``"paper"``: sum over pairs / n, which grows with the batch.
-        temperature: of ``infonce`` and ``kl``.
+        temperature: of ``infonce`` and ``kl``. None: 0.07 for ``infonce``, 0.15 for ``kl``.
         target_temperature: of ``kl``: the temperature of the labels' softmax. None: the same as ``temperature``.
         mse_weight: of ``kl``: the loss is ``kl + mse_weight * mse``, with ``mse`` as ``reduction`` has it.
         positive_share: of ``kl``: the share of a row's target that is spread evenly over its positives. The rest is
@@ -66,9 +68,9 @@ class StructureLossConfig:
     teachers: str = "triple"
     centring: bool = False
     block_means: dict[str, float] | None = None
-    objective: str = "mse"
+    objective: str = "kl"
     reduction: str = "mean"
-    temperature: float = 0.07
+    temperature: float | None = None
     target_temperature: float | None = None
     mse_weight: float = 0.0
     positive_share: float = 0.0
@@ -92,7 +94,7 @@ class StructureLossConfig:
             if values[field] not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}; got {values[field]!r}.")
         for field in ("delta", "temperature", "target_temperature"):
-            if values[field] is None and field == "target_temperature":
+            if values[field] is None and field != "delta":
                 continue
             if not (math.isfinite(values[field]) and values[field] > 0):
                 raise ValueError(f"{field} must be a positive number; got {values[field]!r}.")
@@ -129,9 +131,15 @@ class StructureLossConfig:
             "delta": 0.7,
             "single_slice": "cosine",
             "same_sample": "one",
+            "objective": "mse",
             "reduction": "paper",
         }
         return cls(**{**setting, **changes})
+
+    @property
+    def softmax_temperature(self) -> float:
+        """The temperature of ``infonce`` and ``kl``, or where a learnt one begins; 1 for ``mse``, which has none."""
+        return self.temperature or TEMPERATURES.get(self.objective, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, fit for JSON."""

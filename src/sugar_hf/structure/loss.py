@@ -26,7 +26,8 @@ def structure_loss(
 ) -> Tensor:
     """Loss L_d of the cosines M^r of the embeddings against the labels M^l.
 
-    - ``mse`` (eq. 5): ``sum_ij (M^r_ij - M^l_ij)²``, divided by n² (``reduction="mean"``) or, as in the paper, by n.
+    - ``mse`` (the paper's, eq. 5): ``sum_ij (M^r_ij - M^l_ij)²``, divided by n² (``reduction="mean"``) or, as in the
+      paper, by n.
     - ``infonce``: for each end, the other ends of its sample and ``positives`` are positives (Khosla et al. 2020, eq.
       2), all others in the batch negatives; the labels are not read. Rows without a positive are left out. Where no
       row has one, as in a batch of samples with one slice each and without ``positives``, there is nothing to
@@ -61,7 +62,8 @@ def structure_loss(
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-        >>> structure_loss(embeddings, torch.tensor([[1.0, 0.5], [0.5, 1.0]]))  # (0.25 + 0.25) / 4
+        >>> labels = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> structure_loss(embeddings, labels, StructureLossConfig(objective="mse"))  # (0.25 + 0.25) / 4
         tensor(0.1250)
 
         A third of each row's target is lifted to the positive; the model's softmax is (1/2, 1/2):
@@ -104,7 +106,7 @@ def structure_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         labels = labels.detach().to(wide.dtype)
-        temperature = config.temperature if logit_scale is None else (-logit_scale.to(wide.dtype)).exp()
+        temperature = config.softmax_temperature if logit_scale is None else (-logit_scale.to(wide.dtype)).exp()
         parts = (labels, config, rows, positive, left_out, anchors or 0, temperature)
         if config.matryoshka_dims is None:
             return _loss_of_unit(normalize(wide, dim=-1), *parts)
@@ -152,7 +154,7 @@ def _loss_of_unit(
     if config.objective == "infonce":
         assert positive is not None
         return _contrastive_loss(logits, positive & ~itself) / max(anchors, 1)
-    label_logits = labels / (config.target_temperature or config.temperature)
+    label_logits = labels / (config.target_temperature or config.softmax_temperature)
     loss = _soft_target_loss(logits, label_logits, hidden, positive, config.positive_share) / count
     if config.mse_weight:
         loss = loss + config.mse_weight * _squared_error(similarity, labels, config, left_out)

@@ -19,6 +19,19 @@ def option(default: Any, help: str, *choices: str) -> Any:
     return field(default=default, metadata={"help": help, **({"choices": list(choices)} if choices else {})})
 
 
+def usual_alpha(loss: StructureLossConfig) -> float:
+    """Return the weight at which the gradient of a structure loss is about that of the others.
+
+    >>> usual_alpha(StructureLossConfig(objective="mse")), round(usual_alpha(StructureLossConfig(objective="kl")), 3)
+    (10.0, 1.215)
+    """
+    if loss.objective == "kl":
+        return 54 * loss.softmax_temperature**2
+    if loss.objective == "infonce":
+        return 0.3
+    return 10.0 if loss.reduction == "mean" else 0.1
+
+
 @dataclass
 class StructureArguments:
     """Arguments of the structure loss; a mixin in front of an arguments class.
@@ -26,14 +39,15 @@ class StructureArguments:
     The loss is L = L_g + alpha * L_d (eq. 1), with L_g the language-model loss and L_d the structure loss.
 
     Args:
-        alpha: Weight of the structure loss; the paper does not give it. It belongs to the `reduction`: with n slice
-            ends in a batch, `alpha` under `"mean"` equals `alpha / n` under `"paper"`. The objectives `"infonce"` and
-            `"kl"` are of order log n and want a far smaller alpha, of order 0.3. With 0 the structure loss is not
-            computed at all.
+        alpha: Weight of the structure loss; the paper does not give it. None takes what suits the objective:
+            - `"kl"`: `54 * temperature²`, 1.2 at the default, as its gradient goes with `1 / temperature²`.
+            - `"infonce"`: 0.3.
+            - `"mse"`: 10; 0.1 with `reduction="paper"`, where the loss grows with the n slice ends of a batch.
+            With 0 the structure loss is not computed at all.
         alpha_warmup_ratio: Share of the training steps over which alpha grows linearly from 0 to its value.
         positions_per_sample: K, the number of slice ends drawn at random from each sample in each step. 0 takes all.
         slice_seed: Seed of these draws; None takes `seed`.
-        objective: `"mse"` (eq. 5), or for comparison `"infonce"` and `"kl"`.
+        objective: `"kl"`, soft targets; `"mse"`, the paper's (eq. 5); or `"infonce"` for comparison.
         label_kernel: Label of two prefixes: `"calibrated"`, `"aligned"`, `"gak"` or `"mean"`.
         delta: Bandwidth of the alignment kernel (eq. 3); see [`StructureLossConfig`].
         single_slice: Label of one slice against one slice: their plain `"cosine"`, or the `"kernel"`.
@@ -42,7 +56,7 @@ class StructureArguments:
         centring: Whether the cosines of each modality block are centred by their mean over unrelated pairs.
         block_means: These means. None takes them from the teacher columns of the training set.
         reduction: `"mean"` over all pairs, or `"paper"`: the sum over pairs divided by n, which grows with the batch.
-        temperature: Temperature of `"infonce"` and `"kl"`.
+        temperature: Temperature of `"infonce"` and `"kl"`. None: 0.07 and 0.15.
         target_temperature: Temperature of the labels' softmax in `"kl"`; None takes `temperature`.
         mse_weight: Weight of `mse` beside `"kl"`, as in `kl + mse_weight * mse`.
         positive_share: Share of a row's target in `"kl"` that is spread over its positives.
@@ -86,7 +100,9 @@ class StructureArguments:
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`, since `nonfinite_loss` handles such losses.
     """
 
-    alpha: float = option(10.0, "Weight of the structure loss in L = L_g + alpha * L_d.")
+    alpha: float = option(  # a number from `__post_init__` on
+        None, "Weight of the structure loss in L = L_g + alpha * L_d. None takes what suits the objective."
+    )
     alpha_warmup_ratio: float = option(0.0, "Share of the training steps over which alpha grows linearly from 0.")
     positions_per_sample: int = option(4, "Slice ends drawn at random from each sample in each step. 0 takes all.")
     slice_seed: int | None = option(None, "Seed of the drawn slice ends. None takes seed.")
@@ -103,7 +119,7 @@ class StructureArguments:
         None, "Mean cosine of unrelated pairs by modality block. None takes them from the training set."
     )
     reduction: str = option(DEFAULTS.reduction, "Mean over all pairs, or their sum divided by n.", "mean", "paper")
-    temperature: float = option(DEFAULTS.temperature, "Temperature of the objectives infonce and kl.")
+    temperature: float | None = option(None, "Temperature of infonce and kl. None takes the objective's own.")
     target_temperature: float | None = option(None, "Temperature of the targets of kl. None takes temperature.")
     mse_weight: float = option(DEFAULTS.mse_weight, "Weight of mse beside kl.")
     positive_share: float = option(
@@ -173,7 +189,9 @@ class StructureArguments:
         if isinstance(self.block_means, str):  # as the command line has it
             with contextlib.suppress(ValueError):
                 self.block_means = json.loads(self.block_means)
-        self.structure_loss_config()
+        loss = self.structure_loss_config()
+        if self.alpha is None:
+            self.alpha = usual_alpha(loss)
         values = vars(self)
         least = dict.fromkeys(("alpha", "positions_per_sample", "slice_seed", "head_learning_rate"), 0)
         least |= {"head_warmup_steps": 0, "label_statistics_steps": 0}

@@ -150,7 +150,7 @@ def _begun(config: SugarConfig, row: HeadRow, seed: int) -> _Run:
     groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "weight_decay": row.weight_decay}]
     logit_scale = None
     if row.loss is not None and row.loss.learn_temperature:
-        logit_scale = nn.Parameter(torch.tensor(-float(np.log(row.loss.temperature))))
+        logit_scale = nn.Parameter(torch.tensor(-float(np.log(row.loss.softmax_temperature))))
         groups.append({"params": [logit_scale], "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=row.learning_rate)
     warmup = min(20, row.steps // 10)
