@@ -47,7 +47,8 @@ def test_a_smaller_loss_is_the_better_one(tmp_path, metric, greater):
 
 def test_the_command_line_reaches_the_structure_loss(tmp_path):
     means = '{"image-image": 0.1, "text-text": 0.2, "image-text": 0.3}'
-    command = f"--output_dir {tmp_path} --use_cpu --label_kernel gak --delta 0.7 --same_sample one --reduction paper"
+    command = f"--output_dir {tmp_path} --use_cpu --objective mse --label_kernel gak --delta 0.7 --same_sample one"
+    command += " --reduction paper"
     parser = HfArgumentParser(SugarTrainingArguments)
     [arguments] = parser.parse_args_into_dataclasses([*command.split(), "--block_means", means])
     expected = StructureLossConfig.paper(block_means={"image-image": 0.1, "text-text": 0.2, "image-text": 0.3})
@@ -66,8 +67,8 @@ def test_alpha_is_that_of_the_objective_if_none_is_given(tmp_path):
     def alpha(**options):
         return make_arguments(tmp_path, **options).alpha
 
-    assert alpha() == pytest.approx(54 * 0.15**2)
-    assert alpha(temperature=0.3) == pytest.approx(54 * 0.3**2)
+    assert alpha() == pytest.approx(20 * 0.15**2)
+    assert alpha(temperature=0.3) == pytest.approx(20 * 0.3**2)
     assert (alpha(objective="infonce"), alpha(objective="mse")) == (0.3, 10.0)
     assert alpha(objective="mse", reduction="paper") == 0.1
     assert (alpha(alpha=0), alpha(objective="infonce", alpha=2.0)) == (0, 2.0)

@@ -23,10 +23,10 @@ def usual_alpha(loss: StructureLossConfig) -> float:
     """Return the weight at which the gradient of a structure loss is about that of the others.
 
     >>> usual_alpha(StructureLossConfig(objective="mse")), round(usual_alpha(StructureLossConfig(objective="kl")), 3)
-    (10.0, 1.215)
+    (10.0, 0.45)
     """
     if loss.objective == "kl":
-        return 54 * loss.softmax_temperature**2
+        return 20 * loss.softmax_temperature**2
     if loss.objective == "infonce":
         return 0.3
     return 10.0 if loss.reduction == "mean" else 0.1
@@ -40,7 +40,7 @@ class StructureArguments:
 
     Args:
         alpha: Weight of the structure loss; the paper does not give it. None takes what suits the objective:
-            - `"kl"`: `54 * temperature²`, 1.2 at the default, as its gradient goes with `1 / temperature²`.
+            - `"kl"`: `20 * temperature²`, 0.45 at the default, as its gradient goes with `1 / temperature²`.
             - `"infonce"`: 0.3.
             - `"mse"`: 10; 0.1 with `reduction="paper"`, where the loss grows with the n slice ends of a batch.
             With 0 the structure loss is not computed at all.
