@@ -2,16 +2,17 @@
 
 Takes the mini VLM that ships with the package, fine-tunes it with `SugarTrainer` on the picturebook, measures it
 before and after on held-out scenes, saves it, loads it again with the Auto classes, runs both pipelines and leaves a
-gallery.
+gallery. The same start trained as long with InfoNCE stands beside it.
 
     python examples/demo.py
     python examples/demo.py holiday.jpg cat.png                  # with photographs of your own
-    python examples/demo.py --objective infonce --output runs/infonce --report runs/infonce-report
+    python examples/demo.py --objective mse --beside none --output runs/mse --report runs/mse-report
 
 Needs: pip install "sugar-hf[demo]"
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -34,8 +35,7 @@ from sugar_hf.data import Document, to_sample
 from sugar_hf.evaluation import Example, GenerationEvaluator, Ranking, RankingEvaluator, Record, exact_match
 from sugar_hf.picturebook.retrieval_tasks import RetrievalTask, retrieval_tasks
 
-# alpha by objective: each one's loss has a scale of its own
-ALPHA = {"mse": 10.0, "infonce": 0.3, "kl": 0.3}
+OBJECTIVES = ("kl", "mse", "infonce")
 BATCH = 32  # documents or questions at once
 MAX_ANSWER = 32  # tokens
 SHOWN = (" recall@1", " recall@5", " accuracy")
@@ -48,8 +48,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--head-learning-rate", type=float, default=3e-3)
-    parser.add_argument("--objective", choices=tuple(ALPHA), default="mse")
-    parser.add_argument("--alpha", type=float, help="weight of the structure loss")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="kl")
+    parser.add_argument("--alpha", type=float, help="weight of the structure loss; the objective's own if not given")
+    parser.add_argument("--temperature", type=float, help="of kl and infonce")
+    parser.add_argument(
+        "--beside",
+        choices=(*OBJECTIVES, "none"),
+        default="infonce",
+        help="objective trained from the same start to compare",
+    )
     parser.add_argument("--label-kernel", choices=("calibrated", "aligned", "gak", "mean"), default="calibrated")
     parser.add_argument("--matryoshka-dims", type=int, nargs="+", metavar="SIZE", help="sizes to cut embeddings to")
     parser.add_argument("--train-size", type=int, default=3600, help="rows of the picturebook to train on")
@@ -119,12 +126,48 @@ def measure(
     return {name: value for result in results for name, value in result.items() if name.split(",")[0].endswith(SHOWN)}
 
 
-def print_table(before: dict[str, float], after: dict[str, float]) -> list[list[str]]:
-    rows = [["held-out test split, %", "before", "after"]]
-    rows += [[name, f"{before[name]:.1f}", f"{value:.1f}"] for name, value in after.items()]
-    for label, first, second in rows:
-        print(f"  {label:<34}{first:>8}{second:>8}")
+def print_table(columns: dict[str, dict[str, float]]) -> list[list[str]]:
+    """Print what was measured, with a column for each model."""
+    rows = [["held-out test split, %", *columns]]
+    rows += [[name, *(f"{of[name]:.1f}" for of in columns.values())] for name in next(iter(columns.values()))]
+    for label, *figures in rows:
+        print(f"  {label:<34}" + "".join(f"{figure:>9}" for figure in figures))
     return rows
+
+
+def train(
+    args: argparse.Namespace,
+    objective: str,
+    model: SugarForConditionalGeneration,
+    processor: SugarProcessor,
+    rows: Any,
+) -> float:
+    """Fine-tune a model with both losses, and return the seconds that it took."""
+    own = objective == args.objective  # the other one keeps its own settings
+    arguments = SugarTrainingArguments(
+        output_dir=str(args.report / "trainer"),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        head_learning_rate=args.head_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        objective=objective,
+        label_kernel=args.label_kernel,
+        alpha=args.alpha if own else None,
+        temperature=args.temperature if own else None,
+        matryoshka_dims=args.matryoshka_dims,
+        logging_steps=25,
+        train_sampling_strategy="sequential",  # keeps what tells and what shows the same scene in one batch
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+        seed=args.seed,
+    )
+    trainer = SugarTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+    start = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -148,37 +191,19 @@ def main() -> None:
     print("3. Measured before")
     tasks, questions = retrieval_tasks(size=args.pool), load_questions()
     evaluators = build_evaluators(tasks, questions)
-    before = measure(evaluators, model, processor)
+    columns = {"before": measure(evaluators, model, processor)}
 
     print("4. Fine-tuned with the LM loss and the structure loss together")
-    alpha = ALPHA[args.objective] if args.alpha is None else args.alpha
-    arguments = SugarTrainingArguments(
-        output_dir=str(args.report / "trainer"),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        head_learning_rate=args.head_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=20,
-        objective=args.objective,
-        label_kernel=args.label_kernel,
-        alpha=alpha,
-        matryoshka_dims=args.matryoshka_dims,
-        logging_steps=25,
-        train_sampling_strategy="sequential",  # keeps what tells and what shows the same scene in one batch
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=False,
-        seed=args.seed,
-    )
-    trainer = SugarTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
-    training_start = time.perf_counter()
-    trainer.train()
-    training_seconds = time.perf_counter() - training_start
+    other = copy.deepcopy(model) if args.beside != "none" else None
+    training_seconds = train(args, args.objective, model, processor, rows)
+    if other is not None:
+        print(f"   and the same start as long with {args.beside} in its place")
+        train(args, args.beside, other, processor, rows)
+        columns[args.beside] = measure(evaluators, other, processor)
 
     print("5. Measured after")
-    after = measure(evaluators, model, processor)
-    table = print_table(before, after)
+    columns["after"] = measure(evaluators, model, processor)
+    table = print_table(columns)
 
     print(f"6. Saved to {args.output} and loaded again with the Auto classes")
     model.save_pretrained(args.output)
@@ -200,7 +225,7 @@ def main() -> None:
     if args.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         settings["photos"] = [str(photo) for photo in args.photos]
-        figures = {"settings": settings, "before": before, "after": after, "training_seconds": training_seconds}
+        figures = {"settings": settings, **columns, "training_seconds": training_seconds}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
