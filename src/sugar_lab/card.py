@@ -1,6 +1,6 @@
-"""The mini model that ships, and its card: the lab's row `mse` and its figures.
+"""The mini model that ships, and its card: the lab's row `sugar` and its figures.
 
-python -m sugar_lab.card --ship runs/lab-small/models/mse-0   # replaces the shipped model, and writes its card
+python -m sugar_lab.card --ship runs/lab-small/models/sugar-0   # replaces the shipped model, and writes its card
 python -m sugar_lab.card                                        # writes the card alone
 """
 
@@ -22,7 +22,7 @@ from .recipe.loop import save_half
 from .row_training import BASE, OTHER_LEARNING_RATE, row_arguments
 from .tables import markdown
 
-ROW, BESIDE = "mse", "lm-only"
+ROW, BESIDE = "sugar", "lm-only"
 SEED = 0  # of the model that ships
 CARD = Path("model_cards/mini-sugar.md")
 NAME = "sugar-mini"
@@ -47,7 +47,7 @@ def write_card(
 
     Raises:
         FileNotFoundError: There are no results.
-        ValueError: The row `mse` was not run.
+        ValueError: The row `sugar` was not run.
     """
     metrics = figures(read_results(folder))
     if model is None:
@@ -59,7 +59,7 @@ def write_card(
 
 
 def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
-    """Write a trained model of the row `mse` in float16 as the one that ships.
+    """Write a trained model of the row `sugar` in float16 as the one that ships.
 
     Args:
         trained: the model's folder.
@@ -78,7 +78,7 @@ def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
 
 
 def figures(results: Results) -> str:
-    """Return the numbers of the row `mse` in the paper's tables as Markdown, beside `lm-only` and chance.
+    """Return the numbers of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance.
 
     What it was trained on and how, and what it cannot do, follow.
 

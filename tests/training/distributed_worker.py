@@ -23,7 +23,7 @@ from sugar_hf.training import SugarCollator, draw_slice_ends, sugar_lora_config
 from sugar_hf.training.retrieval_evaluation import embed
 from sugar_hf.training.structure_term import KnownGradient, structure_term
 
-ALPHA = 1.0
+ALPHA = 0.3
 GLOBAL_BATCH = 6
 SCENARIOS = {
     "plain": {},
@@ -31,10 +31,10 @@ SCENARIOS = {
     "lora": {"lora": True},
     "two_pass": {"mini_batch_size": 1},
     "token_budget": {"mini_batch_tokens": 45},
-    "few_ends": {"positions_per_sample": 1},
+    "few_ends": {"positions_per_sample": 1, "objective": "mse"},
     "all_ends": {"positions_per_sample": 0},
     "infonce": {"objective": "infonce", "alpha": 0.3},
-    "paper": {"label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
+    "paper": {"objective": "mse", "label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
     "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
     "composed": {

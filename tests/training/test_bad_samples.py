@@ -134,7 +134,7 @@ def test_evaluation_leaves_them_out_of_the_loss(tmp_path, caplog):
     trainer = make_trainer(tmp_path, train_dataset=dataset_of(make_rows()), on_bad_sample="skip", **settings)
     metrics = trainer.evaluate(dataset_of(rows))
     assert metrics["eval_skipped_samples"] == 3
-    total = metrics["eval_loss_lm"] + 10 * metrics["eval_loss_structure"]
+    total = metrics["eval_loss_lm"] + trainer.args.alpha * metrics["eval_loss_structure"]
     assert metrics["eval_loss"] == pytest.approx(total)
     assert "3 samples are left out of the evaluation" in caplog.text
     alone = trainer.evaluate(dataset_of([rows[1]]))  # beside the first bad one in its batch

@@ -41,7 +41,7 @@ def test_one_size_is_the_loss_of_these_numbers_alone():
 
 def test_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0]])  # cosine 0.6; of the first numbers alone 1
-    config = StructureLossConfig(matryoshka_dims=[2, 1], matryoshka_weights=[3.0, 1.0])
+    config = StructureLossConfig(objective="mse", matryoshka_dims=[2, 1], matryoshka_weights=[3.0, 1.0])
     loss = structure_loss(embeddings, torch.eye(2), config)
     assert float(loss) == pytest.approx((3 * 2 * 0.36 / 4 + 1 * 2 * 1.0 / 4) / 4)
 
@@ -50,7 +50,8 @@ def test_by_hand():
 def test_value_and_gradient_are_the_naive_ones(weights):
     embeddings, labels = embeddings_and_labels()
     ours, theirs = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
-    loss = structure_loss(ours, labels, StructureLossConfig(matryoshka_dims=DIMS, matryoshka_weights=weights))
+    config = StructureLossConfig(objective="mse", matryoshka_dims=DIMS, matryoshka_weights=weights)
+    loss = structure_loss(ours, labels, config)
     expected = naive(theirs, labels, DIMS, weights or [1.0] * 3)
     loss.backward()
     expected.backward()
@@ -80,7 +81,7 @@ def test_the_term_of_a_step_has_the_naive_gradient():
     batch = collate(make_dataset(processor, make_rows()).to_list())
     features, keys = SliceFeatures(**batch["structure_features"]), batch["sample_keys"]
     ends = draw_slice_ends(features.lengths.tolist(), keys.tolist(), 4, seed=0, step=0)
-    config = StructureLossConfig(matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS)
+    config = StructureLossConfig(objective="mse", matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS)
     embeddings = torch.randn(len(ends), 16, generator=torch.Generator().manual_seed(1))
     term = structure_term(embeddings, features, ends, config)
     leaf = embeddings.clone().requires_grad_()
@@ -91,7 +92,7 @@ def test_the_term_of_a_step_has_the_naive_gradient():
 
 
 def first_gradients(folder, **options):
-    gradients, trainer = first_step(folder, per_device_train_batch_size=8, alpha=7.0, **options)
+    gradients, trainer = first_step(folder, per_device_train_batch_size=8, alpha=0.3, **options)
     return gradients, logged(trainer, "loss_structure")[0]
 
 
@@ -124,7 +125,12 @@ def test_small_sizes_learn(tmp_path):
     errors = []
     for name, sizes in (("plain", None), ("nested", [16, 2])):
         trainer = make_trainer(
-            tmp_path / name, max_steps=12, per_device_train_batch_size=8, alpha=60.0, matryoshka_dims=sizes
+            tmp_path / name,
+            max_steps=12,
+            per_device_train_batch_size=8,
+            objective="mse",
+            alpha=60.0,
+            matryoshka_dims=sizes,
         )
         trainer.train()
         [batch] = trainer.get_train_dataloader()

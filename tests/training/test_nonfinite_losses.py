@@ -72,7 +72,7 @@ def test_error_names_step_losses_samples_and_what_to_try(tmp_path):
     said = str(caught.value)
     assert said.startswith("Step 3: L_g (loss_lm) is nan, L_d (loss_structure) is nan.")
     assert "has the samples 'bad', 'document-5'. The outputs or teacher vectors of 'bad' are not finite." in said
-    for advice in ("learning_rate (now 0.001)", "alpha (now 10)", "float32", "fp16=False", "nonfinite_loss='skip'"):
+    for advice in ("learning_rate (now 0.001)", "alpha (now 0.45)", "float32", "fp16=False", "nonfinite_loss='skip'"):
         assert advice in said
     assert trainer.state.global_step == 2
     assert same(dict(trainer.model.named_parameters()), snapshots.weights[-1])

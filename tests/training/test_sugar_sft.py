@@ -59,7 +59,7 @@ def test_evaluates_and_saves_with_a_card(tmp_path):
     trainer = make_sft(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     metrics = trainer.evaluate(trainer.train_dataset)
-    total = metrics["eval_loss_lm"] + 10 * metrics["eval_loss_structure"]
+    total = metrics["eval_loss_lm"] + trainer.args.alpha * metrics["eval_loss_structure"]
     assert metrics["eval_loss"] == pytest.approx(total, rel=1e-4)
     card = (tmp_path / "README.md").read_text()
     assert "2411.00304" in card

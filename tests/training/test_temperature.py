@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from datasets import IterableDataset
 from safetensors import safe_open
 from training_tools import logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
 
@@ -134,6 +135,22 @@ def test_without_pairs_theirs_cannot_be_lifted(tmp_path):
     with pytest.raises(ValueError, match="lifted_positives='pairs'"):
         make_trainer(tmp_path, **options)
     make_trainer(tmp_path, **options, alpha=0.0)
+
+
+def test_nor_without_pairs_in_a_stream(tmp_path):
+    model, processor = make_sugar()
+    rows = list(make_dataset(processor, make_rows()))
+    arguments = make_arguments(
+        tmp_path, objective="kl", positive_share=0.3, lifted_positives="pairs", max_steps=1, label_statistics_steps=0
+    )
+
+    def trainer(rows):
+        stream = IterableDataset.from_generator(lambda: iter(rows))  # names no columns
+        return SugarTrainer(model, arguments, train_dataset=stream, processing_class=processor)
+
+    with pytest.raises(ValueError, match="lifted_positives='pairs'"):
+        trainer(rows)
+    trainer([*rows, {"query": "a", "positives": ["b"]}])
 
 
 def test_a_start_below_the_limit_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from ..data import BadSampleError, read_pair, to_row
@@ -24,6 +24,8 @@ MEMBERSHIP = "pair_membership"
 CONVERSATIONS = {"messages", "conversations", "completion", "response", "output", "text", "caption"}
 #: Labels of candidates without scores.
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
+#: Rows of a stream that are looked at where it does not name its columns.
+FIRST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,15 @@ def _slice_count(sample: Mapping[str, Any], split_sentences: bool) -> int:
     return len(sample["images"]) + sum(part.slice_count for part in parsed)
 
 
+def _has_pairs(dataset: Any) -> bool:
+    """Whether a data set has the columns of pairs, or one of the first rows of a stream does that names none."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return True
+    if dataset.column_names is not None:
+        return has_pair_columns(dict.fromkeys(dataset.column_names))
+    return any(map(has_pair_columns, dataset.take(FIRST_ROWS)))
+
+
 def check_pairs(dataset: Any, args: StructureArguments) -> None:
     """Refuse a data set of pairs alone from which neither loss learns anything, and one without the pairs asked for.
 
@@ -191,16 +202,14 @@ def check_pairs(dataset: Any, args: StructureArguments) -> None:
         ValueError: There is no structure loss, and the language-model loss leaves pairs out; or the positives of pairs
             are to be lifted, and there are no pairs.
     """
-    if not isinstance(dataset, Dataset):
-        return
-    columns = dict.fromkeys(dataset.column_names)
-    if args.alpha and args.lifted_positives == "pairs" and not has_pair_columns(columns):
+    if args.alpha and args.lifted_positives == "pairs" and not _has_pairs(dataset):
         raise ValueError(
             "lifted_positives='pairs' lifts the positives of pairs, but the training set has none. Train on pairs, or "
             "set lifted_positives='all' for the ends of one sample."
         )
-    if args.alpha or args.pairs_lm_loss:
+    if args.alpha or args.pairs_lm_loss or not isinstance(dataset, Dataset):
         return
+    columns = dict.fromkeys(dataset.column_names)
     if has_pair_columns(columns) and not columns.keys() & CONVERSATIONS:
         raise ValueError(
             "alpha=0 leaves the language-model loss alone, which learns nothing of pairs. Set alpha, or "
