@@ -102,11 +102,16 @@ def figures(results: Results) -> str:
             cells.append((title, cell))
     if not lines:
         raise ValueError(f"the row {ROW!r} has no figure of the paper's tables: run it first.")
+    head = ["", "this model", "Sugar", "LM loss alone", "chance"]
+    seeds = f"this model is that of seed {SEED}, of {seeds_text(counts)}"
+    if max(counts) == 1:  # the model is all there is of its row
+        seeds = f"this model is the only one of its row, seed {SEED}"
+        head, *lines = ([*line[:2], *line[3:]] for line in (head, *lines))
     said = (
-        f"Twins of the paper's experiments on the picturebook, budget `{results.budget}`, {seeds_text(counts)}, mean "
-        f"± standard deviation; this model is that of seed {SEED}. They cannot be compared with the paper's.\n\n"
+        f"Twins of the paper's experiments on the picturebook, budget `{results.budget}`, mean ± standard deviation "
+        f"over seeds; {seeds}. They cannot be compared with the paper's.\n\n"
     )
-    table_text = "\n".join(markdown(["", "this model", "Sugar", "LM loss alone", "chance"], lines)).strip()
+    table_text = "\n".join(markdown(head, lines)).strip()
     return f"{said}{table_text}\n\n{_training(results.budget)}\n\n{_limits(cells)}"
 
 

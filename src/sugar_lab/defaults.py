@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sugar_hf.structure import StructureLossConfig
 from sugar_hf.training import SugarTrainingArguments
+from sugar_hf.training.arguments import usual_alpha
 
 from .intervals import Estimate, over_seeds
 from .measurements import Results, Sample, place_of
@@ -75,7 +77,8 @@ def defaults_section(results: Results) -> list[str]:
         "## The defaults",
         "",
         "What `SugarTrainingArguments` takes unless told otherwise is bold. Retrieval is the mean of the ablation's "
-        "columns of retrieval, generation that of its columns of generation. Each row changes one thing of `mse`.",
+        "columns of retrieval, generation that of its columns of generation. Each row changes one thing of `mse`, "
+        "whose own `alpha` is meant.",
         "",
         *markdown(head, lines),
         *reasons,
@@ -84,7 +87,9 @@ def defaults_section(results: Results) -> list[str]:
 
 
 def _defaults() -> dict[str, Any]:
-    return {field.name: field.default for field in fields(SugarTrainingArguments)}
+    """The defaults; of `alpha` that of the objective of `OURS`."""
+    found = {field.name: field.default for field in fields(SugarTrainingArguments)}
+    return found | {"alpha": usual_alpha(StructureLossConfig(objective=OURS))}
 
 
 def _said(value: Any) -> str:

@@ -194,7 +194,9 @@ def test_both_losses_and_label_statistics_are_logged_and_averaged(tmp_path):
     first, second = [entry for entry in trainer.state.log_history if "loss" in entry]
     for entry in (first, second):
         assert {"loss_lm", "loss_structure", *LABEL_STATISTICS} <= set(entry)
-        assert entry["loss"] == pytest.approx(entry["loss_lm"] + trainer.args.alpha * entry["loss_structure"], rel=1e-5)
+        assert entry["loss"] == pytest.approx(
+            entry["loss_lm"] + trainer.args.alpha * entry["loss_structure"], rel=1e-5
+        )
     [evaluated] = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert {"eval_loss_lm", "eval_loss_structure", *(f"eval_{name}" for name in LABEL_STATISTICS)} <= set(evaluated)
     assert trainer.evaluate()["eval_loss_structure"] == pytest.approx(evaluated["eval_loss_structure"])
