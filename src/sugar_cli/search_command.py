@@ -1,5 +1,6 @@
 """`sugar-hf search`."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -95,7 +96,7 @@ def search(
         elif as_json:
             emit(found)
         else:
-            _print_hits(hits)
+            _print_hits(hits, set() if mode == "vector" else query_words(queries[0]))
 
 
 def chosen_prompt(index: "SugarIndex", prompt: str | None, name: str | None) -> str | None:
@@ -138,13 +139,44 @@ def texts_of(document: "Document") -> list[str]:
     return [part["text"] for message in document.content.messages for part in message["content"] if part["text"]]
 
 
-def _print_hits(hits: list["Hit"]) -> None:
+def query_words(query: Any) -> set[str]:
+    """The words of a query that are searched for."""
+    from sugar_hf.retrieval.store import words_of
+
+    return set(words_of(query, "query"))
+
+
+def snippet(text: str, words: set[str], width: int = PREVIEW) -> str:
+    """Cut a text to its first piece that has the most different words of a query; its start if it has none."""
+    from sugar_hf.retrieval.store.postings import split_words
+
+    if len(text) <= width:
+        return text
+    room = width - 2  # beside a mark at each cut
+    # scripts without spaces have no end of a word near
+    units = [match.span() for match in re.finditer(r"\S{1,30}", text)] if words else []
+    found = [(start, end, words.intersection(split_words(text[start:end]))) for start, end in units]
+    matched = [each for each in found if each[2]]
+    most, first, last = 0, 0, 0
+    for number, (start, _, _) in enumerate(matched):
+        inside = [each for each in matched[number : number + room] if each[1] <= start + room]
+        count = len(set().union(*(each[2] for each in inside)))
+        if count > most:
+            most, first, last = count, start, inside[-1][1]
+    if last < width:
+        return text[: width - 1] + "…"
+    begin = max(min(first - (room - (last - first)) // 2, len(text) - width + 1), 0)
+    begin = next(start for start, _ in units if start >= begin)
+    end = begin + room
+    return "…" + (text[begin:] if end + 1 >= len(text) else text[begin:end].rstrip() + "…")
+
+
+def _print_hits(hits: list["Hit"], words: set[str]) -> None:
     if not hits:
         say("nothing found")
     for number, hit in enumerate(hits, start=1):
         text = " ".join(" ".join(texts_of(hit.document)).split())
         images = hit.document.size[0]
-        shown = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
         pictures = f"  [{images} image{'s' if images > 1 else ''}]" if images else ""
         place = f"  (up to slice {hit.slice + 1})" if hit.slice >= 0 else ""
-        show(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {shown}".rstrip())
+        show(f"{number:2}. {hit.score:.4f}  {hit.id}{place}{pictures}  {snippet(text, words)}".rstrip())

@@ -11,6 +11,7 @@ import pytest
 from builders import cached_sugar, picture
 from signals import heed_ctrl_c
 
+from sugar_cli.search_command import snippet
 from sugar_hf import SugarForConditionalGeneration, SugarProcessor, picturebook
 from sugar_hf.retrieval.index import SugarIndex
 
@@ -57,6 +58,25 @@ def test_search_for_words(cli, stories):
     wordless = cli("search", stories, "?", "--mode", "text")
     assert (wordless.code, wordless.out) == (1, "")
     assert "no words" in wordless.err
+
+
+def test_a_snippet_shows_the_words(cli, stories):
+    found = cli("search", stories, "WOOD, the snake!", "--top-k", "3", "--mode", "text")
+    first, *_ = found.out.splitlines()
+    assert "[5 images]  …is a large wood in the middle. a small snake appears" in first
+    filler = " ".join(f"filler{k}" for k in range(40))
+    text = f"The start. {filler} A Café alone. {filler} the café, and its garden. {filler}"
+    shown = snippet(text, {"cafe", "garden"})
+    assert "the café, and its garden." in shown
+    assert (shown[:7], shown[-1], len(shown) <= 100) == ("…filler", "…", True)
+    for words in (set(), {"nowhere"}, {"start"}, {"start", "filler3"}):
+        assert snippet(text, words) == text[:99] + "…"
+    end = snippet(text + " at last", {"last"})
+    assert end.startswith("…filler")
+    assert end.endswith(" filler39 at last")
+    assert 80 < len(end) <= 100
+    assert snippet("a short café", {"cafe"}) == "a short café"
+    assert "黒猫" in snippet("本" * 300 + "黒猫" + "本" * 300, {"黒", "猫", "黒猫"})
 
 
 def test_search_for_people(cli, stories):

@@ -60,6 +60,11 @@ def test_captions_of_coco_look_for_their_images(cli, tmp_path):
         pair = read_pair(row)
         assert [to_sample(each)[0].tobytes() for each in pair.positives] == [image.tobytes()]
         assert image.tobytes() not in [to_sample(each)[0].tobytes() for each in pair.negatives]
+    # beside its captions an image is the positive, too
+    assert cli("index", "build", tmp_path / "both.index", captions, *root).code == 0
+    command = ["mine", captions, "--index", tmp_path / "both.index", "--output", tmp_path / "both.jsonl"]
+    counts = json.loads(cli(*command, "--ranks", "1-20", "--count", "5", "--json", *root).out)
+    assert (counts["negatives"], counts["left_out"]) == (60, {"contains a positive": 12})
 
 
 def test_rows_to_train_on(cli, folder):

@@ -153,6 +153,57 @@ def test_positives_and_copies_are_no_negatives(tmp_path):
     }
 
 
+def test_a_document_that_contains_a_positive_is_no_negative(tmp_path):
+    documents = {
+        "section": ["The title.", " @1 document\n", "@2 the end"],
+        "chat": [{"role": "assistant", "content": "@1 document"}, {"role": "user", "content": "@3 asked"}],
+        "halves": ["@1", "document", "@4 halves"],
+        "longer": "@1 document, and more",
+        "asked": [{"role": "system", "content": "@1 document"}, {"role": "user", "content": "@6 an instruction"}],
+        "title": ["The title.", "@7 other"],
+    }
+    row = QUERY | {"positives": ["@1 document", ["The title.", "@2 the end"]]}
+    index = build(tmp_path / "index", documents)
+    [negatives], report = mined([row], index, tmp_path / "a.jsonl", count=4, ranks=(1, 4))
+    assert negatives[:2] == [documents["longer"], documents["halves"]]
+    assert len(negatives) == 4
+    assert report.left_out == {"contains a positive": 2}
+    index.embedder.split_sentences = True
+    row = QUERY | {"positives": ["The title. @2 the end."]}
+    documents = {"section": "The title. @1 Between. @2 the end. @3 document", "other": "The title. @2 the end of it."}
+    index = build(tmp_path / "sentences", documents)
+    index.embedder.split_sentences = True
+    [negatives], report = mined([row], index, tmp_path / "b.jsonl", count=1)
+    assert negatives == [documents["other"]]
+    assert report.left_out == {"contains a positive": 1}
+
+
+def test_however_many_contain_a_positive_the_ranks_are_filled(tmp_path):
+    documents = {f"d{k}": ["yes", f"@{k} document"] for k in range(1, 60)} | {f"n{k}": f"@{k}" for k in range(60, 70)}
+    rows = [QUERY | {"positives": ["yes"]}, QUERY | {"positives": ["no"]}]
+    index = build(tmp_path / "index", documents)
+    [negatives, others], report = mined(rows, index, tmp_path / "a.jsonl", count=3, ranks=(2, 4))
+    assert angles(negatives) == [61, 62, 63]
+    assert [each[1] for each in others] == ["@2 document", "@3 document", "@4 document"]
+    assert report.left_out == {"contains a positive": 59}
+    assert report.short == 0
+
+
+def test_an_image_with_its_captions_contains_the_image(tmp_path):
+    for k in range(4):
+        picture(k).save(tmp_path / f"{k}.png")
+    documents = [Document(f"d{k}", [tmp_path / f"{k}.png", f"picture {k}.", "another caption"]) for k in range(4)]
+    embedder = SugarEmbedder(*cached_sugar("llava"))
+    index = SugarIndex.build(tmp_path / "index", documents, embedder, show_progress=False)
+    row = {"id": "q", "query": "picture 1.", "positives": [{"image": "1.png"}]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    report = mine_negatives(tmp_path / "pairs.jsonl", index, tmp_path / "mined.jsonl", **WIDE)
+    assert (report.negatives, report.left_out) == (3, {"contains a positive": 1})
+    [mined_row] = load_dataset_file(tmp_path / "mined.jsonl")
+    kept = [each["images"][0]["bytes"] for each in mined_row["negatives"]]
+    assert sorted(kept) == sorted((tmp_path / f"{k}.png").read_bytes() for k in (0, 2, 3))
+
+
 def test_positives_may_be_given_by_id_alone(index, tmp_path):
     row = {"id": "q", "query": "@0 the query", "positive_ids": ["d2"]}
     [negatives], _ = mined([row], index, tmp_path / "a.jsonl", count=2)

@@ -23,14 +23,17 @@ from ..data.documents import from_schema, sample_digest
 from ..data.formats import GivenImages, Images, ImageSource
 from ..data.pair_rows import PairRow, read_pair
 from ..data.schema import is_empty, looks_like_media
+from ..model.samples_sugar import parse_sample
 from ..structure import SliceFeatures, Teacher, label_matrix
 from .embedder import SugarEmbedder
+from .hits import Hit
 from .index import SugarIndex
 
 __all__ = ["MiningReport", "MiningRules", "mine_negatives"]
 
 PART_ROWS = 256
 SPARE = 8  # hits beyond the ranks that are asked for: copies of positives take no rank
+CONTAINS = "contains a positive"
 SAMPLINGS = ("top", "random")
 SCORES = ("index", "teacher")
 _POSITIVES = ("positives", "positive", "pos", "sentence2", "pos_text", "pos_image_path")
@@ -42,8 +45,8 @@ class MiningRules:
 
     Args:
         count: Negatives of a query.
-        ranks: First and last rank that are looked at, from 1. Positives, the query itself, and copies of either are
-            no candidates and have no rank.
+        ranks: First and last rank that are looked at, from 1. Positives, the query itself, copies of either, and
+            documents that have all slices of a positive are no candidates and have no rank.
         margin: A negative's score is at least this much below that of each positive.
         relative_margin: A negative's score is at least this share below that of each positive.
         min_score: The least score of a negative.
@@ -244,15 +247,24 @@ def mine_negatives(
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample, and what is the same for copies of it: the digest of its texts and of the bytes of its images."""
+    """A sample, and what is the same for copies of it: digests of its texts and of the bytes of its images."""
 
     document: Document
     digest: str
+    slices: frozenset[str]  # digests, whatever the roles
     score: float = 0.0
 
     @classmethod
-    def of(cls, document: Document, score: float = 0.0) -> "_Sample":
-        return cls(document, sample_digest(document.to_row()), score)
+    def of(cls, document: Document, split_sentences: bool) -> "_Sample":
+        row = document.to_row()
+        slices = set()
+        for message in parse_sample(from_schema(row["messages"], row["images"]), document.id, split_sentences):
+            for part in message.parts:
+                texts = [part.text[start:end] for start, end in part.spans]
+                slices |= {sample_digest({"messages": [text], "images": []}) for text in texts}
+                if part.is_image:
+                    slices.add(sample_digest({"messages": [], "images": [part.image]}))
+        return cls(document, sample_digest(row), frozenset(slices))
 
 
 @dataclass
@@ -295,6 +307,7 @@ class _Miner:
         # of the teacher, by the digest of a sample: what it sees, or why it cannot
         self.columns: dict[str, dict[str, Any]] = {}
         self.unseen: dict[str, str] = {}
+        self.found: dict[str, tuple[str, frozenset[str]]] = {}  # by id: digests of a document and of its slices
 
     # ---- Rows ----
 
@@ -329,10 +342,14 @@ class _Miner:
         if row.scores is not None and self.rules.scores is None:
             mend = "Have scores written for all of them (scores=), or leave the column out"
             raise BadSampleError("the row has scores, and new negatives would have none", field="scores", mend=mend)
-        prompted, *others = [_sample(f"{row.id[:200]} {name}", each) for name, each in row.samples()]
-        query = prompted if row.instruction is None else _sample(f"{row.id[:200]} query", row.query)
+        prompted, *others = [self._sample(f"{row.id[:200]} {name}", each) for name, each in row.samples()]
+        query = prompted if row.instruction is None else self._sample(f"{row.id[:200]} query", row.query)
         positives = list({each.digest: each for each in others[: len(row.positives)]}.values())
         return _Pair(row, prompted, query, positives, others[len(row.positives) :], frozenset(ids), _place(raw))
+
+    def _sample(self, name: str, sample: Mapping[str, Any]) -> _Sample:
+        document = Document(name, from_schema(sample["messages"], sample["images"]))
+        return _Sample.of(document, self.embedder.split_sentences)
 
     def _refuse(self, pair: _Pair, error: BadSampleError) -> None:
         """Leave a row out that cannot be embedded."""
@@ -360,6 +377,7 @@ class _Miner:
             "model": self.embedder.describe(),
             "teacher": None if self.teacher is None else self.teacher.fingerprint,
             "rows": [[each.row.id, each.prompted.digest, each.barred, sorted(each.ids)] for each in part],
+            "slices": [[sorted(positive.slices) for positive in each.positives] for each in part],
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -368,7 +386,7 @@ class _Miner:
     def mine(self, part: Sequence[_Pair], root: Path | None, bar: tqdm) -> tuple[list[str], dict[str, Any]]:
         """Find the negatives of some rows; returns lines of JSON, and counts."""
         report = MiningReport()
-        self.columns, self.unseen = {}, {}
+        self.columns, self.unseen, self.found = {}, {}, {}
         self._embed(part)
         self._find(_usable(part), report)
         waiting = [pair for pair in _usable(part) if pair.candidates]
@@ -422,32 +440,61 @@ class _Miner:
         """Give each row its candidates: what is found within the ranks and breaks no rule about scores."""
         if not part:
             return
-        first, last = self.rules.ranks
-        most = last + SPARE + 2 * max(len(pair.barred) for pair in part)
+        most = self.rules.ranks[1] + SPARE + 2 * max(len(pair.barred) for pair in part)
+        short = self._search(part, most, report)
+        for pair in short:  # alone, as the documents that contain a positive may be many
+            count = most
+            while self._search([pair], count := 4 * count, report):
+                pass
+
+    def _search(self, part: Sequence[_Pair], count: int, report: MiningReport) -> list[_Pair]:
+        """Find the candidates of some rows; returns the rows whose ranks reach beyond so many hits."""
         queries = np.stack([pair.vector for pair in part if pair.vector is not None])
-        found = self.index.search_vectors(queries, min(most, max(1, len(self.index))))
-        for pair, hits in zip(part, found, strict=True):
-            least = min(pair.known_scores[: len(pair.positives)], default=None)
-            rank, seen = 0, pair.barred
-            for hit in hits:
-                sample = _Sample.of(hit.document, hit.score)
-                reason = "positive" if hit.id in pair.ids else seen.get(sample.digest)
-                if reason is None:
-                    rank += 1
-                    if rank > last:
-                        break
-                    seen[sample.digest] = "copy of a better candidate"
-                    if rank < first:
-                        continue
-                    reason = self.rules.fault(hit.score, least)
-                if reason is None:
-                    pair.candidates.append(sample)
-                else:
-                    report.left_out[reason] += 1
-            if self.rules.sampling == "random":
-                name = hashlib.blake2b(pair.row.id.encode(), digest_size=8).digest()
-                random = np.random.default_rng((self.rules.seed, int.from_bytes(name, "big")))
-                pair.candidates = [pair.candidates[i] for i in random.permutation(len(pair.candidates))]
+        documents = max(1, len(self.index))
+        found = self.index.search_vectors(queries, min(count, documents))
+        looked = zip(part, found, strict=True)
+        return [pair for pair, hits in looked if not self._look(pair, hits, count >= documents, report)]
+
+    def _look(self, pair: _Pair, hits: Sequence[Hit], are_all: bool, report: MiningReport) -> bool:
+        """Choose candidates among hits. Nothing is done if the ranks reach beyond them and there are more."""
+        first, last = self.rules.ranks
+        least = min(pair.known_scores[: len(pair.positives)], default=None)
+        candidates: list[_Sample] = []
+        left_out: Counter[str] = Counter()
+        rank, seen = 0, pair.barred
+        for hit in hits:
+            sample = self._sample_of(hit)
+            reason = "positive" if hit.id in pair.ids else seen.get(sample.digest)
+            if reason is None and any(each.slices <= sample.slices for each in pair.positives):
+                reason = CONTAINS
+            if reason is None:
+                rank += 1
+                if rank > last:
+                    break
+                seen[sample.digest] = "copy of a better candidate"
+                if rank < first:
+                    continue
+                reason = self.rules.fault(hit.score, least)
+            if reason is None:
+                candidates.append(sample)
+            else:
+                left_out[reason] += 1
+        if rank < last and not are_all:
+            return False
+        if self.rules.sampling == "random":
+            name = hashlib.blake2b(pair.row.id.encode(), digest_size=8).digest()
+            random = np.random.default_rng((self.rules.seed, int.from_bytes(name, "big")))
+            candidates = [candidates[i] for i in random.permutation(len(candidates))]
+        pair.candidates = candidates
+        report.left_out.update(left_out)
+        return True
+
+    def _sample_of(self, hit: Hit) -> _Sample:
+        """Return what was found with its digests, which are computed once in a part."""
+        if hit.id not in self.found:
+            sample = _Sample.of(hit.document, self.embedder.split_sentences)
+            self.found[hit.id] = sample.digest, sample.slices
+        return _Sample(hit.document, *self.found[hit.id], hit.score)
 
     def _next(self, pair: _Pair) -> list[_Sample]:
         return pair.candidates[: self.rules.count - len(pair.chosen)]
@@ -542,10 +589,6 @@ def _put(error: BadSampleError, place: Mapping[str, Any]) -> BadSampleError:
     """Say in which row of which file an error is."""
     error.file = place["file"]
     return error.at(line=place["line"], row=place["row"])
-
-
-def _sample(name: str, sample: Mapping[str, Any]) -> _Sample:
-    return _Sample.of(Document(name, from_schema(sample["messages"], sample["images"])))
 
 
 def _written(document: Document, root: Path | None) -> Any:
