@@ -162,6 +162,6 @@ OF_ONE_MODEL = ("real-answers",)
 #: Why a claim has no question here.
 NOT_HERE = {
     3: "a language model of two million weights does not find the relevant pair at any place, and a curve at chance "
-    "is flat by itself; one of 135 million finds a relevant paragraph of a manual at each place, the last one best, but "
-    "was trained too shortly for its curve to change",
+    "is flat by itself; one of 135 million finds a relevant paragraph of a manual at each place, the last one best, "
+    "but was trained too shortly for its curve to change",
 }
