@@ -133,6 +133,7 @@ def image_first(samples):
 
 
 def test_recall_is_that_of_our_own_vectors(pools, embedder, model, subtests):
+    lowest = 1.0
     for category in ["t2t", "i2t", "t2i", "it2i", "t2it", "it2it"]:
         with subtests.test(category=category):
             queries, documents = pools[category]
@@ -140,7 +141,9 @@ def test_recall_is_that_of_our_own_vectors(pools, embedder, model, subtests):
             similarity = embedder.encode(image_first(queries)) @ embedder.encode(image_first(documents)).T
             ours = recall_at_k(target_ranks(similarity, [[i] for i in range(SIZE)]), (1, 5, 10))
             assert {f"recall@{k}": found[f"recall_at_{k}"] * 100 for k in (1, 5, 10)} == pytest.approx(ours, abs=1e-2)
-            assert 1 / SIZE < found["recall_at_1"] < 1
+            assert found["recall_at_1"] > 1 / SIZE
+            lowest = min(lowest, found["recall_at_1"])
+    assert lowest < 1
 
 
 class Named:
@@ -205,7 +208,7 @@ def test_prompts_of_tasks_are_not_used_but_instructions_of_queries_are(embedder,
 
 
 def test_compositionality_counts_as_by_hand(embedder, model):
-    found_pairs = [each for kind in DIFFERENCES for each in draw_contrasts(draw_contrast, kind, "test", 4)]
+    found_pairs = [each for kind in DIFFERENCES for each in draw_contrasts(draw_contrast, kind, "test", 12)]
     pairs = [list(zip(each.texts, map(picturebook.render, each.scenes), strict=True)) for each in found_pairs]
     columns = {f"caption_{k}": [pair[k][0] for pair in pairs] for k in (0, 1)}
     columns |= {f"image_{k}": [pair[k][1] for pair in pairs] for k in (0, 1)}

@@ -156,6 +156,6 @@ def _(place):
 
 @used("Pairs", "Two pairs of one id", "both are written, each with negatives of its own")
 def _(place):
-    rows, _ = mine(place, PAIR, {**PAIR, "positives": [[{"text": "a dog"}]]}, count=2, ranks=(1, 2))
+    rows, _ = mine(place, PAIR, {**PAIR, "positives": [[{"text": "a fish"}]]}, count=2, ranks=(1, 2))
     assert [row["id"] for row in rows] == ["bad", "bad"]
     assert [len(row["negatives"]) for row in rows] == [1, 2]

@@ -175,7 +175,8 @@ def test_no_file_and_no_address_of_a_request_is_opened(served, witness, pictures
                 answer = served.post(path, **body)
                 found, witness.found = witness.found, None
                 assert fault(answer)[0] == 400
-                assert found == []
+                # the server looks by itself whether its index has changed
+                assert [each for each in found if not str(each[1][0]).endswith("stories.index/CURRENT")] == []
     text = served.post(EMBED, input=str(secret))  # a text that looks like a path is a text
     assert text.status_code == 200
 

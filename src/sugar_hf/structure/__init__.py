@@ -11,7 +11,7 @@ from .labels import (
     label_statistics,
     triple_distance,
 )
-from .loss import structure_loss
+from .loss import softmax_temperature, structure_loss
 from .pair_labels import PairLabels
 from .slice_teacher import Teacher
 from .teacher_columns import block_means, check_cache
@@ -34,6 +34,7 @@ __all__ = [
     "label_statistics",
     "log_gak",
     "soft_alignment",
+    "softmax_temperature",
     "structure_loss",
     "triple_distance",
 ]

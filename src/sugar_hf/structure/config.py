@@ -136,11 +136,6 @@ class StructureLossConfig:
         }
         return cls(**{**setting, **changes})
 
-    @property
-    def softmax_temperature(self) -> float:
-        """The temperature of ``infonce`` and ``kl``, or where a learnt one begins; 1 for ``mse``, which has none."""
-        return self.temperature or TEMPERATURES.get(self.objective, 1.0)
-
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, fit for JSON."""
         return dataclasses.asdict(self)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from .config import StructureLossConfig
+from .config import TEMPERATURES, StructureLossConfig
+
+
+def softmax_temperature(config: StructureLossConfig) -> float:
+    """Return the temperature of ``infonce`` and ``kl``, or where a learnt one begins; 1 for ``mse``."""
+    return config.temperature or TEMPERATURES.get(config.objective, 1.0)
 
 
 def structure_loss(
@@ -106,7 +111,7 @@ def structure_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         labels = labels.detach().to(wide.dtype)
-        temperature = config.softmax_temperature if logit_scale is None else (-logit_scale.to(wide.dtype)).exp()
+        temperature = softmax_temperature(config) if logit_scale is None else (-logit_scale.to(wide.dtype)).exp()
         parts = (labels, config, rows, positive, left_out, anchors or 0, temperature)
         if config.matryoshka_dims is None:
             return _loss_of_unit(normalize(wide, dim=-1), *parts)
@@ -154,7 +159,7 @@ def _loss_of_unit(
     if config.objective == "infonce":
         assert positive is not None
         return _contrastive_loss(logits, positive & ~itself) / max(anchors, 1)
-    label_logits = labels / (config.target_temperature or config.softmax_temperature)
+    label_logits = labels / (config.target_temperature or softmax_temperature(config))
     loss = _soft_target_loss(logits, label_logits, hidden, positive, config.positive_share) / count
     if config.mse_weight:
         loss = loss + config.mse_weight * _squared_error(similarity, labels, config, left_out)

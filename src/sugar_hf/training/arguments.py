@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..structure import StructureLossConfig
+from ..structure import StructureLossConfig, softmax_temperature
 
 DEFAULTS = StructureLossConfig()
 
@@ -26,7 +26,7 @@ def usual_alpha(loss: StructureLossConfig) -> float:
     (10.0, 0.45)
     """
     if loss.objective == "kl":
-        return 20 * loss.softmax_temperature**2
+        return 20 * softmax_temperature(loss) ** 2
     if loss.objective == "infonce":
         return 0.3
     return 10.0 if loss.reduction == "mean" else 0.1

@@ -32,6 +32,7 @@ from ..structure import (
     Teacher,
     block_means,
     check_cache,
+    softmax_temperature,
 )
 from .arguments import StructureArguments, SugarTrainingArguments
 from .checkpoints import AtomicCheckpoints
@@ -206,7 +207,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             sugar.max_logits = None  # the number of chunks depends on the labels, and each uses the LM head
         self.structure_config = self._make_structure_config(sugar.config.retrieval_dim)
         if args.learn_temperature and args.alpha:
-            self.temperature = LearntTemperature(args.structure_loss_config().softmax_temperature, args.device)
+            self.temperature = LearntTemperature(softmax_temperature(args.structure_loss_config()), args.device)
             self.add_callback(self.temperature)
         self._set_poolings(self.model)
         if args.use_liger_kernel:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from sugar_hf.data.relevance import RetrievalSet
 from sugar_hf.model import SugarConfig
 from sugar_hf.model.modeling_sugar import RetrievalHead
-from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, structure_loss
+from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, softmax_temperature, structure_loss
 from sugar_hf.training.structure_term import draw_slice_ends
 
 from .frozen_states import POOLINGS, FrozenStates, TeacherVectors
@@ -150,7 +150,7 @@ def _begun(config: SugarConfig, row: HeadRow, seed: int) -> _Run:
     groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "weight_decay": row.weight_decay}]
     logit_scale = None
     if row.loss is not None and row.loss.learn_temperature:
-        logit_scale = nn.Parameter(torch.tensor(-float(np.log(row.loss.softmax_temperature))))
+        logit_scale = nn.Parameter(torch.tensor(-float(np.log(softmax_temperature(row.loss)))))
         groups.append({"params": [logit_scale], "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=row.learning_rate)
     warmup = min(20, row.steps // 10)
