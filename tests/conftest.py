@@ -1,5 +1,7 @@
 """Tiny models, built once; tests must not change them (`fresh_llava` is for those that do)."""
 
+import gc
+
 import pytest
 import torch
 from builders import BUILDERS, build_sugar, cached_sugar
@@ -26,6 +28,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "families: every type of backbone, run by make test-families")
+
+
+def pytest_collection_finish():
+    """Let the garbage collector, which each training calls, pass by the million objects of imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 class ByFile(LoadScopeScheduling):

@@ -201,6 +201,7 @@ def test_push_uploads_a_data_set(cli, stories, monkeypatch):
     assert pushed == [("you/stories", {"private": True})]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_valid_index_that_goes_on(process, tmp_path):
     folder = tmp_path / "x.index"
     command = ["index", "build", folder, "picturebook:test/story?size=150", "--model", MODEL]

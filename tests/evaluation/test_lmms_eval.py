@@ -211,6 +211,7 @@ def test_rounds_go_on_until_the_task_ends_them(tasks, manager, pipe):
     assert replies["book_rounds"] == [list(pair) for pair in zip(firsts, seconds, strict=True)]
 
 
+@pytest.mark.slow
 def test_command_line_writes_results(tasks, singly, tmp_path):
     command = [sys.executable, "-m", "lmms_eval", "--model", "sugar", "--model_args", f"pretrained={MINI},device=cpu"]
     command += ["--tasks", "book_questions", "--include_path", str(tasks[0]), "--batch_size", "4", "--log_samples"]

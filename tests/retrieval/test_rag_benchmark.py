@@ -115,6 +115,7 @@ def test_summary_and_document(rag, measured, tmp_path, monkeypatch, capsys):
     assert '"peak_memory_ratio": 0.5' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(rag):
     found = rag.peak("small", "reuse", "short", 2, 1)
     assert found["peak"] >= found["before"] > 0

@@ -94,6 +94,7 @@ def test_layers_are_found_by_the_classes_that_the_model_names(family, environmen
     assert not [name for name in groups if "retrieval_head" in name]
 
 
+@pytest.mark.slow
 def test_sharded_models_compute_as_whole_ones_do(environment):
     settings = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(

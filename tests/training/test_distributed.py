@@ -18,7 +18,7 @@ from sugar_hf.training import SugarCollator, draw_slice_ends
 WORKER = Path(distributed_worker.__file__)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def processes(request, tmp_path_factory):
     """Number of processes and the folder of what they found. Three of them run fewer scenarios."""
     folder = tmp_path_factory.mktemp(f"processes-{request.param}")

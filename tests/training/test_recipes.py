@@ -127,6 +127,7 @@ def test_the_paper_s_template(name, script, files, models, tmp_path):
     assert processor.apply_chat_template([own, *chat]).startswith("Be brief. USER: ")
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_in_two_processes(files, models, tmp_path):
     path = next(path for path in RECIPES if path.stem == "llava15_7b")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
