@@ -12,7 +12,14 @@ from . import model, picturebook, retrieval  # these register the model and the 
 
 if TYPE_CHECKING:
     from .data import Document, load_dataset_file, read_documents
-    from .model import SugarConfig, SugarForConditionalGeneration, SugarOutput, SugarProcessor, merge_adapter
+    from .model import (
+        SugarConfig,
+        SugarForConditionalGeneration,
+        SugarOutput,
+        SugarProcessor,
+        merge_adapter,
+        whiten_head,
+    )
     from .retrieval import SugarChat, SugarEmbedder, SugarIndex, SugarRag, explain
     from .structure import EncoderTeacher, StructureLossConfig, TripleTeacher
     from .training import (
@@ -52,6 +59,7 @@ _MODULE_OF = {
     "merge_adapter": "model",
     "read_documents": "data",
     "sugar_lora_config": "training",
+    "whiten_head": "model",
 }
 
 __all__ = sorted(_MODULE_OF)

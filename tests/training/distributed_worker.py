@@ -38,6 +38,7 @@ SCENARIOS = {
     "paper": {"objective": "mse", "label_kernel": "gak", "same_sample": "one", "reduction": "paper", "alpha": 0.3},
     "matryoshka": {"matryoshka_dims": [16, 8, 4], "matryoshka_weights": [1.0, 0.5, 2.0], "mini_batch_size": 1},
     "lm_only": {"alpha": 0.0},
+    "whitened": {"head_whitening_samples": 9},
     "composed": {
         **{"pairs": "cached", "objective": "kl", "alpha": 0.3, "mini_batch_size": 1},
         **{"temperature": 0.3, "target_temperature": 0.1, "mse_weight": 10.0, "positive_share": 0.3},

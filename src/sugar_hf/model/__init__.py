@@ -17,6 +17,7 @@ from .pipeline_sugar import (
 )
 from .processing_sugar import SugarProcessor
 from .registration import DefaultModel, register, register_pipelines
+from .whitening import whiten_head
 
 register()
 
@@ -44,4 +45,5 @@ __all__ = [
     "push_to_hub",
     "register",
     "register_pipelines",
+    "whiten_head",
 ]

@@ -71,6 +71,9 @@ class StructureArguments:
         head_learning_rate: Learning rate of the retrieval head; None takes `learning_rate`. Both follow the same
             schedule.
         head_warmup_steps: Number of first steps in which only the retrieval head is trained.
+        head_whitening_samples: Number of training samples by whose states the head is set before the first step: its
+            embeddings begin as the whitened states, see [`whiten_head`]. What the head has learnt before is lost.
+            0 leaves it as it is.
         label_statistics_steps: Every how many steps the statistics of the label matrix are logged; 0 for never.
         structure_loss_scope: `"global"`: pairs range over the batches of all processes. `"rank"`: each process forms
             pairs of its own samples only.
@@ -141,6 +144,9 @@ class StructureArguments:
     )
     head_learning_rate: float | None = option(None, "Learning rate of the retrieval head. None takes learning_rate.")
     head_warmup_steps: int = option(0, "Number of first steps in which only the retrieval head is trained.")
+    head_whitening_samples: int = option(
+        0, "Training samples by whose states a fresh retrieval head is whitened before the first step. 0 for none."
+    )
     label_statistics_steps: int = option(10, "Every how many steps label statistics are computed. 0 for never.")
     structure_loss_scope: str = option(
         "global", "Pairs range over the whole batch or one process's.", "global", "rank"
@@ -194,7 +200,7 @@ class StructureArguments:
             self.alpha = usual_alpha(loss)
         values = vars(self)
         least = dict.fromkeys(("alpha", "positions_per_sample", "slice_seed", "head_learning_rate"), 0)
-        least |= {"head_warmup_steps": 0, "label_statistics_steps": 0}
+        least |= {"head_warmup_steps": 0, "head_whitening_samples": 0, "label_statistics_steps": 0}
         least |= {"mini_batch_size": 1, "mini_batch_tokens": 1, "max_length": 1}
         for name, limit in least.items():
             if values[name] is not None and not values[name] >= limit:
@@ -220,6 +226,8 @@ class StructureArguments:
             raise ValueError("head_learning_rate=0 leaves the retrieval head untrained: give a rate, or set alpha=0.")
         if self.head_warmup_steps and not self.alpha:
             raise ValueError("head_warmup_steps trains the retrieval head alone, which alpha=0 gives no gradient.")
+        if self.head_whitening_samples and not self.alpha:
+            raise ValueError("head_whitening_samples sets the retrieval head, which alpha=0 does not train.")
         if values["label_smoothing_factor"]:
             raise ValueError(
                 "label_smoothing_factor is not supported: the loss is the backbone's own, without smoothing."

@@ -161,6 +161,12 @@ class SugarCollator:
             batch["structure_features"] = vars(features_from_columns(columns))
         return batch
 
+    def without_labels(self) -> "SugarCollator":
+        """Return this collator without a teacher and without warnings, for those who need the inputs alone."""
+        plain = copy.copy(self)
+        plain.teacher, plain._says_unlearnt = None, False
+        return plain
+
     def members(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Put the samples of pairs in the place of their rows; a broken row stays, for the call to find."""
         return with_members(rows, self.score_scale, self.split_sentences, keep_bad=True)[0]

@@ -73,6 +73,7 @@ from .structure_term import (
     structure_term,
 )
 from .temperature import LearntTemperature
+from .whitened_start import WhitenedStart
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         if args.learn_temperature and args.alpha:
             self.temperature = LearntTemperature(softmax_temperature(args.structure_loss_config()), args.device)
             self.add_callback(self.temperature)
+        if args.head_whitening_samples:
+            self.add_callback(WhitenedStart(self, args.head_whitening_samples))
         self._set_poolings(self.model)
         if args.use_liger_kernel:
             _apply_liger(sugar, args.liger_kernel_config)
@@ -230,6 +233,10 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             )
         if culprit and args.head_warmup_steps:
             raise ValueError(f"head_warmup_steps does not work with {culprit}, which keeps the gradients.")
+        if culprit and args.head_whitening_samples:
+            raise ValueError(
+                f"head_whitening_samples does not work with {culprit}: call whiten_head on a model alone."
+            )
         if not culprit and any(name in optimizer for name in ("lomo", "layerwise")):
             culprit = f"optim={optimizer!r}"
         if culprit and args.learn_temperature:
