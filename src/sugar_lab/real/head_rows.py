@@ -18,6 +18,8 @@ DEFAULT = "kl-0.15"
 CHOSEN = (
     *("raw", "random", "infonce-0.1", "mse", "paper", "kl-0.07", "kl-0.3", "kl-0.3-all-ends", "infonce-0.1-all-ends"),
     *("kl-0.15", "kl-0.15-all-ends", "kl-0.15-mean-labels", "kl-0.15-lifted-0.1"),
+    *("whitened", "whitened-all-ends", "kl-0.15-whitened", "kl-0.15-whitened-all-ends"),
+    *("infonce-0.1-whitened", "infonce-0.1-whitened-all-ends", "mse-whitened", "mse-whitened-all-ends"),
     *(
         "kl-0.3-lifted-0.1",
         "kl-0.3-lifted-0.1-all-ends",
@@ -69,8 +71,12 @@ def head_rows() -> list[HeadRow]:
     rows = {name: HeadRow(name, loss, "mean") for name, loss in losses.items()}
     for name in ("mse", "infonce-0.1", "kl-0.07", "kl-0.3"):
         rows[f"{name}-last-token"] = replace(rows[name], pooling="last")
+    for name in ("infonce-0.1", "mse", "kl-0.15", "kl-0.3"):
+        rows[f"{name}-whitened"] = replace(rows[name], whitened=True)
+    rows["whitened"] = HeadRow("whitened", None, "mean", whitened=True)
     rows["paper"] = HeadRow("paper", StructureLossConfig.paper(), "last")
-    for name in ("infonce-0.1", "mse", "kl-0.15", "kl-0.3", "kl-0.3-lifted-0.1"):
+    with_ends = ("infonce-0.1", "mse", "kl-0.15", "kl-0.3", "kl-0.3-lifted-0.1")
+    for name in (*with_ends, "whitened", "infonce-0.1-whitened", "mse-whitened", "kl-0.15-whitened"):
         rows[f"{name}-all-ends"] = replace(rows[name], positions="all", head=name)
     rows["raw"] = HeadRow("raw", None, "mean", steps=0)
     rows["random"] = HeadRow("random", None, "mean")
@@ -97,9 +103,15 @@ def widened() -> list[HeadRow]:
         "kl-0.3-titles-128": replace(titled, batch_size=128),
         "kl-0.3-titles-128-wide": replace(titled, batch_size=128, retrieval_dim=512, hidden=1536),
     }
-    rows["kl-0.3-titles-1200-all-ends"] = replace(
-        rows["kl-0.3-titles-1200"], positions="all", head="kl-0.3-titles-1200"
-    )
+    white = replace(titled, loss=kl(0.15), whitened=True)
+    rows |= {
+        "kl-0.15-whitened-titles": white,
+        "kl-0.15-whitened-titles-1200": replace(white, steps=1200),
+        "kl-0.15-whitened-titles-128-wide": replace(white, batch_size=128, retrieval_dim=512, hidden=1536),
+        "infonce-0.1-whitened-titles": replace(white, loss=infonce(0.1)),
+    }
+    for name in ("kl-0.3-titles-1200", *(name for name in rows if "whitened" in name)):
+        rows[f"{name}-all-ends"] = replace(rows[name], positions="all", head=name)
     return [replace(row, name=name) for name, row in rows.items()]
 
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from sugar_hf.data.relevance import RetrievalSet
 from sugar_hf.model import SugarConfig
 from sugar_hf.model.modeling_sugar import RetrievalHead
+from sugar_hf.model.whitening import StateMoments, set_whitened
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, label_matrix, softmax_temperature, structure_loss
 from sugar_hf.training.structure_term import draw_slice_ends
 
@@ -43,6 +44,7 @@ class HeadRow:
         hidden: Width of the head's hidden layer; that of the states when `None`.
         positions: Where candidates are embedded: at the `"last"` slice, or at `"all"`, of which the best counts.
         head: The row whose head it takes, instead of a head of its own.
+        whitened: Whether the head begins as the whitened states of the training slices, rather than at random.
     """
 
     name: str
@@ -58,6 +60,7 @@ class HeadRow:
     hidden: int | None = None
     positions: str = "last"
     head: str | None = None
+    whitened: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return all settings in a form for JSON."""
@@ -122,13 +125,23 @@ def train_heads(
     """
     heads: dict[str, nn.Module] = {}
     groups: dict[tuple[Any, ...], list[HeadRow]] = defaultdict(list)
+    moments: dict[tuple[str, str], StateMoments] = {}
+
+    def begun(row: HeadRow) -> nn.Module:
+        head, key = new_head(config, row, seed), (row.data, row.pooling)
+        if row.whitened and isinstance(head, RetrievalHead):
+            if key not in moments:
+                moments[key] = moments_of(states, numbers[np.asarray(training[row.data])], row.pooling)
+            set_whitened(head, moments[key])
+        return head
+
     for row in (row for row in rows if row.head is None):
         if row.loss is None:
-            heads[row.name] = new_head(config, row, seed)
+            heads[row.name] = begun(row)
         else:
             groups[row.data, row.batch_size, row.ends].append(row)
     for (data, batch_size, ends), members in groups.items():
-        runs = [_begun(config, row, seed) for row in members]
+        runs = [_run(row, begun(row)) for row in members]
         steps = max(row.steps for row in members)
         places = np.asarray(training[data])
         order = _batches(len(places), batch_size, steps, seed)
@@ -145,8 +158,16 @@ def train_heads(
     return heads | {row.name: heads[row.head] for row in rows if row.head is not None}
 
 
-def _begun(config: SugarConfig, row: HeadRow, seed: int) -> _Run:
-    head = new_head(config, row, seed)
+def moments_of(states: FrozenStates, numbers: np.ndarray, pooling: str) -> StateMoments:
+    """Return the moments of the states of all slices of some samples."""
+    moments = StateMoments(states.states[pooling].shape[1])
+    for number in numbers:
+        part = states.states[pooling][states.offsets[number] : states.offsets[number + 1]]
+        moments.add(torch.from_numpy(part.astype(np.float32)))
+    return moments
+
+
+def _run(row: HeadRow, head: nn.Module) -> _Run:
     groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "weight_decay": row.weight_decay}]
     logit_scale = None
     if row.loss is not None and row.loss.learn_temperature:
