@@ -10,8 +10,8 @@ from sugar_hf.structure import StructureLossConfig
 from .head_study import HeadRow
 from .joint_training import JointRow
 
-#: The row that other rows take a part out of, and whose head finds sections for questions.
-BEST = "kl-0.3"
+#: The row whose head finds sections for questions.
+SEARCHER = "kl-0.15-whitened-all-ends"
 #: The row of the default loss, whose head trained models start from.
 DEFAULT = "kl-0.15"
 #: The rows of all seeds; the others are screened with one.
@@ -19,6 +19,7 @@ CHOSEN = (
     *("raw", "random", "infonce-0.1", "mse", "paper", "kl-0.07", "kl-0.3", "kl-0.3-all-ends", "infonce-0.1-all-ends"),
     *("kl-0.15", "kl-0.15-all-ends", "kl-0.15-mean-labels", "kl-0.15-lifted-0.1"),
     *("whitened", "whitened-all-ends", "kl-0.15-whitened", "kl-0.15-whitened-all-ends"),
+    *("whitened-late", "infonce-0.1-whitened-late", "kl-0.15-late", "kl-0.15-whitened-late"),
     *("infonce-0.1-whitened", "infonce-0.1-whitened-all-ends", "mse-whitened", "mse-whitened-all-ends"),
     *(
         "kl-0.3-lifted-0.1",
@@ -78,6 +79,8 @@ def head_rows() -> list[HeadRow]:
     with_ends = ("infonce-0.1", "mse", "kl-0.15", "kl-0.3", "kl-0.3-lifted-0.1")
     for name in (*with_ends, "whitened", "infonce-0.1-whitened", "mse-whitened", "kl-0.15-whitened"):
         rows[f"{name}-all-ends"] = replace(rows[name], positions="all", head=name)
+    for name in ("whitened", "infonce-0.1-whitened", "kl-0.15", "kl-0.15-whitened"):
+        rows[f"{name}-late"] = replace(rows[name], positions="late", head=name)
     rows["raw"] = HeadRow("raw", None, "mean", steps=0)
     rows["random"] = HeadRow("random", None, "mean")
     return [replace(row, name=name) for name, row in rows.items()]
@@ -112,7 +115,12 @@ def widened() -> list[HeadRow]:
     }
     for name in ("kl-0.3-titles-1200", *(name for name in rows if "whitened" in name)):
         rows[f"{name}-all-ends"] = replace(rows[name], positions="all", head=name)
+        rows[f"{name}-late"] = replace(rows[name], positions="late", head=name)
     return [replace(row, name=name) for name, row in rows.items()]
+
+
+#: The trained models that are asked with the answer at each place, and those that they are compared with.
+CURVED = (DEFAULT, "lm-only")
 
 
 def joint_rows() -> list[JointRow]:
@@ -123,4 +131,6 @@ def joint_rows() -> list[JointRow]:
         JointRow(DEFAULT, kl(0.15), 0.45, "mean", DEFAULT),
         JointRow("mse", mse(), 10.0, "mean", "mse"),
         JointRow("infonce-0.1", infonce(0.1), 0.3, "mean", "infonce-0.1"),
+        JointRow("start-whitened", None, 0.0, "mean", f"{DEFAULT}-whitened", is_trained=False),
+        JointRow(f"{DEFAULT}-whitened", kl(0.15), 0.45, "mean", f"{DEFAULT}-whitened"),
     ]

@@ -42,7 +42,8 @@ class HeadRow:
         weight_decay: Of AdamW.
         retrieval_dim: Width of the embeddings.
         hidden: Width of the head's hidden layer; that of the states when `None`.
-        positions: Where candidates are embedded: at the `"last"` slice, or at `"all"`, of which the best counts.
+        positions: Where candidates are embedded: at the `"last"` slice, or at `"all"`, of which the best counts. With
+            `"late"`, late interaction, queries are embedded at all slices too: each finds the best of a candidate.
         head: The row whose head it takes, instead of a head of its own.
         whitened: Whether the head begins as the whitened states of the training slices, rather than at random.
     """
@@ -234,16 +235,24 @@ def scores_of(
         head: The row's.
         cache: Vectors at all slice ends of all samples under the key 0, once they are needed.
     """
-    queries = embed(states, states.numbers(task.queries), row, head)
-    corpus = states.numbers(task.corpus)
+    queries, corpus = states.numbers(task.queries), states.numbers(task.corpus)
     if row.positions == "last":
-        return queries @ embed(states, corpus, row, head).T
+        return embed(states, queries, row, head) @ embed(states, corpus, row, head).T
     if not cache:
         cache[0] = head(torch.from_numpy(states.states[row.pooling].astype(np.float32))).numpy()
-    lengths = states.lengths(corpus)
+    slices, starts = slices_of_samples(states, corpus)
+    if row.positions == "all":
+        return np.maximum.reduceat(embed(states, queries, row, head) @ cache[0][slices].T, starts, axis=1)
+    asked, begins = slices_of_samples(states, queries)
+    best = np.maximum.reduceat(cache[0][asked] @ cache[0][slices].T, starts, axis=1)  # (slices, candidates)
+    return np.add.reduceat(best, begins, axis=0) / states.lengths(queries)[:, None]
+
+
+def slices_of_samples(states: FrozenStates, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of all slices of some samples, and where each sample's begin among them."""
+    lengths = states.lengths(numbers)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    rows = np.repeat(states.offsets[corpus] - starts, lengths) + np.arange(lengths.sum())
-    return np.maximum.reduceat(queries @ cache[0][rows].T, starts, axis=1)
+    return np.repeat(states.offsets[numbers] - starts, lengths) + np.arange(lengths.sum()), starts
 
 
 def measure(

@@ -132,9 +132,9 @@ def hits_of(questions: Sequence[ShortQuestion], said: Sequence[str]) -> dict[str
     return {question.item: float(is_right(question, text)) for question, text in zip(questions, said, strict=True)}
 
 
-def ranked(questions: np.ndarray, corpus: np.ndarray) -> list[list[int]]:
-    """Return the 50 best documents for each question, best first."""
-    return [np.argsort(-row, kind="stable")[:50].tolist() for row in questions @ corpus.T]
+def ranked(scores: np.ndarray) -> list[list[int]]:
+    """Return the 50 best documents for each question, best first, from scores (questions, documents)."""
+    return [np.argsort(-row, kind="stable")[:50].tolist() for row in scores]
 
 
 def kept(search: Search) -> Search:

@@ -26,8 +26,8 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
-from .head_rows import BEST, chosen, head_rows, joint_rows, widened
-from .head_study import HeadRow, embed, measure, new_head, train_heads
+from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, widened
+from .head_study import HeadRow, measure, new_head, scores_of, train_heads
 from .joint_training import (
     PROJECTORS,
     JointBudget,
@@ -72,6 +72,8 @@ def do_stage(
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
     elif name == "answers":
         measure_answers(study, output)
+    elif name == "curve":
+        measure_curve(study, [seed for seed in seeds if seed < JOINT_SEEDS], output)
 
 
 def make_models(study: Study) -> None:
@@ -289,7 +291,7 @@ def measure_answers(study: Study, output: Path) -> Path:
     check_questions(QUESTIONS, study.manuals)
     sets = study.sets("test")
     corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
-    own = next(row for row in head_rows() if row.name == BEST)
+    own = next(row for row in head_rows() if row.name == SEARCHER)
     asked = [Document(question.item, question.question) for question in QUESTIONS]
     model, processor = study.model()
     model.vlm.to(study.dtype)
@@ -297,20 +299,12 @@ def measure_answers(study: Study, output: Path) -> Path:
     states = read_states(study.work / "states")
     head = load_head(study, own, 0)
 
+    own_set = RetrievalSet(asked, corpus, {question.item: {question.section: 1.0} for question in QUESTIONS})
+
     def by_head(questions: Sequence[str]) -> list[list[int]]:
-        return ranked(
-            embed(states, states.numbers(asked), own, head), embed(states, states.numbers(corpus), own, head)
-        )
+        return ranked(scores_of(states, own_set, own, head, {}))
 
-    def by_sentences(questions: Sequence[str]) -> list[list[int]]:
-        encoder = study.mapped.model
-        found = [
-            encoder.encode(list(texts), batch_size=32, show_progress_bar=False, normalize_embeddings=True)
-            for texts in (questions, [text_of(slices_of(document)) for document in corpus])
-        ]
-        return ranked(*found)
-
-    searches: dict[str, Search] = {"own": kept(by_head), "minilm": kept(by_sentences)}
+    searches: dict[str, Search] = {"own": kept(by_head), "minilm": kept(by_sentences(study, corpus))}
     given: dict[str, tuple[list[int], list[list[str]]]] = {
         name: (list(range(len(QUESTIONS))), texts) for name, texts in ways(QUESTIONS, corpus, searches).items()
     }
@@ -334,6 +328,65 @@ def measure_answers(study: Study, output: Path) -> Path:
     path = study.work / "answers.parquet"
     write_outcomes(path, outcomes)
     return write_study(output, "real_answers", [path], {"said": said, "corpus": len(corpus), **study.facts()})
+
+
+def by_sentences(study: Study, corpus: Sequence[Document]) -> Search:
+    """Return the search of the encoder of sentences, which sees the words of sections."""
+
+    def search(questions: Sequence[str]) -> list[list[int]]:
+        questioned, known = (
+            study.mapped.model.encode(list(texts), batch_size=32, show_progress_bar=False, normalize_embeddings=True)
+            for texts in (questions, [text_of(slices_of(document)) for document in corpus])
+        )
+        return ranked(questioned @ known.T)
+
+    return search
+
+
+def measure_curve(study: Study, seeds: Iterable[int], output: Path) -> Path:
+    """Ask trained models with the paragraph of the answer at each place, and write what was right.
+
+    Beside the places there is, for each question, how much better the middle places do than the first and the last:
+    a curve that is flat has 0.
+    """
+    sets = study.sets("test")
+    corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
+    given = places(QUESTIONS, corpus, kept(by_sentences(study, corpus)))
+    folder = study.work / "curve"
+    parts: list[Path] = []
+    for seed in seeds:
+        for row in (row for row in joint_rows() if row.name in CURVED):
+            path = folder / f"{row.name}-{seed}.parquet"
+            if not path.is_file():
+                model, processor = load_trained(study, row, seed)
+                model.vlm.to(study.dtype)
+                write_outcomes(path, _curve(model, processor, given, row.name, seed))
+            parts.append(path)
+    return write_study(output, "real_curve", parts, {"corpus": len(corpus), **study.facts()})
+
+
+def _curve(
+    model: SugarForConditionalGeneration,
+    processor: SugarProcessor,
+    given: Mapping[str, tuple[list[int], list[list[str]]]],
+    row: str,
+    seed: int,
+) -> list[Outcome]:
+    hits: dict[str, dict[str, float]] = {}
+    for name, (numbers, texts) in given.items():
+        questions = [QUESTIONS[number] for number in numbers]
+        prompts = [prompt(each.question, found) for each, found in zip(questions, texts, strict=True)]
+        hits[name] = hits_of(questions, answers(model, processor, prompts))
+    outcomes = [
+        Outcome("real-curve", row, seed, name, item, "hit", hit)
+        for name, items in hits.items()
+        for item, hit in items.items()
+    ]
+    first, *middle, last = hits.values()
+    for item in first:
+        bend = np.mean([place[item] for place in middle]) - (first[item] + last[item]) / 2
+        outcomes.append(Outcome("real-curve", row, seed, "middle less ends", item, "score", 100 * float(bend)))
+    return outcomes
 
 
 def write_study(output: Path, name: str, parts: Sequence[Path], facts: Mapping[str, Any]) -> Path:
