@@ -134,3 +134,10 @@ def joint_rows() -> list[JointRow]:
         JointRow("start-whitened", None, 0.0, "mean", f"{DEFAULT}-whitened", is_trained=False),
         JointRow(f"{DEFAULT}-whitened", kl(0.15), 0.45, "mean", f"{DEFAULT}-whitened"),
     ]
+
+
+def longer_rows() -> list[JointRow]:
+    """Return the rows that are trained longer, from whitened heads."""
+    names = ("start-whitened", f"{DEFAULT}-whitened")
+    rows = [row for row in joint_rows() if row.name in names]
+    return [*rows, JointRow("lm-only", None, 0.0, "mean", f"{DEFAULT}-whitened")]

@@ -26,7 +26,7 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
-from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, widened
+from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, widened
 from .head_study import HeadRow, measure, new_head, scores_of, train_heads
 from .joint_training import (
     PROJECTORS,
@@ -48,7 +48,9 @@ from .study import CAPTION, MAX_LENGTH, Study
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 HELD_OUT = 300  # captions of validation whose loss is measured
-STUDY = "real-joint"
+BUDGET = JointBudget()
+#: What is trained longer: two thousand samples.
+LONGER = JointBudget(steps=128, batch_size=16)
 JOINT_SEEDS = 2
 #: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
 JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
@@ -70,6 +72,8 @@ def do_stage(
         measure_heads(study, {0: widened()}, output, name)
     elif name == "joint":
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
+    elif name == "longer":
+        measure_joint(study, [0], only, output, longer_rows(), LONGER, "longer")
     elif name == "answers":
         measure_answers(study, output)
     elif name == "curve":
@@ -176,12 +180,19 @@ def load_head(study: Study, row: HeadRow, seed: int) -> nn.Module:
 # ---- the model itself
 
 
-def measure_joint(study: Study, seeds: Iterable[int], only: Sequence[str], output: Path) -> Path:
+def measure_joint(
+    study: Study,
+    seeds: Iterable[int],
+    only: Sequence[str],
+    output: Path,
+    rows: Sequence[JointRow] = joint_rows(),
+    budget: JointBudget = BUDGET,
+    name: str = "joint",
+) -> Path:
     """Train the model by each row and seed, and write ranks and the loss of held-out sections."""
-    rows = joint_rows()
-    if unknown := [name for name in only if name not in {row.name for row in rows}]:
+    if unknown := [each for each in only if each not in {row.name for row in rows}]:
         raise ValueError(f"--only {unknown[0]}: there is no such row. Rows: {', '.join(row.name for row in rows)}.")
-    folder, budget = study.work / "joint", JointBudget()
+    folder = study.work / name
     made: dict[str, Any] = {}
     for seed in seeds:
         for row in rows:
@@ -191,12 +202,12 @@ def measure_joint(study: Study, seeds: Iterable[int], only: Sequence[str], outpu
                 if only and row.name not in only:
                     continue
                 begun = time.monotonic()
-                outcomes, log = _joint(study, row, seed, budget)
+                outcomes, log = _joint(study, row, seed, budget, folder)
                 write_outcomes(path.with_suffix(".parquet"), outcomes)
                 write_json(path, {"facts": facts, "seconds": round(time.monotonic() - begun), "log": log})
             made[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-    parts = [folder / f"{name}.parquet" for name in made]
-    return write_study(output, "real_joint", parts, {"rows": made, **study.facts()})
+    parts = [folder / f"{each}.parquet" for each in made]
+    return write_study(output, f"real_{name}", parts, {"rows": made, **study.facts()})
 
 
 def joint_sets(study: Study) -> dict[str, RetrievalSet]:
@@ -206,7 +217,7 @@ def joint_sets(study: Study) -> dict[str, RetrievalSet]:
 
 
 def _joint(
-    study: Study, row: JointRow, seed: int, budget: JointBudget
+    study: Study, row: JointRow, seed: int, budget: JointBudget, folder: Path
 ) -> tuple[list[Outcome], list[dict[str, float]]]:
     model, processor = study.model(seed, text_pooling=row.pooling)
     if row.head is not None:
@@ -216,18 +227,18 @@ def _joint(
     log: list[dict[str, float]] = []
     if row.is_trained:
         rows = _with_vectors(study, budget, seed)
-        run = study.work / "joint" / "runs" / f"{row.name}-{seed}"
-        model, log = train_joint(model, processor, rows, row, seed, budget, run)
-        save_trained(study.work / "joint" / f"{row.name}-{seed}.safetensors", model)
+        model, log = train_joint(model, processor, rows, row, seed, budget, folder / "runs" / f"{row.name}-{seed}")
+        save_trained(folder / f"{row.name}-{seed}.safetensors", model)
     model.vlm.to(study.dtype)
     texts = held_out_sections(study, budget.max_length)
     losses = item_losses(model, processor, texts, study.dtype, max_length=budget.max_length)
+    name = f"real-{folder.name}"
     outcomes = [
-        Outcome(STUDY, row.name, seed, "held-out loss", document.id, "loss", loss)
+        Outcome(name, row.name, seed, "held-out loss", document.id, "loss", loss)
         for document, loss in zip(texts, losses, strict=True)
     ]
     ranks = embedded_ranks(model, processor, joint_sets(study), MAX_LENGTH, batch_size=8)
-    return [*outcomes, *rank_outcomes(STUDY, row.name, seed, ranks)], log
+    return [*outcomes, *rank_outcomes(name, row.name, seed, ranks)], log
 
 
 def held_out_sections(study: Study, max_length: int) -> list[Document]:
