@@ -15,7 +15,7 @@ from sugar_hf._files import atomic_write
 
 from .intervals import UNTRAINED
 from .item_outcomes import item_outcomes
-from .model_rows import BASE, CLIP, NO_GIST, ROWS, Row
+from .model_rows import BASE, CLIP, NO_GIST, ROWS, SUGAR, Row
 from .outcomes import Outcome, read_outcomes, write_outcomes
 from .stages import Lab, Stage, all_stages, measurements
 from .twins import Twin, all_twins
@@ -57,6 +57,7 @@ def evidence_rows() -> dict[str, Row]:
     looked_at = (
         *(ROWS[name] for name in (BASE, CLIP)),
         Row("kl-a0.1", {**_KL, "alpha": 0.1}),
+        Row("sugar-whitened", {**SUGAR, "head_whitening_samples": 512}),
         Row(f"{WINNER}-pairs", WON, data="paired"),
         Row("no-gist", base=NO_GIST, is_trained=False),
         Row("no-gist-infonce", _NCE, base=NO_GIST),
