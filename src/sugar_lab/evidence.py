@@ -40,6 +40,7 @@ WINNER = "kl-0.15"
 WON: Mapping[str, Any] = {"objective": "kl", "alpha": 1.2, "temperature": 0.15}
 _NCE: Mapping[str, Any] = {"objective": "infonce", "alpha": 0.3}
 _KL: Mapping[str, Any] = {"objective": "kl"}
+_WHITENED: Mapping[str, Any] = {"head_whitening_samples": 512}
 
 
 def evidence_rows() -> dict[str, Row]:
@@ -49,6 +50,8 @@ def evidence_rows() -> dict[str, Row]:
     """
     decisive = (
         *(ROWS[name] for name in ("lm-only", "infonce", "mse", "kl", "sugar")),
+        Row("sugar-whitened", {**SUGAR, **_WHITENED}),
+        Row("infonce-0.2-whitened", {**_NCE, "alpha": 1.0, "temperature": 0.2, **_WHITENED}),
         Row("infonce-0.2", {**_NCE, "alpha": 1.0, "temperature": 0.2}),
         Row(WINNER, WON),
         Row("kl-0.3", {**_KL, "alpha": 5.0, "temperature": 0.3}),
@@ -57,7 +60,6 @@ def evidence_rows() -> dict[str, Row]:
     looked_at = (
         *(ROWS[name] for name in (BASE, CLIP)),
         Row("kl-a0.1", {**_KL, "alpha": 0.1}),
-        Row("sugar-whitened", {**SUGAR, "head_whitening_samples": 512}),
         Row(f"{WINNER}-pairs", WON, data="paired"),
         Row("no-gist", base=NO_GIST, is_trained=False),
         Row("no-gist-infonce", _NCE, base=NO_GIST),
