@@ -5,8 +5,18 @@ import torch
 from datasets import IterableDataset
 from peft import get_peft_model
 from safetensors.torch import load_file
-from training_tools import first_step, logged, make_arguments, make_dataset, make_rows, make_sugar, make_trainer
+from training_tools import (
+    document,
+    first_step,
+    logged,
+    make_arguments,
+    make_dataset,
+    make_rows,
+    make_sugar,
+    make_trainer,
+)
 
+from sugar_hf import SugarForConditionalGeneration
 from sugar_hf.model.modeling_sugar import RetrievalHead
 from sugar_hf.model.whitening import StateMoments, gathered_states, set_whitened
 from sugar_hf.training import SugarCollator, sugar_lora_config
@@ -172,6 +182,45 @@ def test_arguments_that_cannot_be(tmp_path):
         make_arguments(tmp_path, alpha=0.0, **WHITENED)
     with pytest.raises(ValueError, match="head_whitening_samples=-1: give 0 or more"):
         make_arguments(tmp_path, head_whitening_samples=-1)
+
+
+def test_a_fresh_head_is_whitened_by_default(tmp_path):
+    assert_same(head_of(started(tmp_path, head_whitening_samples=None).model), head_of(whitened_by_hand()))
+
+
+def trained_model(folder):
+    trainer = make_trainer(folder)
+    trainer.train()
+    return trainer.model
+
+
+def loaded_model(folder):
+    model, _ = make_sugar()
+    model.save_pretrained(folder / "model")
+    return SugarForConditionalGeneration.from_pretrained(folder / "model")
+
+
+def model_with_the_head_of_another(folder):
+    (model, _), (other, _) = make_sugar(), make_sugar(seed=1)
+    model.retrieval_head.load_state_dict(other.retrieval_head.state_dict())
+    return model
+
+
+OTHERS = [trained_model, loaded_model, model_with_the_head_of_another, lambda _: whitened_by_hand()]
+
+
+@pytest.mark.parametrize("make", OTHERS)
+def test_no_other_head_is_by_default(tmp_path, make):
+    model = make(tmp_path)
+    before = head_of(model)
+    assert not model.retrieval_head.is_fresh
+    assert_same(head_of(started(tmp_path, model=model, head_whitening_samples=None).model), before, tolerance=0)
+
+
+def test_a_fresh_head_keeps_its_start_where_the_samples_are_too_few(tmp_path, caplog):
+    trainer = started(tmp_path, head_whitening_samples=None, rows=[document(0, "t"), document(1, "t")])
+    assert "The retrieval head begins at random, and not from whitened states: the states of 2 slices" in caplog.text
+    assert_same(head_of(trainer.model), head_of(make_sugar()[0]), tolerance=0)
 
 
 def test_moments_of_no_state_whiten_nothing():

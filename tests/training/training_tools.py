@@ -149,6 +149,7 @@ def make_arguments(folder, **kwargs) -> SugarTrainingArguments:
         "use_cpu": True,
         "disable_tqdm": True,
         "seed": 3,
+        "head_whitening_samples": 0,
     }
     return SugarTrainingArguments(str(folder), **{**settings, **kwargs})
 

@@ -108,6 +108,9 @@ class SugarOutput(CausalLMOutputWithPast):
 class RetrievalHead(nn.Module):
     """The map r = MLP(d) from pooled hidden states to embeddings (section 3 of the paper)."""
 
+    #: Some weights as they were drawn, to tell a head that nothing has changed; `None` for one that was loaded.
+    drawn: Tensor | None = None
+
     def __init__(self, config: SugarConfig) -> None:
         super().__init__()
         width = config.get_text_config().hidden_size
@@ -116,6 +119,12 @@ class RetrievalHead(nn.Module):
         self.pooled_to_hidden = nn.Linear(width, hidden)
         self.activation = nn.GELU()
         self.hidden_to_embedding = nn.Linear(hidden, config.retrieval_dim)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is as `from_backbone` has drawn it: neither loaded nor trained."""
+        weights = self.pooled_to_hidden.weight[0]
+        return self.drawn is not None and torch.equal(weights.detach().cpu(), self.drawn.to(weights.dtype))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map pooled states to unit vectors.
@@ -321,6 +330,7 @@ class SugarForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if head is None:
             head = RetrievalHead(config)
             head.apply(model._init_weights)
+            head.drawn = head.pooled_to_hidden.weight[0].detach().clone().cpu()
         # beside the LM head, which takes the same states
         beside = lm_head(vlm) or vlm
         device = next((weight.device for weight in beside.parameters() if not weight.is_meta), vlm.device)

@@ -72,8 +72,8 @@ class StructureArguments:
             schedule.
         head_warmup_steps: Number of first steps in which only the retrieval head is trained.
         head_whitening_samples: Number of training samples by whose states the head is set before the first step: its
-            embeddings begin as the whitened states, see [`whiten_head`]. What the head has learnt before is lost.
-            0 leaves it as it is.
+            embeddings begin as the whitened states, see [`whiten_head`]. What it has learnt before is lost. None: 512
+            if nothing has trained the head since `from_backbone` has drawn it, else none. 0 leaves it as it is.
         label_statistics_steps: Every how many steps the statistics of the label matrix are logged; 0 for never.
         structure_loss_scope: `"global"`: pairs range over the batches of all processes. `"rank"`: each process forms
             pairs of its own samples only.
@@ -144,8 +144,8 @@ class StructureArguments:
     )
     head_learning_rate: float | None = option(None, "Learning rate of the retrieval head. None takes learning_rate.")
     head_warmup_steps: int = option(0, "Number of first steps in which only the retrieval head is trained.")
-    head_whitening_samples: int = option(
-        0, "Training samples by whose states a fresh retrieval head is whitened before the first step. 0 for none."
+    head_whitening_samples: int | None = option(
+        None, "Training samples by whose states the retrieval head is whitened first. None: 512 for a fresh head."
     )
     label_statistics_steps: int = option(10, "Every how many steps label statistics are computed. 0 for never.")
     structure_loss_scope: str = option(

@@ -210,7 +210,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
         if args.learn_temperature and args.alpha:
             self.temperature = LearntTemperature(softmax_temperature(args.structure_loss_config()), args.device)
             self.add_callback(self.temperature)
-        if args.head_whitening_samples:
+        if args.alpha and not self._is_sharded:
             self.add_callback(WhitenedStart(self, args.head_whitening_samples))
         self._set_poolings(self.model)
         if args.use_liger_kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ from .structure_term import structure_parts
 if TYPE_CHECKING:
     from .trainer import SugarTrainer
 
+logger = logging.getLogger(__name__)
+
+FRESH_SAMPLES = 512  # for a fresh head
 MOST_SAMPLES = 8  # in a forward pass
 
 
@@ -33,27 +37,34 @@ class WhitenedStart(TrainerCallback):
 
     Args:
         trainer: Has the training set, the collator and the model.
-        samples: How many rows of the training set are embedded, drawn by its seed; of a stream the first.
+        samples: How many rows of the training set are embedded, drawn by its seed; of a stream the first. `None`:
+            `FRESH_SAMPLES` if nothing has trained the head, and if they tell enough directions.
     """
 
-    def __init__(self, trainer: SugarTrainer, samples: int) -> None:
-        self.trainer, self.samples = trainer, samples
+    def __init__(self, trainer: SugarTrainer, samples: int | None) -> None:
+        self.trainer, self.asked = trainer, samples
+        self.samples = FRESH_SAMPLES if samples is None else samples
         self._whitened: SugarForConditionalGeneration | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Whiten the head."""
         model = sugar_model(self.trainer.model)
-        if state.global_step or self._whitened is model:
+        head = active_head(model)
+        if state.global_step or not self.samples or self._whitened is model:
+            return
+        if self.asked is None and not head.is_fresh:
             return
         self._whitened = model
         moments = self._moments()
         reduced = [self._sum(each) for each in (moments.count, moments.total, moments.products)]
         moments.count, moments.total, moments.products = reduced
-        head = active_head(model)
         try:
             set_whitened(head, moments)
         except ValueError as error:
-            raise ValueError(f"head_whitening_samples={self.samples}: {error}") from None
+            if self.asked is not None:
+                raise ValueError(f"head_whitening_samples={self.samples}: {error}") from None
+            logger.warning(f"The retrieval head begins at random, and not from whitened states: {error}")
+            return
         if args.world_size > 1:  # eigenvectors of equal matrices may differ by rounding
             with torch.no_grad():
                 for weight in head.parameters():

@@ -57,6 +57,7 @@ def arguments(folder: Path, **settings: Any) -> SugarTrainingArguments:
         "bf16": True,
         "dataloader_pin_memory": False,
         "label_statistics_steps": 0,
+        "head_whitening_samples": 0,  # heads come from the study of heads
     }
     return SugarTrainingArguments(output_dir=str(folder), **shared | settings)
 
