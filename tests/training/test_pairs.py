@@ -300,7 +300,8 @@ def test_pairs_chats_and_documents_in_one_run_with_a_share_for_each(tmp_path, pr
 
 def test_trls_trainer_and_worker_processes(tmp_path, processor):
     rows = make_dataset(processor, make_pairs(), cached=False)
-    plain = make_trainer(tmp_path, train_dataset=rows, dataloader_num_workers=1, mini_batch_size=3)
+    options = {"mini_batch_size": 3, "head_whitening_samples": None}
+    plain = make_trainer(tmp_path, train_dataset=rows, dataloader_num_workers=1, **options)
     sft = make_sft(tmp_path, train_dataset=rows, max_steps=2)
     for trainer in (plain, sft):
         trainer.train()
