@@ -19,7 +19,7 @@ from training_tools import (
 from sugar_hf import SugarForConditionalGeneration
 from sugar_hf.model.modeling_sugar import RetrievalHead
 from sugar_hf.model.whitening import StateMoments, gathered_states, set_whitened
-from sugar_hf.training import SugarCollator, sugar_lora_config
+from sugar_hf.training import SugarCollator, SugarTrainer, sugar_lora_config
 
 CUTS = [{"mini_batch_size": 2}, {"per_device_train_batch_size": 3}, {"mini_batch_tokens": 50}]
 WHITENED = {"head_whitening_samples": 100}  # all there are
@@ -215,6 +215,22 @@ def test_no_other_head_is_by_default(tmp_path, make):
     before = head_of(model)
     assert not model.retrieval_head.is_fresh
     assert_same(head_of(started(tmp_path, model=model, head_whitening_samples=None).model), before, tolerance=0)
+
+
+def test_each_model_of_a_search_begins_so(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0, head_whitening_samples=None)
+    again = SugarTrainer(
+        model_init=lambda: make_sugar()[0],
+        args=trainer.args,
+        train_dataset=trainer.train_dataset,
+        processing_class=trainer.processing_class,
+    )
+    again.train()
+    first = again.model
+    again.train()
+    assert again.model is not first
+    for model in (first, again.model):
+        assert_same(head_of(model), head_of(whitened_by_hand()))
 
 
 def test_a_fresh_head_keeps_its_start_where_the_samples_are_too_few(tmp_path, caplog):

@@ -73,7 +73,7 @@ from .structure_term import (
     structure_term,
 )
 from .temperature import LearntTemperature
-from .whitened_start import WhitenedStart
+from .whitened_start import add_whitened_start
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class SugarTrainer(RetrievalEvaluations, AtomicCheckpoints, HubUploads, Trainer)
             self.temperature = LearntTemperature(softmax_temperature(args.structure_loss_config()), args.device)
             self.add_callback(self.temperature)
         if args.alpha and not self._is_sharded:
-            self.add_callback(WhitenedStart(self, args.head_whitening_samples))
+            add_whitened_start(self, args.head_whitening_samples)
         self._set_poolings(self.model)
         if args.use_liger_kernel:
             _apply_liger(sugar, args.liger_kernel_config)

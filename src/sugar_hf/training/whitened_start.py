@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import has_length
 
 from ..model import SugarForConditionalGeneration
@@ -21,13 +21,17 @@ from .collator import BAD_SAMPLES, RandomState, SugarCollator
 from .guards import sugar_model
 from .structure_term import structure_parts
 
-if TYPE_CHECKING:
-    from .trainer import SugarTrainer
-
 logger = logging.getLogger(__name__)
 
 FRESH_SAMPLES = 512  # for a fresh head
 MOST_SAMPLES = 8  # in a forward pass
+
+
+def add_whitened_start(trainer: Trainer, samples: int | None) -> None:
+    """Have a trainer whiten the head when it begins; see [`WhitenedStart`]. A head that may not be is left alone."""
+    may_be_fresh = trainer.model_init is not None or active_head(sugar_model(trainer.model)).is_fresh
+    if samples or (samples is None and may_be_fresh):
+        trainer.add_callback(WhitenedStart(trainer, samples))
 
 
 class WhitenedStart(TrainerCallback):
@@ -41,7 +45,7 @@ class WhitenedStart(TrainerCallback):
             `FRESH_SAMPLES` if nothing has trained the head, and if they tell enough directions.
     """
 
-    def __init__(self, trainer: SugarTrainer, samples: int | None) -> None:
+    def __init__(self, trainer: Trainer, samples: int | None) -> None:
         self.trainer, self.asked = trainer, samples
         self.samples = FRESH_SAMPLES if samples is None else samples
         self._whitened: SugarForConditionalGeneration | None = None
@@ -50,7 +54,7 @@ class WhitenedStart(TrainerCallback):
         """Whiten the head."""
         model = sugar_model(self.trainer.model)
         head = active_head(model)
-        if state.global_step or not self.samples or self._whitened is model:
+        if state.global_step or self._whitened is model:
             return
         if self.asked is None and not head.is_fresh:
             return
