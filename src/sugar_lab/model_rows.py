@@ -22,7 +22,7 @@ RECIPE: Mapping[str, Any] = {
     "text_pooling": "last",
 }
 #: What `sugar` is trained with: the objective that won in `evidence.py`, at the alpha that keeps most of the answers.
-#: They are the defaults of `SugarTrainingArguments`.
+#: They are the defaults of `SugarTrainingArguments`, by which fresh heads begin whitened besides.
 SUGAR: Mapping[str, Any] = {"objective": "kl", "alpha": 0.45, "temperature": 0.15}
 #: Places of the paper's ablation, as twins name them.
 _ABLATION = frozenset(TABLES["table4b"].aliases.values())

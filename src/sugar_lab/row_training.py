@@ -81,7 +81,7 @@ def row_arguments(row: Row, seed: int, budget: Budget, folder: Path) -> SugarTra
     settings: dict[str, Any] = {
         "per_device_train_batch_size": budget.batch_size,
         "lr_scheduler_type": "cosine",
-        "head_whitening_samples": 0,
+        "head_whitening_samples": 0,  # heads begin at random, but in rows that say otherwise
         **RECIPE,
         **row.settings,
     }

@@ -9,7 +9,7 @@ ROWS: Mapping[str, str] = {
     "base": "the vision-language model that all rows start from, as it is; its embeddings are those of a fresh head",
     "lm-only|lm-only, no retrieval": "trained with the LM loss alone",
     "disc-only": "trained with the structure loss alone, on documents",
-    "sugar": "the default: LM loss and soft targets at a temperature of 0.15",
+    "sugar": "LM loss and soft targets at a temperature of 0.15, the loss of the default",
     "mse": "LM loss and the squared error from `calibrated` labels; images by the mean of their tokens",
     "infonce": "LM loss and InfoNCE within the batch, as FROMAGe (g+d) has it",
     "kl": "LM loss and the Kullback-Leibler divergence of similarities from labels",

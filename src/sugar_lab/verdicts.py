@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .claims import CLAIMS, NOT_HERE, OF_ONE_MODEL, QUESTIONS, UNTRAINED_ROWS, Question
+from .claims import CLAIMS, OF_ONE_MODEL, QUESTIONS, UNTRAINED_ROWS, Question
 from .intervals import Estimate, Outcomes, Term, between, holm
 from .measurements import Survey
 from .outcomes import read_outcomes
@@ -166,7 +166,7 @@ def _verdict(number: int, claim: str, findings: Sequence[Finding]) -> Verdict:
     counted = [finding for finding in ours if not finding.question.is_aim]
     parts = tuple(sorted(ours, key=lambda finding: finding.question.is_aim))
     if not counted:
-        return Verdict(claim, OPEN, f"Because {NOT_HERE.get(number, 'nothing was asked')}.", parts)
+        return Verdict(claim, OPEN, "Because nothing was asked.", parts)
     outcomes = [finding.outcome for finding in counted]
     outcome = next((kind for kind in (REFUTED, OPEN) if kind in outcomes), CONFIRMED)
     if len(counted) == 1:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lab_tools import entry, write
 
-from sugar_lab.claims import CLAIMS, NOT_HERE, QUESTIONS, Question
+from sugar_lab.claims import CLAIMS, QUESTIONS, Question
 from sugar_lab.evidence import TWINS, evidence_rows
 from sugar_lab.intervals import UNTRAINED
 from sugar_lab.measurements import Survey, read_results
@@ -94,11 +94,11 @@ def test_p_values_are_corrected_for_the_number_of_questions(tmp_path):
     assert among.findings[0].p == pytest.approx(10 * alone.findings[0].p)
 
 
-def test_what_is_not_measured_says_so_and_a_claim_without_question_says_why():
+def test_what_is_not_measured_says_so():
     verdicts = all_verdicts({})
     assert [verdict.claim for verdict in verdicts] == list(CLAIMS)
     assert {verdict.outcome for verdict in verdicts} == {OPEN}
-    assert NOT_HERE[3] in verdicts[2].why
+    assert verdicts[2].why == "Because it was not measured."
     text = "\n".join(verdict_section(verdicts))
     assert "| 3. It flattens the curve of positions. | **cannot be told here** |" in text
     assert "not measured" in text

@@ -49,8 +49,8 @@ from .study import CAPTION, MAX_LENGTH, Study
 SPLITS: tuple[Split, ...] = ("validation", "test")
 HELD_OUT = 300  # captions of validation whose loss is measured
 BUDGET = JointBudget()
-#: What is trained longer: two thousand samples.
-LONGER = JointBudget(steps=128, batch_size=16)
+#: What is trained longer: 1,536 samples.
+LONGER = JointBudget(steps=192)
 JOINT_SEEDS = 2
 #: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
 JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
