@@ -64,6 +64,7 @@ def train(model: Any, processor: Any, rows: Any, task: RetrievalSet, folder: Pat
         report_to="none",
         logging_steps=20,
         label_statistics_steps=0,
+        head_whitening_samples=0,
         per_device_eval_batch_size=32,
         use_cpu=True,
         **options,

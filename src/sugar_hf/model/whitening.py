@@ -164,8 +164,11 @@ def whiten_head(
 
 
 def active_head(model: SugarForConditionalGeneration) -> RetrievalHead:
-    """Return the retrieval head that is in use, that of an adapter if there is one."""
+    """Return the retrieval head that is in use, that of an adapter if one has it."""
     head = model.retrieval_head
     if isinstance(head, RetrievalHead):
         return head
-    return head.modules_to_save[head.active_adapters[0]]
+    return next(
+        (head.modules_to_save[name] for name in head.active_adapters if name in head.modules_to_save),
+        head.original_module,
+    )
