@@ -28,6 +28,7 @@ from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
 from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, widened
 from .head_study import HeadRow, measure, new_head, scores_of, train_heads
+from .hybrid_rows import FUSED, row_named, write_hybrid
 from .joint_training import (
     PROJECTORS,
     JointBudget,
@@ -59,7 +60,7 @@ LOSSES = 50  # held-out sections of each manual
 
 
 def do_stage(
-    study: Study, name: str, *, only: Sequence[str], seeds: Iterable[int], output: Path, part: int, parts: int
+    study: Study, name: str, *, only: Sequence[str], seeds: Sequence[int], output: Path, part: int, parts: int
 ) -> None:
     """Do a stage; those before it have been done."""
     if name == "models":
@@ -70,6 +71,9 @@ def do_stage(
         measure_heads(study, {seed: chosen() if seed else head_rows() for seed in seeds}, output, name)
     elif name == "widened":
         measure_heads(study, {0: widened()}, output, name)
+    elif name == "hybrid":
+        rows = [(row_named(row), seed) for row, count in FUSED.items() for seed in range(count) if seed in seeds]
+        write_hybrid(study, {(row.name, seed): load_head(study, row, seed) for row, seed in rows}, output)
     elif name == "joint":
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
     elif name == "longer":
