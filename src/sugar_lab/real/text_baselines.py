@@ -15,6 +15,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from sugar_hf.data import RetrievalSet
+
 from ..intervals import UNTRAINED
 from ..outcomes import Outcome, write_outcomes
 from .manuals import FORMS, STUDIED, Manual, read_manual, slices_of, text_of
@@ -73,13 +75,13 @@ def sentence_encoder(folder: str | Path, *, by_slice: bool = False, batch_size: 
     return lambda queries, corpus: encode(queries) @ encode(corpus).T
 
 
-def baseline_ranks(task: RealTask, score: Score) -> dict[str, int]:
+def baseline_ranks(task: RetrievalSet, score: Score) -> dict[str, int]:
     """The rank of each query of a task, from 1."""
     queries, corpus = (
         [[each for each in slices_of(document) if isinstance(each, str)] for document in documents]
-        for documents in (task.data.queries, task.data.corpus)
+        for documents in (task.queries, task.corpus)
     )
-    return item_ranks(task.data, score(queries, corpus))
+    return item_ranks(task, score(queries, corpus))
 
 
 def main(
@@ -110,7 +112,7 @@ def main(
             continue
         score, outcomes = rows[row](), []
         for name, task in tasks.items():
-            ranks = baseline_ranks(task, score)
+            ranks = baseline_ranks(task.data, score)
             outcomes += [Outcome(STUDY, row, UNTRAINED, name, item, "rank", rank) for item, rank in ranks.items()]
             found = np.array([*ranks.values()])
             typer.echo(
