@@ -27,7 +27,6 @@ from sugar_lab.real.manuals import (
 )
 from sugar_lab.real.packages import PACKAGES, get_packages, read_manifest
 from sugar_lab.real.real_tasks import (
-    RealTask,
     item_ranks,
     manual_tasks,
     read_stamps,
