@@ -128,8 +128,9 @@ def _training(name: str) -> str:
         f"{budget.rows} drawn rows of the picturebook, each seen once: documents, which are told and shown, and chats "
         f"(`sugar_lab.mix`, part `{ROWS[ROW].data}`); their teachers are `mini-clip`, `mini-dino` and `mini-bert`. "
         f"{steps} steps of {budget.batch_size} rows from `mini-vlm`, Muon for matrices and AdamW (learning rate "
-        f"{OTHER_LEARNING_RATE:g}) for the rest, {told}, else the defaults of `SugarTrainingArguments`; the vision "
-        f"tower is frozen. Seed {SEED}. `python -m sugar_lab --budget {name} --only {ROW}` trains and measures it."
+        f"{OTHER_LEARNING_RATE:g}) for the rest, {told}, a head that begins at random, else the defaults of "
+        f"`SugarTrainingArguments`; the vision tower is frozen. Seed {SEED}. "
+        f"`python -m sugar_lab --budget {name} --only {ROW}` trains and measures it."
     )
 
 
