@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -27,9 +28,10 @@ def narrow(mini, stories):
 
 
 @pytest.fixture(scope="module")
-def still(mini, stories):
-    """A server that does not look by itself whether its index has changed."""
-    with running(Engine(mini, SugarIndex.load(stories), options=ServingOptions(refresh_seconds=3600.0))) as server:
+def still(mini, stories, tmp_path_factory):
+    """A server of an index that no other has, which does not look by itself whether it has changed."""
+    folder = shutil.copytree(stories, tmp_path_factory.mktemp("still") / "still.index")
+    with running(Engine(mini, SugarIndex.load(folder), options=ServingOptions(refresh_seconds=3600.0))) as server:
         yield server
 
 
@@ -127,20 +129,24 @@ def test_what_is_no_request(served, subtests):
 
 
 class Witness:
-    """Notes what files this process opens and whom it connects to; an audit hook cannot be taken off again."""
+    """Notes what files this process opens and whom it connects to; an audit hook cannot be taken off again.
 
-    def __init__(self):
-        self.found = None
+    Files of the folder of other servers, which look there by themselves in between, are left out.
+    """
+
+    def __init__(self, others):
+        self.found, self.others = None, str(others)
         sys.addaudithook(self.hear)
 
     def hear(self, event, arguments):
-        if self.found is not None and event in ("open", "socket.connect", "socket.getaddrinfo"):
+        is_heard = self.found is not None and event in ("open", "socket.connect", "socket.getaddrinfo")
+        if is_heard and not str(arguments[0]).startswith(self.others):
             self.found.append((event, arguments[:2]))
 
 
 @pytest.fixture(scope="module")
-def witness():
-    return Witness()
+def witness(stories):
+    return Witness(stories)
 
 
 def test_no_file_and_no_address_of_a_request_is_opened(still, witness, pictures, subtests):
