@@ -1,5 +1,7 @@
 """The models of the study on real documents, on tiny stand-ins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sugar_hf.retrieval.embedder import SugarEmbedder
 from sugar_hf.structure import StructureLossConfig, TripleTeacher
 from sugar_lab.real.frozen_states import make_states, make_vectors, read_states
 from sugar_lab.real.head_study import HeadRow, figures, measure, scores_of, train_heads
+from sugar_lab.real.hybrid_rows import fused
 from sugar_lab.real.joint_training import (
     JointBudget,
     JointRow,
@@ -165,6 +168,17 @@ def test_heads_of_one_run_are_those_of_runs_of_their_own(mini, documents, tmp_pa
     assert anywhere[0, 3] == pytest.approx(
         (ends[states.offsets[number] : states.offsets[number + 1]] @ query).max(), abs=1e-5
     )
+    asking = RetrievalSet(documents[3:4], documents[:3], {documents[3].id: {"c": 1.0}})
+    late = scores_of(states, asking, replace(everywhere, positions="late"), together["mse"], {})
+    asked = ends[states.offsets[number] : states.offsets[number + 1]]
+    candidates = [ends[states.offsets[each] : states.offsets[each + 1]] for each in states.numbers(documents[:3])]
+    assert len(asked) > 1
+    assert late[0].tolist() == pytest.approx([(asked @ each.T).max(1).mean() for each in candidates], abs=1e-5)
+
+
+def test_equal_ranks_of_two_searches_are_fused_alike():
+    found = fused(np.array([[0.9, 0.5, 0.1], [0.0, 0.0, 1.0]]), np.array([[3.0, 1.0, 2.0], [1.0, 0.0, 2.0]]))
+    np.testing.assert_allclose(found, [[2 / 61, 1 / 62 + 1 / 63, 1 / 63 + 1 / 62], [2 / 62, 2 / 63, 2 / 61]])
 
 
 def test_the_map_between_spaces_is_that_of_ridge_regression():
