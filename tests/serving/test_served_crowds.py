@@ -234,12 +234,15 @@ def test_who_leaves_ends_the_generation(served, slow, streamed, path, body):
 
 
 def test_inputs_of_who_leaves_are_not_embedded(mini):
-    with running(Engine(mini)) as server:
+    with running(Engine(mini)) as server, ThreadPoolExecutor(1) as pool:
         holds, goes = threading.Event(), threading.Event()
         server.engine._embedding.call(lambda: (holds.set(), goes.wait(30)))
         holds.wait(30)
+        address = f"{server.url}/v1/embeddings"
+        leaves = pool.submit(httpx2.post, address, json={"input": ["a"] * 100}, timeout=1.0)
+        eventually(lambda: server.figure("sugar_requests_in_progress") == 1)  # it has come before it leaves
         with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{server.url}/v1/embeddings", json={"input": ["a"] * 100}, timeout=0.3)
+            leaves.result()
         eventually(lambda: server.figure("sugar_requests_in_progress") == 0)
         goes.set()
         assert server.post("/v1/embeddings", input="a").status_code == 200
