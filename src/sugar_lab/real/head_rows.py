@@ -119,6 +119,11 @@ def widened() -> list[HeadRow]:
     return [replace(row, name=name) for name, row in rows.items()]
 
 
+def row_named(name: str) -> HeadRow:
+    """Return a row of the study of heads, or a larger one."""
+    return next(row for row in (*head_rows(), *widened()) if row.name == name)
+
+
 #: The trained models that are asked with the answer at each place, and those that they are compared with.
 CURVED = (DEFAULT, "lm-only")
 

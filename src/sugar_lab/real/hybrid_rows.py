@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sugar_hf.data import Document
 from sugar_hf.retrieval.hits import RANK_CONSTANT
 
-from ..outcomes import Outcome, write_outcomes
-from .head_rows import chosen, widened
+from ..outcomes import Outcome
+from .head_rows import row_named
 from .head_study import scores_of
-from .manuals import slices_of
 from .real_tasks import item_ranks
-from .text_baselines import tfidf
+from .text_baselines import baseline_scores, tfidf
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .head_study import HeadRow
     from .study import Study
 
 #: Rows of heads that are fused, with their seeds.
@@ -48,8 +44,7 @@ def hybrid_outcomes(study: Study, heads: dict[tuple[str, int], nn.Module]) -> li
     words = tfidf(study.manuals, tasks.values())
     outcomes = []
     for name, task in tasks.items():
-        queries, corpus = ([_texts(each) for each in part] for part in (task.data.queries, task.data.corpus))
-        known = words(queries, corpus)
+        known = baseline_scores(task.data, words)
         for (row, seed), head in heads.items():
             scores = fused(known, scores_of(study.states, task.data, row_named(row), head, {}))
             ranks = item_ranks(task.data, scores)
@@ -58,17 +53,3 @@ def hybrid_outcomes(study: Study, heads: dict[tuple[str, int], nn.Module]) -> li
                 for item, rank in ranks.items()
             ]
     return outcomes
-
-
-def row_named(name: str) -> HeadRow:
-    """Return a row of the study of heads, or a wider one."""
-    return next(row for row in (*chosen(), *widened()) if row.name == name)
-
-
-def write_hybrid(study: Study, heads: dict[tuple[str, int], nn.Module], output: Path) -> Path:
-    """Measure and write the outcomes."""
-    return write_outcomes(output / "real_hybrid.parquet", hybrid_outcomes(study, heads))
-
-
-def _texts(document: Document) -> list[str]:
-    return [each for each in slices_of(document) if isinstance(each, str)]

@@ -27,9 +27,9 @@ from ..intervals import UNTRAINED
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
-from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, widened
+from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, row_named, widened
 from .head_study import HeadRow, measure, new_head, scores_of, train_heads
-from .hybrid_rows import FUSED, row_named, write_hybrid
+from .hybrid_rows import FUSED, hybrid_outcomes
 from .joint_training import (
     PROJECTORS,
     JointBudget,
@@ -74,8 +74,7 @@ def do_stage(
     elif name == "widened":
         measure_heads(study, {0: widened()}, output, name)
     elif name == "hybrid":
-        rows = [(row_named(row), seed) for row, count in FUSED.items() for seed in range(count) if seed in seeds]
-        write_hybrid(study, {(row.name, seed): load_head(study, row, seed) for row, seed in rows}, output)
+        measure_hybrid(study, seeds, output)
     elif name == "joint":
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
     elif name == "longer":
@@ -181,6 +180,14 @@ def load_head(study: Study, row: HeadRow, seed: int) -> nn.Module:
     head = new_head(study.config, row, seed)
     head.load_state_dict(load_file(head_file(study, row, seed)))
     return head.eval()
+
+
+def measure_hybrid(study: Study, seeds: Sequence[int], output: Path) -> Path:
+    """Fuse rankings of heads that have been trained with that of words, and write the ranks of the queries of test."""
+    rows = [(name, seed) for name, count in FUSED.items() for seed in range(count) if seed in seeds]
+    heads = {(name, seed): load_head(study, row_named(name), seed) for name, seed in rows}
+    path = write_outcomes(study.work / "hybrid" / "hybrid.parquet", hybrid_outcomes(study, heads))
+    return write_study(output, "real_hybrid", [path], {"tasks": list(study.sets("test")), **study.facts()})
 
 
 # ---- the model itself
@@ -326,7 +333,7 @@ def measure_answers(study: Study, output: Path) -> Path:
     check_questions(QUESTIONS, study.manuals)
     sets = study.sets("test")
     corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
-    own = next(row for row in head_rows() if row.name == SEARCHER)
+    own = row_named(SEARCHER)
     asked = [Document(question.item, question.question) for question in QUESTIONS]
     model, processor = study.model()
     model.vlm.to(study.dtype)

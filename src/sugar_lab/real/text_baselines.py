@@ -75,13 +75,18 @@ def sentence_encoder(folder: str | Path, *, by_slice: bool = False, batch_size: 
     return lambda queries, corpus: encode(queries) @ encode(corpus).T
 
 
-def baseline_ranks(task: RetrievalSet, score: Score) -> dict[str, int]:
-    """The rank of each query of a task, from 1."""
+def baseline_scores(task: RetrievalSet, score: Score) -> np.ndarray:
+    """How well each candidate of a task fits each query, by their texts. (queries, candidates)."""
     queries, corpus = (
         [[each for each in slices_of(document) if isinstance(each, str)] for document in documents]
         for documents in (task.queries, task.corpus)
     )
-    return item_ranks(task, score(queries, corpus))
+    return score(queries, corpus)
+
+
+def baseline_ranks(task: RetrievalSet, score: Score) -> dict[str, int]:
+    """The rank of each query of a task, from 1."""
+    return item_ranks(task, baseline_scores(task, score))
 
 
 def main(
