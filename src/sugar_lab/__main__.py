@@ -87,9 +87,10 @@ def _write_pages(place: "Lab", tables: Path) -> None:
 
     from .lab_gallery import make_gallery
     from .lab_report import make_document
+    from .model_rows import DEFAULT
     from .row_training import model_folder
 
-    model = model_folder(place.rows["sugar"], 0, place.work) if "sugar" in place.rows else None
+    model = model_folder(place.rows[DEFAULT], 0, place.work) if DEFAULT in place.rows else None
     if model is not None and (model / "config.json").is_file():
         typer.echo(f"  {make_gallery(*open_model(str(model)), tables / 'gallery.html')}", err=True)
     typer.echo(f"  {make_document(tables, tables / 'report.md')}", err=True)

@@ -1,7 +1,7 @@
-"""The mini model that ships, and its card: the lab's row `sugar` and its figures.
+"""The mini model that ships, and its card: the lab's row `sugar-whitened` and its figures.
 
-python -m sugar_lab.card --ship runs/lab-small/models/sugar-0   # replaces the shipped model, and writes its card
-python -m sugar_lab.card                                        # writes the card alone
+python -m sugar_lab.card --ship runs/lab-small/models/sugar-whitened-0   # the shipped model, and its card
+python -m sugar_lab.card                                                 # the card alone
 """
 
 import argparse
@@ -17,12 +17,12 @@ from .budget import BUDGETS
 from .intervals import over_seeds
 from .lab_report import FOLDER
 from .measurements import Cell, Results, place_of, read_results, seeds_text
-from .model_rows import RECIPE, ROWS
+from .model_rows import DEFAULT, RECIPE, ROWS
 from .recipe.loop import save_half
 from .row_training import BASE, OTHER_LEARNING_RATE, row_arguments
 from .tables import markdown
 
-ROW, BESIDE = "sugar", "lm-only"
+ROW, BESIDE = DEFAULT, "lm-only"
 SEED = 0  # of the model that ships
 CARD = Path("model_cards/mini-sugar.md")
 NAME = "sugar-mini"
@@ -47,7 +47,7 @@ def write_card(
 
     Raises:
         FileNotFoundError: There are no results.
-        ValueError: The row `sugar` was not run.
+        ValueError: The row was not run.
     """
     metrics = figures(read_results(folder))
     if model is None:
@@ -59,7 +59,7 @@ def write_card(
 
 
 def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
-    """Write a trained model of the row `sugar` in float16 as the one that ships.
+    """Write a trained model of the row in float16 as the one that ships.
 
     Args:
         trained: the model's folder.
@@ -78,7 +78,7 @@ def ship(trained: str | Path, folder: str | Path | None = None) -> Path:
 
 
 def figures(results: Results) -> str:
-    """Return the numbers of the row `sugar` in the paper's tables as Markdown, beside `lm-only` and chance.
+    """Return the numbers of the row in the paper's tables as Markdown, beside `lm-only` and chance.
 
     What it was trained on and how, and what it cannot do, follow.
 
@@ -128,7 +128,7 @@ def _training(name: str) -> str:
         f"{budget.rows} drawn rows of the picturebook, each seen once: documents, which are told and shown, and chats "
         f"(`sugar_lab.mix`, part `{ROWS[ROW].data}`); their teachers are `mini-clip`, `mini-dino` and `mini-bert`. "
         f"{steps} steps of {budget.batch_size} rows from `mini-vlm`, Muon for matrices and AdamW (learning rate "
-        f"{OTHER_LEARNING_RATE:g}) for the rest, {told}, a head that begins at random, else the defaults of "
+        f"{OTHER_LEARNING_RATE:g}) for the rest, {told}, else the defaults of "
         f"`SugarTrainingArguments`; the vision tower is frozen. Seed {SEED}. "
         f"`python -m sugar_lab --budget {name} --only {ROW}` trains and measures it."
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .evidence import ANSWERS, WINNER
-from .model_rows import CLIP
+from .model_rows import CLIP, DEFAULT
 from .table_layout import GENERATION as SURVEY_GENERATION
 from .table_layout import RETRIEVAL as SURVEY_RETRIEVAL
 
@@ -81,8 +81,6 @@ _BEND: Places = (("middle less ends", "score"),)
 _HELD_OUT: Places = (("held-out loss", "loss"),)
 _ANSWER_LOSS: Places = (("answer-loss", "loss"),)
 _FALSE: Places = (("llava-w false", "score"),)
-#: The row of the defaults.
-DEFAULT = "sugar-whitened"
 #: The rows of the study whose heads begin whitened, as they do by default.
 _WHITENED, _WHITENED_NCE = "kl-0.15-whitened", "infonce-0.1-whitened"
 #: InfoNCE at its usual temperature, and at its best one.

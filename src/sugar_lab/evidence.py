@@ -15,7 +15,7 @@ from sugar_hf._files import atomic_write
 
 from .intervals import UNTRAINED
 from .item_outcomes import item_outcomes
-from .model_rows import BASE, CLIP, NO_GIST, ROWS, SUGAR, Row
+from .model_rows import BASE, CLIP, DEFAULT, NO_GIST, ROWS, WHITENED, Row
 from .outcomes import Outcome, read_outcomes, write_outcomes
 from .stages import Lab, Stage, all_stages, measurements
 from .twins import Twin, all_twins
@@ -40,7 +40,6 @@ WINNER = "kl-0.15"
 WON: Mapping[str, Any] = {"objective": "kl", "alpha": 1.2, "temperature": 0.15}
 _NCE: Mapping[str, Any] = {"objective": "infonce", "alpha": 0.3}
 _KL: Mapping[str, Any] = {"objective": "kl"}
-_WHITENED: Mapping[str, Any] = {"head_whitening_samples": 512}
 
 
 def evidence_rows() -> dict[str, Row]:
@@ -49,9 +48,8 @@ def evidence_rows() -> dict[str, Row]:
     The weights of `kl` and `infonce` give all temperatures the same gradient at the start.
     """
     decisive = (
-        *(ROWS[name] for name in ("lm-only", "infonce", "mse", "kl", "sugar")),
-        Row("sugar-whitened", {**SUGAR, **_WHITENED}),
-        Row("infonce-0.2-whitened", {**_NCE, "alpha": 1.0, "temperature": 0.2, **_WHITENED}),
+        *(ROWS[name] for name in ("lm-only", "infonce", "mse", "kl", "sugar", DEFAULT)),
+        Row("infonce-0.2-whitened", {**_NCE, "alpha": 1.0, "temperature": 0.2, **WHITENED}),
         Row("infonce-0.2", {**_NCE, "alpha": 1.0, "temperature": 0.2}),
         Row(WINNER, WON),
         Row("kl-0.3", {**_KL, "alpha": 5.0, "temperature": 0.3}),

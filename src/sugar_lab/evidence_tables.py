@@ -33,7 +33,6 @@ ROWS: Mapping[str, str] = {
     "kl": "LM loss and soft targets (labels through a softmax), temperature 0.07",
     "kl-a0.1": "`kl` with a third of its weight",
     "sugar": "the loss of the default: `kl` at temperature 0.15, with a third of the weight of `kl-0.15`",
-    "sugar-whitened": "the default: the same, and its head begins whitened by 512 samples",
     "infonce-0.2-whitened": "as `infonce-0.2`, and its head begins whitened by 512 samples",
     "kl-0.15|kl-0.3": "`kl` at another temperature, with a weight that gives the same gradient at the start",
     "kl-*-text-mean": "the same, a text by the mean of its tokens rather than by its last token",

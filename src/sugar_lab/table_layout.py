@@ -9,7 +9,8 @@ ROWS: Mapping[str, str] = {
     "base": "the vision-language model that all rows start from, as it is; its embeddings are those of a fresh head",
     "lm-only|lm-only, no retrieval": "trained with the LM loss alone",
     "disc-only": "trained with the structure loss alone, on documents",
-    "sugar": "LM loss and soft targets at a temperature of 0.15, the loss of the default",
+    "sugar-whitened": "the default: as `sugar`, and its head begins whitened by 512 samples",
+    "sugar": "LM loss and soft targets at a temperature of 0.15, the loss of the default, from a random head",
     "mse": "LM loss and the squared error from `calibrated` labels; images by the mean of their tokens",
     "infonce": "LM loss and InfoNCE within the batch, as FROMAGe (g+d) has it",
     "kl": "LM loss and the Kullback-Leibler divergence of similarities from labels",
@@ -31,6 +32,8 @@ ROWS: Mapping[str, str] = {
     "lm-only + mini-clip*": "`lm-only` answers, `mini-clip` retrieves (by image, text, both or their average)",
     "infonce, no retrieval": "`infonce` answers from what it knows",
     "infonce + own*": "`infonce` answers and retrieves",
+    "sugar-whitened, no retrieval": "`sugar-whitened` answers from what it knows",
+    "sugar-whitened + own*": "`sugar-whitened` answers and retrieves",
     "sugar, no retrieval": "`sugar` answers from what it knows",
     "sugar + own*": "`sugar` answers and retrieves",
     "mse, no retrieval": "`mse` answers from what it knows",
@@ -41,8 +44,8 @@ POOL = "pool"
 #: Columns in which less is better.
 LOWER_IS_BETTER = ("depth", "loss")
 
-_LEARNERS = ("base", "lm-only", "disc-only", "infonce", "mse", "sugar")
-_RETRIEVERS = ("mini-clip", "base", "disc-only", "infonce", "mse", "sugar")
+_LEARNERS = ("base", "lm-only", "disc-only", "infonce", "mse", "sugar", "sugar-whitened")
+_RETRIEVERS = ("mini-clip", "base", "disc-only", "infonce", "mse", "sugar", "sugar-whitened")
 SINGLE = "lm-only, no retrieval|lm-only"
 
 
@@ -70,7 +73,7 @@ RETRIEVAL = ("table4b/COCO", "table4b/VIST", "table4b/Winoground")
 
 OWN: Mapping[str, Layout] = {
     "objectives": Layout(
-        ("lm-only", "disc-only", "infonce", "kl", "mse", "sugar"),
+        ("lm-only", "disc-only", "infonce", "kl", "mse", "sugar", "sugar-whitened"),
         "Objectives",
         "One data set, one number of steps, other losses.",
         GENERATION + RETRIEVAL,
@@ -82,12 +85,24 @@ OWN: Mapping[str, Layout] = {
         GENERATION + RETRIEVAL,
     ),
     "order": Layout(
-        ("mini-clip", "base", "disc-only", "infonce", "mse", "sugar", "aligned", "gak", "mean", "centring"),
+        (
+            "mini-clip",
+            "base",
+            "disc-only",
+            "infonce",
+            "mse",
+            "sugar",
+            "sugar-whitened",
+            "aligned",
+            "gak",
+            "mean",
+            "centring",
+        ),
         "Order",
         "Sequences that differ in nothing but their order.",
     ),
     POOL: Layout(
-        ("mini-clip", "base", "infonce", "mse", "sugar"),
+        ("mini-clip", "base", "infonce", "mse", "sugar", "sugar-whitened"),
         "Size of the pool",
         "Recall@1 by the number of candidates.",
     ),
@@ -109,6 +124,8 @@ _KNOWING = (
     "mse + own*",
     "sugar, no retrieval",
     "sugar + own*",
+    "sugar-whitened, no retrieval",
+    "sugar-whitened + own*",
 )
 
 PAPER: Mapping[str, Layout] = {
