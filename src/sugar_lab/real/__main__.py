@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "answers", "curve")
+STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "longest", "answers", "curve")
 
 
 def real(

@@ -146,3 +146,9 @@ def longer_rows() -> list[JointRow]:
     names = ("start-whitened", f"{DEFAULT}-whitened")
     rows = [row for row in joint_rows() if row.name in names]
     return [*rows, JointRow("lm-only", None, 0.0, "mean", f"{DEFAULT}-whitened")]
+
+
+def longest_rows() -> list[JointRow]:
+    """Return the rows that are trained longest: those trained longer, and InfoNCE from its own whitened head."""
+    name = "infonce-0.1-whitened"
+    return [*longer_rows(), JointRow(name, infonce(0.1), 0.3, "mean", name)]

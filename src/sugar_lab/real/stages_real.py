@@ -27,7 +27,7 @@ from ..intervals import UNTRAINED
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .frozen_states import make_states, read_states
-from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, row_named, widened
+from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, longest_rows, row_named, widened
 from .head_study import HeadRow, measure, new_head, scores_of, train_heads
 from .hybrid_rows import FUSED, hybrid_outcomes
 from .joint_training import (
@@ -54,6 +54,8 @@ HELD_OUT = 300  # captions of validation whose loss is measured
 BUDGET = JointBudget()
 #: What is trained longer: 1,536 samples.
 LONGER = JointBudget(steps=192)
+#: What is trained longest, which wants a GPU: 12,288 samples, each of the training set more than twice.
+LONGEST = JointBudget(steps=384, batch_size=32)
 JOINT_SEEDS = 2
 #: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
 JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
@@ -78,7 +80,9 @@ def do_stage(
     elif name == "joint":
         measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
     elif name == "longer":
-        measure_joint(study, [0], only, output, longer_rows(), LONGER, "longer")
+        measure_joint(study, [0], only, output, longer_rows(), LONGER, name)
+    elif name == "longest":
+        measure_joint(study, seeds, only, output, longest_rows(), LONGEST, name, is_whole=True)
     elif name == "answers":
         measure_answers(study, output)
     elif name == "curve":
@@ -201,8 +205,20 @@ def measure_joint(
     rows: Sequence[JointRow] = joint_rows(),
     budget: JointBudget = BUDGET,
     name: str = "joint",
+    is_whole: bool = False,
 ) -> Path:
-    """Train the model by each row and seed, and write ranks and the loss of held-out sections."""
+    """Train the model by each row and seed, and write ranks and the loss of held-out sections.
+
+    Args:
+        study: The study.
+        seeds: Of heads, adapters and samples.
+        only: Names of the rows to train; all when empty.
+        output: Where the outcomes go.
+        rows: The rows.
+        budget: How much is trained.
+        name: Of the stage.
+        is_whole: Whether the tasks are measured whole, and not the smaller ones.
+    """
     if unknown := [each for each in only if each not in {row.name for row in rows}]:
         raise ValueError(f"--only {unknown[0]}: there is no such row. Rows: {', '.join(row.name for row in rows)}.")
     folder = study.work / name
@@ -210,29 +226,38 @@ def measure_joint(
     for seed in seeds:
         for row in rows:
             path = folder / f"{row.name}-{seed}.json"
-            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [QUERIES, CANDIDATES, LOSSES]}
+            sizes = [LOSSES] if is_whole else [QUERIES, CANDIDATES, LOSSES]
+            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": sizes}
             if not agrees(path, facts, "facts"):
                 if only and row.name not in only:
                     continue
                 begun = time.monotonic()
-                outcomes, log = _joint(study, row, seed, budget, folder)
+                outcomes, log = _joint(study, row, seed, budget, folder, joint_sets(study, is_whole))
                 write_outcomes(path.with_suffix(".parquet"), outcomes)
-                write_json(path, {"facts": facts, "seconds": round(time.monotonic() - begun), "log": log})
+                seconds = round(time.monotonic() - begun)
+                write_json(path, {"facts": facts, "seconds": seconds, "device": _device(), "log": log})
             made[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     parts = [folder / f"{each}.parquet" for each in made]
     if study.backbone is None:
-        parts.append(_words(study, folder))
+        parts.append(_words(study, folder, joint_sets(study, is_whole)))
     return write_study(output, f"real_{name}", parts, {"rows": made, **study.facts()})
 
 
-def joint_sets(study: Study) -> dict[str, RetrievalSet]:
-    """Return the smaller tasks by which trained models are measured."""
+def _device() -> str:
+    """What a training runs on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+
+
+def joint_sets(study: Study, is_whole: bool = False) -> dict[str, RetrievalSet]:
+    """Return the tasks by which trained models are measured: all of them, or a few made smaller."""
     sets = study.sets("test")
+    if is_whole:
+        return sets
     return {name: smaller(sets[name], QUERIES, CANDIDATES) for name in JOINT_TASKS}
 
 
 def _joint(
-    study: Study, row: JointRow, seed: int, budget: JointBudget, folder: Path
+    study: Study, row: JointRow, seed: int, budget: JointBudget, folder: Path, sets: Mapping[str, RetrievalSet]
 ) -> tuple[list[Outcome], list[dict[str, float]]]:
     model, processor = study.model(seed, text_pooling=row.pooling)
     if row.head is not None:
@@ -252,12 +277,12 @@ def _joint(
         Outcome(name, row.name, seed, "held-out loss", document.id, "loss", loss)
         for document, loss in zip(texts, losses, strict=True)
     ]
-    ranks = embedded_ranks(model, processor, joint_sets(study), MAX_LENGTH, batch_size=8)
+    ranks = embedded_ranks(model, processor, sets, MAX_LENGTH, batch_size=8)
     return [*outcomes, *rank_outcomes(name, row.name, seed, ranks)], log
 
 
-def _words(study: Study, folder: Path) -> Path:
-    """Write what the text teacher and TF-IDF find in the smaller tasks."""
+def _words(study: Study, folder: Path, sets: Mapping[str, RetrievalSet]) -> Path:
+    """Write what the text teacher and TF-IDF find in the same tasks."""
     path = folder / "words.parquet"
     if not path.is_file():
         scores = {
@@ -266,7 +291,7 @@ def _words(study: Study, folder: Path) -> Path:
         }
         outcomes: list[Outcome] = []
         for row, score in scores.items():
-            ranks = {name: baseline_ranks(task, score) for name, task in joint_sets(study).items()}
+            ranks = {name: baseline_ranks(task, score) for name, task in sets.items()}
             outcomes += rank_outcomes(f"real-{folder.name}", row, UNTRAINED, ranks)
         write_outcomes(path, outcomes)
     return path
