@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "longest", "answers", "curve")
+WITH_GPU = ("longest",)
 
 
 def real(
@@ -17,12 +18,15 @@ def real(
         list[Path] | None, typer.Option(help="Folder with packages; what is in none is downloaded. Repeatable.")
     ] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(STAGES)}; repeatable. Default: all, in this order.")
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(STAGES)}; repeatable. Default: all, in this order, but those for a GPU: {', '.join(WITH_GPU)}."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ROW", help="Train this row alone in `joint`; repeatable.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of heads; models have two at the most.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of heads; models have three at the most.")] = 5,
     tasks: Annotated[list[str] | None, typer.Option(help="Measure these alone, as 'gimp/*'; repeatable.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the outcomes go. Default: `outcomes` in the work folder.")
@@ -47,7 +51,7 @@ def real(
     from .stages_real import do_stage
     from .study import Study
 
-    chosen = list(stage or STAGES)
+    chosen = list(stage or (name for name in STAGES if name not in WITH_GPU))
     if unknown := [name for name in chosen if name not in STAGES]:
         raise typer.BadParameter(f"unknown stage {unknown[0]!r}: choose from {', '.join(STAGES)}.")
     transformers.utils.logging.disable_progress_bar()
