@@ -20,7 +20,8 @@ def real(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of {', '.join(STAGES)}; repeatable. Default: all, in this order, but those for a GPU: {', '.join(WITH_GPU)}."
+            help=f"One of {', '.join(STAGES)}; repeatable. Default: all, in this order, but {', '.join(WITH_GPU)}, "
+            "which is for a GPU."
         ),
     ] = None,
     only: Annotated[
