@@ -107,9 +107,10 @@ def pools():
         "t2t": (texts, [[row[0].split(".")[0]] for row in captions]),
         "i2t": (images, [[" ".join(row[0].split()[:12])] for row in captions]),  # not all that is there
         "t2i": ([story[2:3] for story in stories], [story[3:4] for story in stories]),
-        "it2i": ([[story[3], story[4]] for story in stories], [story[5:] for story in stories]),
+        # with a frame between the two, as neighbours are all found
+        "it2i": ([story[:2] for story in stories], [story[5:] for story in stories]),
         "t2it": ([story[2:3] for story in stories], [[story[1], story[2]] for story in stories]),
-        "it2it": ([story[:2] for story in stories], [story[2:4] for story in stories]),
+        "it2it": ([story[:2] for story in stories], [story[4:] for story in stories]),
     }
 
 

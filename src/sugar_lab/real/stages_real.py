@@ -59,7 +59,8 @@ LONGEST = JointBudget(steps=384, batch_size=32)
 JOINT_SEEDS, LONGEST_SEEDS = 2, 3
 #: What trained models are measured on: parts of the tasks, as all texts have to be embedded anew by each.
 JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
-QUERIES, CANDIDATES = 60, 120
+SIZES = (60, 120)  # queries and candidates
+LONGEST_SIZES = (180, 400)
 LOSSES = 50  # held-out sections of each manual
 
 
@@ -83,7 +84,7 @@ def do_stage(
         measure_joint(study, [0], only, output, longer_rows(), LONGER, name)
     elif name == "longest":
         longest = [seed for seed in seeds if seed < LONGEST_SEEDS]
-        measure_joint(study, longest, only, output, longest_rows(), LONGEST, name)
+        measure_joint(study, longest, only, output, longest_rows(), LONGEST, name, LONGEST_SIZES)
     elif name == "answers":
         measure_answers(study, output)
     elif name == "curve":
@@ -206,6 +207,7 @@ def measure_joint(
     rows: Sequence[JointRow] = joint_rows(),
     budget: JointBudget = BUDGET,
     name: str = "joint",
+    sizes: tuple[int, int] | None = None,
 ) -> Path:
     """Train the model by each row and seed, and write ranks and the loss of held-out sections.
 
@@ -217,7 +219,9 @@ def measure_joint(
         rows: The rows.
         budget: How much is trained.
         name: Of the stage.
+        sizes: Queries and candidates of each task; `SIZES` when `None`.
     """
+    sets = joint_sets(study, *(sizes or SIZES))
     if unknown := [each for each in only if each not in {row.name for row in rows}]:
         raise ValueError(f"--only {unknown[0]}: there is no such row. Rows: {', '.join(row.name for row in rows)}.")
     folder = study.work / name
@@ -225,19 +229,19 @@ def measure_joint(
     for seed in seeds:
         for row in rows:
             path = folder / f"{row.name}-{seed}.json"
-            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [QUERIES, CANDIDATES, LOSSES]}
+            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [*(sizes or SIZES), LOSSES]}
             if not agrees(path, facts, "facts"):
                 if only and row.name not in only:
                     continue
                 begun = time.monotonic()
-                outcomes, log = _joint(study, row, seed, budget, folder)
+                outcomes, log = _joint(study, row, seed, budget, folder, sets)
                 write_outcomes(path.with_suffix(".parquet"), outcomes)
                 seconds = round(time.monotonic() - begun)
                 write_json(path, {"facts": facts, "seconds": seconds, "device": _device(), "log": log})
             made[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     parts = [folder / f"{each}.parquet" for each in made]
     if study.backbone is None:
-        parts.append(_words(study, folder))
+        parts.append(_words(study, folder, sets))
     return write_study(output, f"real_{name}", parts, {"rows": made, **study.facts()})
 
 
@@ -246,14 +250,14 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
 
 
-def joint_sets(study: Study) -> dict[str, RetrievalSet]:
+def joint_sets(study: Study, queries: int, candidates: int) -> dict[str, RetrievalSet]:
     """Return the smaller tasks by which trained models are measured."""
     sets = study.sets("test")
-    return {name: smaller(sets[name], QUERIES, CANDIDATES) for name in JOINT_TASKS}
+    return {name: smaller(sets[name], queries, candidates) for name in JOINT_TASKS}
 
 
 def _joint(
-    study: Study, row: JointRow, seed: int, budget: JointBudget, folder: Path
+    study: Study, row: JointRow, seed: int, budget: JointBudget, folder: Path, sets: Mapping[str, RetrievalSet]
 ) -> tuple[list[Outcome], list[dict[str, float]]]:
     model, processor = study.model(seed, text_pooling=row.pooling)
     if row.head is not None:
@@ -273,12 +277,12 @@ def _joint(
         Outcome(name, row.name, seed, "held-out loss", document.id, "loss", loss)
         for document, loss in zip(texts, losses, strict=True)
     ]
-    ranks = embedded_ranks(model, processor, joint_sets(study), MAX_LENGTH, batch_size=8)
+    ranks = embedded_ranks(model, processor, sets, MAX_LENGTH, batch_size=8)
     return [*outcomes, *rank_outcomes(name, row.name, seed, ranks)], log
 
 
-def _words(study: Study, folder: Path) -> Path:
-    """Write what the text teacher and TF-IDF find in the smaller tasks."""
+def _words(study: Study, folder: Path, sets: Mapping[str, RetrievalSet]) -> Path:
+    """Write what the text teacher and TF-IDF find in the same tasks."""
     path = folder / "words.parquet"
     if not path.is_file():
         scores = {
@@ -287,7 +291,7 @@ def _words(study: Study, folder: Path) -> Path:
         }
         outcomes: list[Outcome] = []
         for row, score in scores.items():
-            ranks = {name: baseline_ranks(task, score) for name, task in joint_sets(study).items()}
+            ranks = {name: baseline_ranks(task, score) for name, task in sets.items()}
             outcomes += rank_outcomes(f"real-{folder.name}", row, UNTRAINED, ranks)
         write_outcomes(path, outcomes)
     return path
