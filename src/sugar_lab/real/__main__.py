@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "longest", "answers", "curve")
-WITH_GPU = ("longest",)
+STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "longest", "answers", "curve", "asked")
+WITH_GPU = ("longest", "asked")
 
 
 def real(
@@ -21,7 +21,7 @@ def real(
         list[str] | None,
         typer.Option(
             help=f"One of {', '.join(STAGES)}; repeatable. Default: all, in this order, but {', '.join(WITH_GPU)}, "
-            "which is for a GPU."
+            "which want a GPU."
         ),
     ] = None,
     only: Annotated[
@@ -49,7 +49,7 @@ def real(
     """
     import transformers
 
-    from .stages_real import do_stage
+    from .run_stage import do_stage
     from .study import Study
 
     chosen = list(stage or (name for name in STAGES if name not in WITH_GPU))

@@ -238,7 +238,7 @@ def _embed(
     lengths: list[int] = []
     for part in _batches(documents):
         names = [document.id for document in part]
-        samples = [_cut(processor, document, max_length - ROOM) for document in part]
+        samples = [cut_first(processor, document, max_length - ROOM) for document in part]
         batch = processor(samples, max_length=max_length, truncation="slice", names=names)
         inputs = BatchFeature(dict(batch)).to(model.device, dtype=model.vlm.dtype)
         hidden = model(**inputs, skip_logits=True).last_hidden_state
@@ -252,7 +252,7 @@ def _embed(
     return {name: np.concatenate(parts) for name, parts in found.items()} | {"lengths": np.array(lengths)}
 
 
-def _cut(processor: SugarProcessor, document: Document, length: int) -> Any:
+def cut_first(processor: SugarProcessor, document: Document, length: int) -> Any:
     """Return a sample whose first slice, if it is a text, has that many tokens at the most."""
     sample = document.load()
     first = sample[0] if isinstance(sample, list) else None

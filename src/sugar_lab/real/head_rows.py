@@ -126,6 +126,8 @@ def row_named(name: str) -> HeadRow:
 
 #: The trained models that are asked with the answer at each place, and those that they are compared with.
 CURVED = (DEFAULT, "lm-only")
+#: Those of the models that were trained longest.
+ASKED = (f"{DEFAULT}-whitened", "lm-only")
 
 
 def joint_rows() -> list[JointRow]:

@@ -27,8 +27,9 @@ from sugar_hf.structure import StructureLossConfig
 from sugar_hf.training import SugarTrainer, SugarTrainingArguments, sugar_lora_config
 
 from ..stage_files import claim, is_whole, mark_whole, write_json
-from .frozen_states import sample_digest
+from .frozen_states import ROOM, cut_first, sample_digest
 from .manuals import slices_of
+from .real_answers import Search, ranked
 from .real_tasks import item_ranks
 
 LOG = "log.json"
@@ -300,3 +301,22 @@ def embedded_ranks(
         return np.concatenate([found[sample_digest(document)] for document in given])
 
     return {name: item_ranks(task, vectors(task.queries) @ vectors(task.corpus).T) for name, task in tasks.items()}
+
+
+def by_embeddings(
+    model: SugarForConditionalGeneration,
+    processor: SugarProcessor,
+    corpus: Sequence[Document],
+    max_length: int = 2048,
+    batch_size: int = 8,
+) -> Search:
+    """Return the search of a model's own embeddings, of whole samples; a first text that is too long is cut."""
+    embedder = SugarEmbedder(
+        model, processor, batch_size=batch_size, max_length=max_length, truncation="slice", positions="last"
+    )
+
+    def search(questions: Sequence[str]) -> list[list[int]]:
+        known = embedder.encode([cut_first(processor, document, max_length - ROOM) for document in corpus])
+        return ranked(embedder.encode(list(questions)) @ known.T)
+
+    return search

@@ -1,10 +1,9 @@
-"""The stages of the study: models, frozen states, heads, joint training and answers, and what each writes down."""
+"""Stages of the study: models, heads and joint training, and what each writes down."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,9 +25,11 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from ..intervals import UNTRAINED
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
-from .frozen_states import make_states, read_states
-from .head_rows import CURVED, SEARCHER, chosen, head_rows, joint_rows, longer_rows, longest_rows, row_named, widened
-from .head_study import HeadRow, measure, new_head, scores_of, train_heads
+from .head_rows import (
+    joint_rows,
+    row_named,
+)
+from .head_study import HeadRow, measure, new_head, train_heads
 from .hybrid_rows import FUSED, hybrid_outcomes
 from .joint_training import (
     PROJECTORS,
@@ -41,11 +42,9 @@ from .joint_training import (
     smaller,
     train_joint,
 )
-from .manuals import Split, slices_of, text_of
-from .real_answers import Search, answers, hits_of, kept, places, prompt, ranked, ways
+from .manuals import Split, slices_of
 from .real_tasks import split_stamps
 from .real_teachers import caption_pairs
-from .short_questions import QUESTIONS, check_questions
 from .study import CAPTION, MAX_LENGTH, Study
 from .text_baselines import baseline_ranks, sentence_encoder, tfidf
 
@@ -62,33 +61,6 @@ JOINT_TASKS = ("gimp/title", "gimp/next", "gimp/caption")
 SIZES = (60, 120)  # queries and candidates
 LONGEST_SIZES = (180, 400)
 LOSSES = 50  # held-out sections of each manual
-
-
-def do_stage(
-    study: Study, name: str, *, only: Sequence[str], seeds: Sequence[int], output: Path, part: int, parts: int
-) -> None:
-    """Do a stage; those before it have been done."""
-    if name == "models":
-        make_models(study)
-    elif name == "states":
-        study.make_states(part=part, parts=parts)
-    elif name == "heads":
-        measure_heads(study, {seed: chosen() if seed else head_rows() for seed in seeds}, output, name)
-    elif name == "widened":
-        measure_heads(study, {0: widened()}, output, name)
-    elif name == "hybrid":
-        measure_hybrid(study, seeds, output)
-    elif name == "joint":
-        measure_joint(study, [seed for seed in seeds if seed < JOINT_SEEDS], only, output)
-    elif name == "longer":
-        measure_joint(study, [0], only, output, longer_rows(), LONGER, name)
-    elif name == "longest":
-        longest = [seed for seed in seeds if seed < LONGEST_SEEDS]
-        measure_joint(study, longest, only, output, longest_rows(), LONGEST, name, LONGEST_SIZES)
-    elif name == "answers":
-        measure_answers(study, output)
-    elif name == "curve":
-        measure_curve(study, [seed for seed in seeds if seed < JOINT_SEEDS], output)
 
 
 def make_models(study: Study) -> None:
@@ -340,120 +312,16 @@ def save_trained(path: Path, model: SugarForConditionalGeneration) -> None:
         save_file(state, temporary)
 
 
-def load_trained(study: Study, row: JointRow, seed: int) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
-    """Return the model that a row has trained."""
+def load_trained(
+    study: Study, row: JointRow, seed: int, stage: str
+) -> tuple[SugarForConditionalGeneration, SugarProcessor]:
+    """Return the model that a row of a stage has trained."""
     model, processor = study.model(seed, text_pooling=row.pooling)
-    state = load_file(study.work / "joint" / f"{row.name}-{seed}.safetensors")
+    state = load_file(study.work / stage / f"{row.name}-{seed}.safetensors")
     unknown = model.load_state_dict(state, strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"{row.name}-{seed} has {unknown[0]}, which the model does not have: train it again.")
     return model, processor
-
-
-# ---- answers
-
-
-def measure_answers(study: Study, output: Path) -> Path:
-    """Ask the questions in all ways, and write what was right."""
-    check_questions(QUESTIONS, study.manuals)
-    sets = study.sets("test")
-    corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
-    own = row_named(SEARCHER)
-    asked = [Document(question.item, question.question) for question in QUESTIONS]
-    model, processor = study.model()
-    model.vlm.to(study.dtype)
-    make_states(model, processor, asked, study.work / "states", study.model_facts(), MAX_LENGTH)
-    states = read_states(study.work / "states")
-    head = load_head(study, own, 0)
-
-    own_set = RetrievalSet(asked, corpus, {question.item: {question.section: 1.0} for question in QUESTIONS})
-
-    def by_head(questions: Sequence[str]) -> list[list[int]]:
-        return ranked(scores_of(states, own_set, own, head, {}))
-
-    searches: dict[str, Search] = {"own": kept(by_head), "minilm": kept(by_sentences(study, corpus))}
-    given: dict[str, tuple[list[int], list[list[str]]]] = {
-        name: (list(range(len(QUESTIONS))), texts) for name, texts in ways(QUESTIONS, corpus, searches).items()
-    }
-    given |= places(QUESTIONS, corpus, searches["minilm"])
-    outcomes: list[Outcome] = []
-    said: dict[str, list[str]] = {}
-    for name, (numbers, texts) in given.items():
-        questions = [QUESTIONS[number] for number in numbers]
-        prompts = [prompt(each.question, found) for each, found in zip(questions, texts, strict=True)]
-        said[name] = answers(model, processor, prompts)
-        outcomes += [
-            Outcome("real-answers", name, 0, "answer", item, "hit", hit)
-            for item, hit in hits_of(questions, said[name]).items()
-        ]
-    place = {document.id: number for number, document in enumerate(corpus)}
-    for name, search in searches.items():
-        for question, hits in zip(QUESTIONS, search([each.question for each in QUESTIONS]), strict=True):
-            right = place[question.section]
-            rank = hits.index(right) + 1 if right in hits else math.inf
-            outcomes.append(Outcome("real-answers", name, 0, "section", question.item, "rank", rank))
-    path = study.work / "answers.parquet"
-    write_outcomes(path, outcomes)
-    return write_study(output, "real_answers", [path], {"said": said, "corpus": len(corpus), **study.facts()})
-
-
-def by_sentences(study: Study, corpus: Sequence[Document]) -> Search:
-    """Return the search of the encoder of sentences, which sees the words of sections."""
-
-    def search(questions: Sequence[str]) -> list[list[int]]:
-        questioned, known = (
-            study.mapped.model.encode(list(texts), batch_size=32, show_progress_bar=False, normalize_embeddings=True)
-            for texts in (questions, [text_of(slices_of(document)) for document in corpus])
-        )
-        return ranked(questioned @ known.T)
-
-    return search
-
-
-def measure_curve(study: Study, seeds: Iterable[int], output: Path) -> Path:
-    """Ask trained models with the paragraph of the answer at each place, and write what was right.
-
-    Beside the places there is, for each question, how much better the middle places do than the first and the last:
-    a curve that is flat has 0.
-    """
-    sets = study.sets("test")
-    corpus = [document for name in ("gimp/title", "grass/title") for document in sets[name].corpus]
-    given = places(QUESTIONS, corpus, kept(by_sentences(study, corpus)))
-    folder = study.work / "curve"
-    parts: list[Path] = []
-    for seed in seeds:
-        for row in (row for row in joint_rows() if row.name in CURVED):
-            path = folder / f"{row.name}-{seed}.parquet"
-            if not path.is_file():
-                model, processor = load_trained(study, row, seed)
-                model.vlm.to(study.dtype)
-                write_outcomes(path, _curve(model, processor, given, row.name, seed))
-            parts.append(path)
-    return write_study(output, "real_curve", parts, {"corpus": len(corpus), **study.facts()})
-
-
-def _curve(
-    model: SugarForConditionalGeneration,
-    processor: SugarProcessor,
-    given: Mapping[str, tuple[list[int], list[list[str]]]],
-    row: str,
-    seed: int,
-) -> list[Outcome]:
-    hits: dict[str, dict[str, float]] = {}
-    for name, (numbers, texts) in given.items():
-        questions = [QUESTIONS[number] for number in numbers]
-        prompts = [prompt(each.question, found) for each, found in zip(questions, texts, strict=True)]
-        hits[name] = hits_of(questions, answers(model, processor, prompts))
-    outcomes = [
-        Outcome("real-curve", row, seed, name, item, "hit", hit)
-        for name, items in hits.items()
-        for item, hit in items.items()
-    ]
-    first, *middle, last = hits.values()
-    for item in first:
-        bend = np.mean([place[item] for place in middle]) - (first[item] + last[item]) / 2
-        outcomes.append(Outcome("real-curve", row, seed, "middle less ends", item, "score", 100 * float(bend)))
-    return outcomes
 
 
 def write_study(output: Path, name: str, parts: Sequence[Path], facts: Mapping[str, Any]) -> Path:
