@@ -40,6 +40,7 @@ WINNER = "kl-0.15"
 WON: Mapping[str, Any] = {"objective": "kl", "alpha": 1.2, "temperature": 0.15}
 _NCE: Mapping[str, Any] = {"objective": "infonce", "alpha": 0.3}
 _KL: Mapping[str, Any] = {"objective": "kl"}
+_DEFAULT = ROWS[DEFAULT].settings
 
 
 def evidence_rows() -> dict[str, Row]:
@@ -59,6 +60,12 @@ def evidence_rows() -> dict[str, Row]:
         *(ROWS[name] for name in (BASE, CLIP)),
         Row("kl-a0.1", {**_KL, "alpha": 0.1}),
         Row(f"{WINNER}-pairs", WON, data="paired"),
+        Row(f"{DEFAULT}-lora", _DEFAULT, lora=True),
+        Row(f"{DEFAULT}-head", _DEFAULT, head_alone=True),
+        Row(f"{DEFAULT}-mse", {**_DEFAULT, "mse_weight": 1.0}),
+        Row(f"{DEFAULT}-lifted", {**_DEFAULT, "positive_share": 0.1}),
+        *(Row(f"{DEFAULT}-{kernel}", {**_DEFAULT, "label_kernel": kernel}) for kernel in ("aligned", "mean")),
+        Row(f"{DEFAULT}-gak", {**_DEFAULT, "label_kernel": "gak", "delta": 0.7}),
         Row("no-gist", base=NO_GIST, is_trained=False),
         Row("no-gist-infonce", _NCE, base=NO_GIST),
         Row(f"no-gist-{WINNER}", WON, base=NO_GIST),
