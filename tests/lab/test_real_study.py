@@ -6,11 +6,13 @@ import pytest
 from lab_tools import write_manual
 
 from sugar_hf import picturebook
+from sugar_hf.data import Document
 from sugar_lab.outcomes import read_outcomes
-from sugar_lab.real import stages_real
-from sugar_lab.real.head_rows import head_rows, longer_rows
-from sugar_lab.real.joint_training import JointBudget
-from sugar_lab.real.manuals import read_manual
+from sugar_lab.real import stages_asked, stages_real
+from sugar_lab.real.head_rows import ASKED, head_rows, longer_rows, longest_rows
+from sugar_lab.real.joint_training import JointBudget, by_embeddings
+from sugar_lab.real.manuals import read_manual, slices_of, text_of
+from sugar_lab.real.short_questions import ShortQuestion
 from sugar_lab.real.study import Study
 
 MODELS = {"backbone": "mini-vlm", "clip": "mini-clip", "dino": "mini-dino", "text": "mini-bert"}
@@ -58,3 +60,38 @@ def test_heads_and_the_model_are_trained_and_measured_on_the_same_queries(study,
     before = kept.stat().st_mtime_ns
     stages_real.measure_joint(study, [0], [], output, budget=BUDGET)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_models_that_were_trained_longest_are_asked(study, monkeypatch):
+    monkeypatch.setattr(stages_real, "LOSSES", 3)
+    output = study.work / "outcomes"
+    head = [row for row in head_rows() if row.name == "kl-0.15-whitened"]
+    stages_real.make_models(study)
+    study.make_states()
+    stages_real.trained_heads(study, [replace(row, steps=3) for row in head], 0)
+    stages_real.measure_joint(study, [0], list(ASKED), output, longest_rows(), BUDGET, "longest", sizes=(5, 9))
+    corpus = study.sets("test")["gimp/title"].corpus
+    first = [document for document in corpus if "paints" in slices_of(document)[0]][:4]
+    asked = [
+        ShortQuestion(each.id, text_of(slices_of(each)), (slices_of(each)[0].partition("that ")[2],)) for each in first
+    ]
+    monkeypatch.setattr(stages_asked, "QUESTIONS", asked)
+    monkeypatch.setattr(stages_asked, "_searched", lambda study: corpus)
+    monkeypatch.setattr(
+        stages_asked, "by_sentences", lambda study, corpus: lambda asked: [[*range(len(corpus))]] * len(asked)
+    )
+    found = read_outcomes([stages_asked.measure_asked(study, [0], output)]).to_pylist()
+    assert {entry["row"] for entry in found if entry["study"] == "real-asked"} == {"none", "right", "own", "minilm"}
+    ranks = {
+        entry["item"]: entry["value"] for entry in found if entry["row"] == "minilm" and entry["task"] == "section"
+    }
+    assert ranks == {f"{document.id}@ask": corpus.index(document) + 1.0 for document in first}
+    places = {entry["task"] for entry in found if entry["study"] == "real-asked-curve"}
+    assert places == {*(f"place {number}" for number in range(1, 7)), "middle less ends"}
+
+
+def test_own_embeddings_search_sections_of_which_one_is_too_long(study):
+    texts = ["a dog on a red background", "a cat on a blue background", "a white mountain. " * 60]
+    model, processor = study.model()
+    search = by_embeddings(model, processor, [Document(text[:9], [text]) for text in texts], max_length=64)
+    assert [found[0] for found in search([texts[1], texts[0], "a white mountain. " * 10])] == [1, 0, 2]
