@@ -72,12 +72,15 @@ _SURVEYED: Places = tuple((place, "") for place in SURVEY_RETRIEVAL)
 _ANSWERED: Places = tuple((place, "") for place in SURVEY_GENERATION)
 #: The studies on real documents, and the row of the setting that won there.
 _HEADS, _JOINT, _ASKED, _REAL = "real-test", "real-joint", "real-answers", "kl-0.3"
+_LONGEST = "real-longest"
 _TEXT: Places = (("gimp/title", "R@1"), ("gimp/rest", "R@1"))
 _MIXED: Places = tuple(
     (task, "R@1")
     for task in ("gimp/next", "gimp/caption", "gimp/picture", "stamps/stamp_caption", "stamps/stamp_picture")
 )
+_TRAINED: Places = tuple((task, "R@1") for task in ("gimp/title", "gimp/next", "gimp/caption"))
 _BEND: Places = (("middle less ends", "score"),)
+_ANSWERS: Places = (("answer", "hit"),)
 _HELD_OUT: Places = (("held-out loss", "loss"),)
 _ANSWER_LOSS: Places = (("answer-loss", "loss"),)
 _FALSE: Places = (("llava-w false", "score"),)
@@ -103,6 +106,12 @@ def _loss(study: str, row: str, places: Places, text: str) -> Question:
     return replace(found, unit=" nats", study=study)
 
 
+def _bend(row: str, study: str, when: str) -> Question:
+    """That answers are better by less when the paragraph stands at an end."""
+    text = f"real documents: answers with the paragraph at middle places less those with it at the ends{when}"
+    return Question(3, text, row, "lm-only", _BEND, 5.0, study=study)
+
+
 def _beside(question: Question) -> Question:
     return replace(question, is_aim=True)
 
@@ -118,20 +127,14 @@ QUESTIONS: Sequence[Question] = (
     _beside(_loss("lab", WINNER, _ANSWER_LOSS, "loss of held-out answers, at the highest recall")),
     _beside(_answers("mse", "with the squared error of the paper")),
     _beside(_loss("lab", "mse", _ANSWER_LOSS, "loss of held-out answers, with the squared error")),
-    _loss(_JOINT, _WHITENED, _HELD_OUT, "real documents: held-out loss, nats for each token, by default"),
+    _loss(_LONGEST, _WHITENED, _HELD_OUT, "real documents: held-out loss, nats for each token, by default"),
+    _beside(_loss(_JOINT, _WHITENED, _HELD_OUT, "real documents: the same after 24 steps")),
     _beside(_loss(_JOINT, "kl-0.15", _HELD_OUT, "real documents: the same from a head that began at random")),
     _beside(_loss(_JOINT, "mse", _HELD_OUT, "real documents: held-out loss, with the squared error")),
     Question(2, "what descriptions state falsely, by default", DEFAULT, "lm-only", _FALSE, 1.0, less=True),
     _beside(Question(2, "the same at the highest recall", WINNER, "lm-only", _FALSE, 1.0, less=True)),
-    Question(
-        3,
-        "real documents: answers with the paragraph at middle places less those with it at the ends",
-        "kl-0.15",
-        "lm-only",
-        _BEND,
-        5.0,
-        study="real-curve",
-    ),
+    _bend(_WHITENED, "real-asked-curve", ""),
+    _beside(_bend("kl-0.15", "real-curve", ", after 24 steps")),
     *(
         Question(4, "mean of four recalls@1, by default", DEFAULT, rival, RETRIEVAL, 2.0)
         for rival in (*INFONCE, WHITENED_NCE)
@@ -160,6 +163,15 @@ QUESTIONS: Sequence[Question] = (
         _beside(replace(_real(4, text, _WHITENED_NCE, places, 2.0), row=_WHITENED))
         for text, places in (("text and pictures, both from whitened heads", _MIXED), ("text, the same", _TEXT))
     ),
+    Question(
+        4,
+        "real documents, trained whole from whitened heads, R@1",
+        _WHITENED,
+        _WHITENED_NCE,
+        _TRAINED,
+        2.0,
+        study=_LONGEST,
+    ),
     _survey(5, "GAK: alignment rather than the mean of all pairs", "mean", _SURVEYED),
     _survey(5, "the triple kernel rather than CLIP alone", "clip-only", _SURVEYED),
     _survey(5, "an image's mean rather than its last token", "last-token", _SURVEYED),
@@ -170,7 +182,11 @@ QUESTIONS: Sequence[Question] = (
         without=("mse, no retrieval", "lm-only, no retrieval"),
     ),
     Question(
-        6, "real documents: answers with what was found", "own", "minilm", (("answer", "hit"),), 5.0, study=_ASKED
+        *(6, "real documents: answers of a model trained whole, with what was found", "own", "encoder", _ANSWERS, 5.0),
+        study="real-asked",
+    ),
+    _beside(
+        Question(6, "real documents: the same before joint training", "own", "minilm", _ANSWERS, 5.0, study=_ASKED)
     ),
     _survey(7, "documents help answers", "no-data-d", _ANSWERED),
     _survey(7, "chats help retrieval", "no-data-g", _SURVEYED),

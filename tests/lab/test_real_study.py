@@ -81,9 +81,9 @@ def test_models_that_were_trained_longest_are_asked(study, monkeypatch):
         stages_asked, "by_sentences", lambda study, corpus: lambda asked: [[*range(len(corpus))]] * len(asked)
     )
     found = read_outcomes([stages_asked.measure_asked(study, [0], output)]).to_pylist()
-    assert {entry["row"] for entry in found if entry["study"] == "real-asked"} == {"none", "right", "own", "minilm"}
+    assert {entry["row"] for entry in found if entry["study"] == "real-asked"} == {"none", "right", "own", "encoder"}
     ranks = {
-        entry["item"]: entry["value"] for entry in found if entry["row"] == "minilm" and entry["task"] == "section"
+        entry["item"]: entry["value"] for entry in found if entry["row"] == "encoder" and entry["task"] == "section"
     }
     assert ranks == {f"{document.id}@ask": corpus.index(document) + 1.0 for document in first}
     places = {entry["task"] for entry in found if entry["study"] == "real-asked-curve"}

@@ -21,6 +21,9 @@ from .stages_real import (
 from .study import Study
 
 
+WIDENED_SEEDS = 3  # of whitened heads; the others have one
+
+
 def do_stage(
     study: Study, name: str, *, only: Sequence[str], seeds: Sequence[int], output: Path, part: int, parts: int
 ) -> None:
@@ -32,7 +35,9 @@ def do_stage(
     elif name == "heads":
         measure_heads(study, {seed: chosen() if seed else head_rows() for seed in seeds}, output, name)
     elif name == "widened":
-        measure_heads(study, {0: widened()}, output, name)
+        whitened = [row for row in widened() if "whitened" in row.name]
+        more = {seed: whitened for seed in seeds if 0 < seed < WIDENED_SEEDS}
+        measure_heads(study, {0: widened(), **more}, output, name)
     elif name == "hybrid":
         measure_hybrid(study, seeds, output)
     elif name == "joint":

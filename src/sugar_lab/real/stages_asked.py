@@ -156,8 +156,8 @@ def measure_asked(study: Study, seeds: Iterable[int], output: Path) -> Path:
     The one that was trained with the structure loss finds sections itself, by its own embeddings.
     """
     corpus = _searched(study)
-    searches: dict[str, Search] = {"minilm": kept(by_sentences(study, corpus))}
-    at_places = places(QUESTIONS, corpus, searches["minilm"])
+    encoder = kept(by_sentences(study, corpus))
+    at_places = places(QUESTIONS, corpus, encoder)
     parts: list[Path] = []
     for seed in seeds:
         for row in (row for row in longest_rows() if row.is_trained and row.name in ASKED):
@@ -169,10 +169,13 @@ def measure_asked(study: Study, seeds: Iterable[int], output: Path) -> Path:
             model.vlm.to(study.dtype)
             outcomes = _curve("real-asked-curve", model, processor, at_places, row.name, seed)
             if row.loss is not None:
-                own = {"own": kept(by_embeddings(model, processor, corpus)), **searches}
-                found = ways(QUESTIONS, corpus, own)
+                searches: dict[str, Search] = {
+                    "own": kept(by_embeddings(model, processor, corpus)),
+                    "encoder": encoder,
+                }
+                found = ways(QUESTIONS, corpus, searches)
                 given = {name: (list(range(len(QUESTIONS))), texts) for name, texts in found.items()}
                 outcomes += _right("real-asked", seed, given, _said(model, processor, given))
-                outcomes += _found("real-asked", seed, own, corpus)
+                outcomes += _found("real-asked", seed, searches, corpus)
             write_outcomes(path, outcomes)
     return write_study(output, "real_asked", parts, {"corpus": len(corpus), **study.facts()})
