@@ -20,7 +20,6 @@ from .stages_real import (
 )
 from .study import Study
 
-
 WIDENED_SEEDS = 3  # of whitened heads; the others have one
 
 
