@@ -72,7 +72,7 @@ def lab(
         for path in write(place, tables):
             typer.echo(f"  {path}", err=True)
         if any(tables.glob("table*.json")):
-            _write_pages(place, tables)
+            _write_pages(place, tables, with_gallery=budget != "evidence")  # it is of the survey's model, which ships
     except KeyboardInterrupt:
         typer.echo("\ninterrupted: repeat the command to resume", err=True)
         raise typer.Exit(130) from None
@@ -81,7 +81,7 @@ def lab(
         raise typer.Exit(1)
 
 
-def _write_pages(place: "Lab", tables: Path) -> None:
+def _write_pages(place: "Lab", tables: Path, with_gallery: bool) -> None:
     """Write the report beside the tables, and the gallery if its model is there."""
     from sugar_hf.evaluation.benchmarks.runner import open_model
 
@@ -91,7 +91,7 @@ def _write_pages(place: "Lab", tables: Path) -> None:
     from .row_training import model_folder
 
     model = model_folder(place.rows[DEFAULT], 0, place.work) if DEFAULT in place.rows else None
-    if model is not None and (model / "config.json").is_file():
+    if with_gallery and model is not None and (model / "config.json").is_file():
         typer.echo(f"  {make_gallery(*open_model(str(model)), tables / 'gallery.html')}", err=True)
     typer.echo(f"  {make_document(tables, tables / 'report.md')}", err=True)
 

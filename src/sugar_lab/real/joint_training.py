@@ -246,6 +246,7 @@ def train_joint(
             alpha=row.alpha,
             max_steps=budget.steps,
             warmup_steps=budget.steps // 10,
+            logging_steps=max(2, budget.steps // 24),
             per_device_train_batch_size=budget.batch_size,
             learning_rate=budget.learning_rate,
             head_learning_rate=budget.head_learning_rate,
