@@ -49,6 +49,6 @@ def do_stage(
     elif name == "answers":
         measure_answers(study, output)
     elif name == "asked":
-        measure_asked(study, [seed for seed in seeds if seed < LONGEST_SEEDS], output)
+        measure_asked(study, [seed for seed in seeds if seed < JOINT_SEEDS], output)
     elif name == "curve":
         measure_curve(study, [seed for seed in seeds if seed < JOINT_SEEDS], output)
