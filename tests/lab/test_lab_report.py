@@ -76,10 +76,10 @@ def test_our_rows_stand_below_the_papers_with_spread_and_the_best_bold(text):
 
 def test_what_was_not_run_is_named(text):
     part = section(text, "Table 1: eleven benchmarks")
-    assert "Not run: `base`, `disc-only`, `sugar`." in part
+    assert "Not run: `base`, `disc-only`, `sugar`, `sugar-whitened`." in part
     assert "Columns that no row was measured on: GQA, VizWiz, SQA-I, VQA-T, MME-P" in part
     assert "| `infonce` | not run |" in part
-    assert "Not run: `mini-clip`, `base`, `disc-only`, `infonce`, `mse`, `sugar`." in section(
+    assert "Not run: `mini-clip`, `base`, `disc-only`, `infonce`, `mse`, `sugar`, `sugar-whitened`." in section(
         text, "Table 3c: Winoground"
     )
     assert "`delta-*`" in section(text, "Sweeps")
