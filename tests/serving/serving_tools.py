@@ -58,7 +58,9 @@ class Running:
 @contextmanager
 def running(engine, **options):
     app = create_app(engine, **options)
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="critical", timeout_graceful_shutdown=5)
+    # a configuration of logging closes the handlers of other libraries, of which absl's closes the captured stream
+    limits = {"log_level": "critical", "log_config": None, "timeout_graceful_shutdown": 5}
+    config = uvicorn.Config(app, "127.0.0.1", 0, **limits)
     server = DrainingServer(config, app.state.traffic, drain_seconds=20)
     thread = threading.Thread(target=server.run)
     thread.start()
