@@ -179,7 +179,7 @@ def measure_joint(
     rows: Sequence[JointRow] = joint_rows(),
     budget: JointBudget = BUDGET,
     name: str = "joint",
-    sizes: tuple[int, int] | None = None,
+    sizes: tuple[int, int] = SIZES,
 ) -> Path:
     """Train the model by each row and seed, and write ranks and the loss of held-out sections.
 
@@ -191,9 +191,9 @@ def measure_joint(
         rows: The rows.
         budget: How much is trained.
         name: Of the stage.
-        sizes: Queries and candidates of each task; `SIZES` when `None`.
+        sizes: Queries and candidates of each task.
     """
-    sets = joint_sets(study, *(sizes or SIZES))
+    sets = joint_sets(study, *sizes)
     if unknown := [each for each in only if each not in {row.name for row in rows}]:
         raise ValueError(f"--only {unknown[0]}: there is no such row. Rows: {', '.join(row.name for row in rows)}.")
     folder = study.work / name
@@ -201,7 +201,7 @@ def measure_joint(
     for seed in seeds:
         for row in rows:
             path = folder / f"{row.name}-{seed}.json"
-            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [*(sizes or SIZES), LOSSES]}
+            facts = {"row": row.facts(), "budget": asdict(budget), "sizes": [*sizes, LOSSES]}
             if not agrees(path, facts, "facts"):
                 if only and row.name not in only:
                     continue
