@@ -281,6 +281,15 @@ def smaller(task: RetrievalSet, queries: int, candidates: int) -> RetrievalSet:
     return RetrievalSet(asked, corpus[: max(candidates, len(needed))], relevance)
 
 
+def whole_samples(
+    model: SugarForConditionalGeneration, processor: SugarProcessor, max_length: int, batch_size: int
+) -> SugarEmbedder:
+    """Return the embedder of samples at their last slice; later slices of long ones are left out."""
+    return SugarEmbedder(
+        model, processor, batch_size=batch_size, max_length=max_length, truncation="slice", positions="last"
+    )
+
+
 def embedded_ranks(
     model: SugarForConditionalGeneration,
     processor: SugarProcessor,
@@ -293,9 +302,7 @@ def embedded_ranks(
     for task in tasks.values():
         for document in (*task.queries, *task.corpus):
             documents.setdefault(sample_digest(document), document)
-    embedder = SugarEmbedder(
-        model, processor, batch_size=batch_size, max_length=max_length, truncation="slice", positions="last"
-    )
+    embedder = whole_samples(model, processor, max_length, batch_size)
     found = dict(zip(documents, embedder.embed_documents([*documents.values()]), strict=True))
 
     def vectors(given: Sequence[Document]) -> np.ndarray:
@@ -312,9 +319,7 @@ def by_embeddings(
     batch_size: int = 8,
 ) -> Search:
     """Return the search of a model's own embeddings, of whole samples; a first text that is too long is cut."""
-    embedder = SugarEmbedder(
-        model, processor, batch_size=batch_size, max_length=max_length, truncation="slice", positions="last"
-    )
+    embedder = whole_samples(model, processor, max_length, batch_size)
 
     def search(questions: Sequence[str]) -> list[list[int]]:
         known = embedder.encode([cut_first(processor, document, max_length - ROOM) for document in corpus])
