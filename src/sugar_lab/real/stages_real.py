@@ -25,10 +25,7 @@ from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 from ..intervals import UNTRAINED
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
-from .head_rows import (
-    joint_rows,
-    row_named,
-)
+from .head_rows import joint_rows, row_named
 from .head_study import HeadRow, measure, new_head, train_heads
 from .hybrid_rows import FUSED, hybrid_outcomes
 from .joint_training import (
