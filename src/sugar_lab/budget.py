@@ -16,7 +16,7 @@ class Budget:
         facts: concepts that the knowledge of a world tells of.
         batch_size: samples in a step.
         rows: rows of training data, each of which is seen once.
-        seeds: seeds of each row that a claim rests on; the others have the first one.
+        seeds: seeds of rows, of which each takes as many as it asks for.
     """
 
     name: str
@@ -34,7 +34,9 @@ FULL = Budget("full")
 #: What two cores do in a few hours.
 SMALL = Budget("small", questions=100, scenes=1000, stories=200, pairs=72, facts=40, rows=12000)
 #: Larger sets, and shorter trainings, so that more of them can be compared: see `evidence.py`.
-EVIDENCE = Budget("evidence", questions=500, scenes=1000, stories=1000, pairs=400, facts=40, rows=6000)
+EVIDENCE = Budget(
+    "evidence", questions=500, scenes=1000, stories=1000, pairs=400, facts=40, rows=6000, seeds=tuple(range(8))
+)
 QUICK = Budget(
     "quick",
     questions=24,

@@ -112,6 +112,18 @@ def _bend(row: str, study: str, when: str) -> Question:
     return Question(3, text, row, "lm-only", _BEND, 5.0, study=study)
 
 
+def _labels(claim: int, text: str, kernel: str) -> Question:
+    """That the default's labels retrieve better than those of another kernel, from the same whitened head."""
+    rival = f"{DEFAULT}-{kernel}"
+    return Question(claim, f"from whitened heads: {text}, mean of four recalls@1", DEFAULT, rival, RETRIEVAL, 2.0)
+
+
+def _white_labels(claim: int, text: str, kernel: str) -> Question:
+    """The same of heads on real documents."""
+    rival = f"{_WHITENED}-{kernel}-labels"
+    return replace(_real(claim, f"from whitened heads: {text}", rival), row=_WHITENED)
+
+
 def _beside(question: Question) -> Question:
     return replace(question, is_aim=True)
 
@@ -176,6 +188,8 @@ QUESTIONS: Sequence[Question] = (
     _survey(5, "the triple kernel rather than CLIP alone", "clip-only", _SURVEYED),
     _survey(5, "an image's mean rather than its last token", "last-token", _SURVEYED),
     _real(5, "alignment rather than the mean of all pairs", f"{_REAL}-mean-labels"),
+    _labels(5, "alignment rather than the mean of all pairs", "mean"),
+    _white_labels(5, "alignment rather than the mean of all pairs", "mean"),
     _real(5, "the triple kernel rather than CLIP alone", f"{_REAL}-clip-alone"),
     replace(
         _survey(6, "WebQA, what retrieval adds", "lm-only + mini-clip", (("table7/WebQA", ""),), "mse + own average"),
@@ -194,6 +208,11 @@ QUESTIONS: Sequence[Question] = (
     _survey(8, "calibrated rather than mean", "mean", _SURVEYED),
     _real(8, "calibrated rather than gak", f"{_REAL}-gak-labels"),
     _real(8, "calibrated rather than mean", f"{_REAL}-mean-labels"),
+    *(
+        ask(8, f"calibrated rather than {kernel}", kernel)
+        for kernel in ("gak", "mean")
+        for ask in (_labels, _white_labels)
+    ),
 )
 #: Rows of any study that no training changes.
 UNTRAINED_ROWS = ("tf-idf", "minilm", "minilm-slices", "raw")

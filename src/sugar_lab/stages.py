@@ -85,7 +85,7 @@ class Lab:
         """The seeds of a row."""
         if not row.is_trained:
             return (0,)
-        return self.budget.seeds if row.seeds == "all" else self.budget.seeds[:1]
+        return self.budget.seeds[: row.seeds]
 
     def result_file(self, stage: Stage) -> Path:
         """Where the result of a measurement is."""

@@ -21,6 +21,7 @@ CHOSEN = (
     *("whitened", "whitened-all-ends", "kl-0.15-whitened", "kl-0.15-whitened-all-ends"),
     *("whitened-late", "infonce-0.1-whitened-late", "kl-0.15-late", "kl-0.15-whitened-late"),
     *("infonce-0.1-whitened", "infonce-0.1-whitened-all-ends", "mse-whitened", "mse-whitened-all-ends"),
+    *("kl-0.15-whitened-mean-labels", "kl-0.15-whitened-gak-labels", "kl-0.15-whitened-aligned-labels"),
     *(
         "kl-0.3-lifted-0.1",
         "kl-0.3-lifted-0.1-all-ends",
@@ -74,6 +75,9 @@ def head_rows() -> list[HeadRow]:
         rows[f"{name}-last-token"] = replace(rows[name], pooling="last")
     for name in ("infonce-0.1", "mse", "kl-0.15", "kl-0.3"):
         rows[f"{name}-whitened"] = replace(rows[name], whitened=True)
+    for kernel, settings in {"aligned": {}, "mean": {}, "gak": {"delta": 0.7}}.items():
+        loss = kl(0.15, label_kernel=kernel, **settings)
+        rows[f"kl-0.15-whitened-{kernel}-labels"] = replace(rows["kl-0.15-whitened"], loss=loss)
     rows["whitened"] = HeadRow("whitened", None, "mean", whitened=True)
     rows["paper"] = HeadRow("paper", StructureLossConfig.paper(), "last")
     with_ends = ("infonce-0.1", "mse", "kl-0.15", "kl-0.3", "kl-0.3-lifted-0.1")
