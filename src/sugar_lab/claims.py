@@ -72,7 +72,7 @@ _SURVEYED: Places = tuple((place, "") for place in SURVEY_RETRIEVAL)
 _ANSWERED: Places = tuple((place, "") for place in SURVEY_GENERATION)
 #: The studies on real documents, and the row of the setting that won there.
 _HEADS, _JOINT, _ASKED, _REAL = "real-test", "real-joint", "real-answers", "kl-0.3"
-_LONGEST = "real-longest"
+_LONGEST, _LABELS = "real-longest", "real-labels"
 _TEXT: Places = (("gimp/title", "R@1"), ("gimp/rest", "R@1"))
 _MIXED: Places = tuple(
     (task, "R@1")
@@ -121,7 +121,7 @@ def _labels(claim: int, text: str, kernel: str) -> Question:
 def _white_labels(claim: int, text: str, kernel: str) -> Question:
     """The same of heads on real documents."""
     rival = f"{_WHITENED}-{kernel}-labels"
-    return replace(_real(claim, f"from whitened heads: {text}", rival), row=_WHITENED)
+    return replace(_real(claim, f"from whitened heads: {text}", rival), row=_WHITENED, study=_LABELS)
 
 
 def _beside(question: Question) -> Question:

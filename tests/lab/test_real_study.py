@@ -7,9 +7,10 @@ from lab_tools import write_manual
 
 from sugar_hf import picturebook
 from sugar_hf.data import Document
+from sugar_lab.claims import QUESTIONS
 from sugar_lab.outcomes import read_outcomes
 from sugar_lab.real import stages_asked, stages_real
-from sugar_lab.real.head_rows import ASKED, head_rows, longer_rows, longest_rows
+from sugar_lab.real.head_rows import ASKED, head_rows, label_rows, longer_rows, longest_rows
 from sugar_lab.real.joint_training import JointBudget, by_embeddings
 from sugar_lab.real.manuals import read_manual, slices_of, text_of
 from sugar_lab.real.short_questions import ShortQuestion
@@ -60,6 +61,23 @@ def test_heads_and_the_model_are_trained_and_measured_on_the_same_queries(study,
     before = kept.stat().st_mtime_ns
     stages_real.measure_joint(study, [0], [], output, budget=BUDGET)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_labels_are_compared_from_the_same_whitened_head_and_of_test_alone(study):
+    rows = {row.name: row for row in label_rows()}
+    default = rows["kl-0.15-whitened"]
+    others = [row for name, row in rows.items() if name.startswith(f"{default.name}-")]
+    assert [row.loss.label_kernel for row in (default, *others)] == ["calibrated", "aligned", "mean", "gak"]
+    assert all(replace(row, name=default.name, loss=default.loss) == default for row in others)
+    asked = {row for each in QUESTIONS if each.study == "real-labels" for row in (each.row, each.rival)}
+    assert asked <= rows.keys()
+    stages_real.make_models(study)
+    study.make_states()
+    short = [replace(row, steps=3) for row in (default, *others)]
+    found = stages_real.measure_heads(study, {0: short}, study.work / "labels", "labels", {"test": "real-labels"})
+    outcomes = read_outcomes([found]).to_pylist()
+    assert {entry["study"] for entry in outcomes} == {"real-labels"}
+    assert {entry["row"] for entry in outcomes} == {row.name for row in short}
 
 
 def test_models_that_were_trained_longest_are_asked(study, monkeypatch):

@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-STAGES = ("models", "states", "heads", "widened", "hybrid", "joint", "longer", "longest", "answers", "curve", "asked")
+STAGES = (
+    *("models", "states", "heads", "widened", "labels", "hybrid"),
+    *("joint", "longer", "longest", "answers", "curve", "asked"),
+)
 WITH_GPU = ("longest", "asked")
 
 

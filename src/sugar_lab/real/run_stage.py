@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .head_rows import chosen, head_rows, longer_rows, longest_rows, widened
+from .head_rows import chosen, head_rows, label_rows, longer_rows, longest_rows, widened
 from .stages_asked import measure_answers, measure_asked, measure_curve
 from .stages_real import (
     JOINT_SEEDS,
@@ -37,6 +37,8 @@ def do_stage(
         whitened = [row for row in widened() if "whitened" in row.name]
         more = {seed: whitened for seed in seeds if 0 < seed < WIDENED_SEEDS}
         measure_heads(study, {0: widened(), **more}, output, name)
+    elif name == "labels":
+        measure_heads(study, dict.fromkeys(seeds, label_rows()), output, name, {"test": "real-labels"})
     elif name == "hybrid":
         measure_hybrid(study, seeds, output)
     elif name == "joint":

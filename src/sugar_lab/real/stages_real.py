@@ -45,7 +45,8 @@ from .real_teachers import caption_pairs
 from .study import CAPTION, MAX_LENGTH, Study
 from .text_baselines import baseline_ranks, sentence_encoder, tfidf
 
-SPLITS: tuple[Split, ...] = ("validation", "test")
+#: What the outcomes of heads belong to, by split.
+STUDIES: Mapping[Split, str] = {"validation": "real-validation", "test": "real-test"}
 HELD_OUT = 300  # captions of validation whose loss is measured
 BUDGET = JointBudget()
 #: What is trained longer: 1,536 samples.
@@ -80,20 +81,34 @@ def _captioned(pairs: Sequence[tuple[Any, str, str]]) -> list[Document]:
 # ---- heads
 
 
-def measure_heads(study: Study, rows: Mapping[int, Sequence[HeadRow]], output: Path, name: str) -> Path:
-    """Train and measure the rows of each seed, and write the ranks of all queries, of validation and of test."""
+def measure_heads(
+    study: Study,
+    rows: Mapping[int, Sequence[HeadRow]],
+    output: Path,
+    name: str,
+    studies: Mapping[Split, str] = STUDIES,
+) -> Path:
+    """Train and measure the rows of each seed, and write the ranks of all queries.
+
+    Args:
+        study: The study.
+        rows: The rows by seed.
+        output: Where the outcomes go.
+        name: Of the stage.
+        studies: What the outcomes of each split belong to.
+    """
     times: dict[str, int] = {}
     parts: list[Path] = []
     for seed, of_seed in rows.items():
         heads = trained_heads(study, of_seed, seed, times)
         outcomes: list[Outcome] = []
-        for split in SPLITS:
+        for split, called in studies.items():
             sets = study.sets(split)
             for row in of_seed:
                 ranks = measure(study.states, sets, row, heads[row.name])
-                outcomes += rank_outcomes(f"real-{split}", row.name, seed, ranks)
+                outcomes += rank_outcomes(called, row.name, seed, ranks)
         parts.append(write_outcomes(study.work / name / f"seed-{seed}.parquet", outcomes))
-    tasks = {split: list(study.sets(split)) for split in SPLITS}
+    tasks = {split: list(study.sets(split)) for split in studies}
     settings = {row.name: row.facts() for of_seed in rows.values() for row in of_seed}
     return write_study(
         output, f"real_{name}", parts, {"rows": settings, "seconds": times, "tasks": tasks, **study.facts()}
