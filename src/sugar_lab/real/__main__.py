@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,6 +41,10 @@ def real(
     clip: Annotated[str | None, typer.Option(help="A CLIP of the Hub, for three teachers of the Hub.")] = None,
     dino: Annotated[str | None, typer.Option(help="Their encoder of images.")] = None,
     text: Annotated[str | None, typer.Option(help="Their encoder of texts, such as BAAI/bge-base-en-v1.5.")] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"],
+        typer.Option(help="Of the frozen model. CPUs without AMX are faster in float32."),
+    ] = "bfloat16",
     part: Annotated[str, typer.Option(help="i/n: embed the i-th of n parts of the samples, counted from 0.")] = "0/1",
 ) -> None:
     """Run the study; each stage keeps what it has made, and an interrupted one resumes.
@@ -50,6 +54,7 @@ def real(
       python -m sugar_lab.real --packages ~/packages --stage models --stage states
       python -m sugar_lab.real --stage joint --only kl
     """
+    import torch
     import transformers
 
     from .run_stage import do_stage
@@ -59,7 +64,7 @@ def real(
     if unknown := [name for name in chosen if name not in STAGES]:
         raise typer.BadParameter(f"unknown stage {unknown[0]!r}: choose from {', '.join(STAGES)}.")
     transformers.utils.logging.disable_progress_bar()
-    study = Study(work, packages or [], backbone, clip, dino, text, tasks or ("*",))
+    study = Study(work, packages or [], backbone, clip, dino, text, tasks or ("*",), getattr(torch, dtype))
     number, parts = (int(each) for each in part.split("/"))
     options: dict[str, Any] = {
         "only": only or [],

@@ -38,6 +38,7 @@ def do_stage(
         more = {seed: whitened for seed in seeds if 0 < seed < WIDENED_SEEDS}
         measure_heads(study, {0: widened(), **more}, output, name)
     elif name == "labels":
+        study.make_states(("test",), part, parts, "sections")
         measure_heads(study, dict.fromkeys(seeds, label_rows()), output, name, {"test": "real-labels"})
     elif name == "hybrid":
         measure_hybrid(study, seeds, output)

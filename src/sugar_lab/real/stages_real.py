@@ -143,7 +143,8 @@ def trained_heads(
 
 
 def _train(study: Study, rows: Sequence[HeadRow], seed: int) -> dict[str, nn.Module]:
-    numbers = study.states.numbers(study.training["titled"])
+    largest = "titled" if any(row.data == "titled" for row in rows) else "sections"  # which begins like the former
+    numbers = study.states.numbers(study.training[largest])
     return train_heads(study.config, study.states, study.vectors, study.places, numbers, rows, seed)
 
 

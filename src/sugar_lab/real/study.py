@@ -190,15 +190,22 @@ class Study:
             return {"backbone": self.backbone}
         return {"backbone": digest(self.aligned_folder / "model.safetensors")}
 
-    def make_states(self, splits: Sequence[Split] = ("validation", "test"), part: int = 0, parts: int = 1) -> None:
-        """Embed the training samples, and all queries and candidates of some splits.
+    def make_states(
+        self,
+        splits: Sequence[Split] = ("validation", "test"),
+        part: int = 0,
+        parts: int = 1,
+        training: str = "titled",
+    ) -> None:
+        """Embed training samples, and all queries and candidates of some splits.
 
         Args:
             splits: The splits.
             part: Which of the parts into which the work is cut, so that several processes can share it.
             parts: How many there are.
+            training: The set of the training samples.
         """
-        documents = list(self.training["titled"])
+        documents = list(self.training[training])
         for split in splits:
             for task in self.tasks(split).values():
                 documents += [*task.data.queries, *task.data.corpus]
