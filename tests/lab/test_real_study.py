@@ -74,7 +74,7 @@ def test_labels_are_compared_from_the_same_whitened_head_and_of_test_alone(study
     stages_real.make_models(study)
     study.make_states()
     short = [replace(row, steps=3) for row in (default, *others)]
-    found = stages_real.measure_heads(study, {0: short}, study.work / "labels", "labels", {"test": "real-labels"})
+    found = stages_real.measure_labels(study, {0: short}, study.work / "labels", "labels")
     outcomes = read_outcomes([found]).to_pylist()
     assert {entry["study"] for entry in outcomes} == {"real-labels"}
     assert {entry["row"] for entry in outcomes} == {row.name for row in short}

@@ -17,6 +17,7 @@ from .stages_real import (
     measure_heads,
     measure_hybrid,
     measure_joint,
+    measure_labels,
 )
 from .study import Study
 
@@ -39,7 +40,7 @@ def do_stage(
         measure_heads(study, {0: widened(), **more}, output, name)
     elif name == "labels":
         study.make_states(("test",), part, parts, "sections")
-        measure_heads(study, dict.fromkeys(seeds, label_rows()), output, name, {"test": "real-labels"})
+        measure_labels(study, dict.fromkeys(seeds, label_rows()), output, name)
     elif name == "hybrid":
         measure_hybrid(study, seeds, output)
     elif name == "joint":

@@ -23,10 +23,11 @@ from sugar_hf.data import Document, RetrievalSet
 from sugar_hf.model import SugarForConditionalGeneration, SugarProcessor
 
 from ..intervals import UNTRAINED
+from ..label_content import label_content, random_batches
 from ..outcomes import Outcome, read_outcomes, write_outcomes
 from ..stage_files import agrees, write_json
 from .head_rows import joint_rows, row_named
-from .head_study import HeadRow, measure, new_head, train_heads
+from .head_study import SLICES, HeadRow, measure, new_head, train_heads
 from .hybrid_rows import FUSED, hybrid_outcomes
 from .joint_training import (
     PROJECTORS,
@@ -87,6 +88,7 @@ def measure_heads(
     output: Path,
     name: str,
     studies: Mapping[Split, str] = STUDIES,
+    **further: Any,
 ) -> Path:
     """Train and measure the rows of each seed, and write the ranks of all queries.
 
@@ -96,6 +98,7 @@ def measure_heads(
         output: Where the outcomes go.
         name: Of the stage.
         studies: What the outcomes of each split belong to.
+        further: What else to write down.
     """
     times: dict[str, int] = {}
     parts: list[Path] = []
@@ -111,8 +114,15 @@ def measure_heads(
     tasks = {split: list(study.sets(split)) for split in studies}
     settings = {row.name: row.facts() for of_seed in rows.values() for row in of_seed}
     return write_study(
-        output, f"real_{name}", parts, {"rows": settings, "seconds": times, "tasks": tasks, **study.facts()}
+        output, f"real_{name}", parts, {"rows": settings, "seconds": times, "tasks": tasks, **further, **study.facts()}
     )
+
+
+def measure_labels(study: Study, rows: Mapping[int, Sequence[HeadRow]], output: Path, name: str) -> Path:
+    """Train and measure rows of other labels on test, and write besides what each kind of labels follows."""
+    count = len(study.training["sections"])
+    content = label_content(study.vectors.features(batch, SLICES) for batch in random_batches(count))
+    return measure_heads(study, rows, output, name, {"test": "real-labels"}, content=content)
 
 
 def trained_heads(
