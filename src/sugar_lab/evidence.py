@@ -46,7 +46,7 @@ MOST = ("lm-only", DEFAULT, "infonce-0.2-whitened", f"{DEFAULT}-mean", f"{DEFAUL
 
 
 def evidence_rows() -> dict[str, Row]:
-    """The rows. Those of `MOST` have eight seeds, others that a claim asks for three; see `evidence_tables.ROWS`.
+    """The rows. Those of `MOST` have eight seeds, the other decisive ones three; see `evidence_tables.ROWS`.
 
     The weights of `kl` and `infonce` give all temperatures the same gradient at the start.
     """

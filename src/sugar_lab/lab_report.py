@@ -41,7 +41,7 @@ our rows is bold. These tables are a survey: they show many settings, and decide
 columns that were not measured, are named.
 """
 DECIDING = """Fewer rows, larger sets and shorter trainings, all from one start and with the same seeds: eight for the
-default and what it is compared with most, three for other rows that a claim asks for, one for the rest. The outcome
+default and what it is compared with most, three for the others that decide, one for the rest. The outcome
 of each item is stored (`outcomes.parquet`, and `evidence.jsonl` with what made it). Differences are taken item by item
 and seed by seed, and both are counted as drawn at random. [The design](design.md) says how many items and seeds tell
 the differences that are worth telling.
