@@ -15,7 +15,7 @@ from sugar_hf._files import atomic_write
 
 from .intervals import UNTRAINED
 from .item_outcomes import item_outcomes
-from .model_rows import BASE, CLIP, DEFAULT, NO_GIST, ROWS, WHITENED, Row
+from .model_rows import BASE, CLIP, DEFAULT, KERNELS, NO_GIST, ROWS, WHITENED, Row
 from .outcomes import Outcome, read_outcomes, write_outcomes
 from .stages import Lab, Stage, all_stages, measurements
 from .twins import Twin, all_twins
@@ -57,8 +57,7 @@ def evidence_rows() -> dict[str, Row]:
         Row(WINNER, WON),
         Row("kl-0.3", {**_KL, "alpha": 5.0, "temperature": 0.3}),
         Row("kl-0.3-text-mean", {**_KL, "alpha": 5.0, "temperature": 0.3, "text_pooling": "mean"}),
-        *(Row(f"{DEFAULT}-{kernel}", {**_DEFAULT, "label_kernel": kernel}) for kernel in ("aligned", "mean")),
-        Row(f"{DEFAULT}-gak", {**_DEFAULT, "label_kernel": "gak", "delta": 0.7}),
+        *(Row(f"{DEFAULT}-{kernel}", {**_DEFAULT, **settings}) for kernel, settings in KERNELS.items()),
         Row(f"{DEFAULT}-lora", _DEFAULT, lora=True),
         Row(f"{DEFAULT}-head", _DEFAULT, head_alone=True),
     )

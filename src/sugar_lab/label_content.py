@@ -15,35 +15,33 @@ from scipy.stats import spearmanr
 from sugar_hf.structure import SliceFeatures, StructureLossConfig, features_from_columns, label_matrix
 from sugar_hf.training.structure_term import draw_slice_ends
 
-KERNELS: Mapping[str, StructureLossConfig] = {
-    **{name: StructureLossConfig(label_kernel=name) for name in ("calibrated", "aligned", "mean")},
-    # the bandwidths of the kernels do not mean the same; 0.7 is that of `StructureLossConfig.paper`
-    "gak": StructureLossConfig(label_kernel="gak", delta=0.7),
+from .model_rows import KERNELS
+
+CONFIGS: Mapping[str, StructureLossConfig] = {
+    "calibrated": StructureLossConfig(),
+    **{name: StructureLossConfig(**settings) for name, settings in KERNELS.items()},
 }
-BATCH, BATCHES, ENDS, SLICES = 48, 12, 4, 32
+BATCH, BATCHES, ENDS = 48, 12, 4
 
 
-def label_content(
-    batches: Iterable[SliceFeatures], kernels: Mapping[str, StructureLossConfig] = KERNELS
-) -> dict[str, dict[str, float]]:
+def label_content(batches: Iterable[SliceFeatures]) -> dict[str, dict[str, float]]:
     """Rank correlations of the labels of different samples' slice ends, by kernel.
 
     Args:
         batches: teachers' vectors of samples; of each four slice ends are drawn, as in training.
-        kernels: the labels' settings by name; `mean` is the measure of content.
 
     Returns:
         Spearman's rho with the `length difference`, in slices, and with the `mean similarity` of all pairs of slices.
     """
-    labels: dict[str, list[np.ndarray]] = {name: [] for name in kernels}
+    labels: dict[str, list[np.ndarray]] = {name: [] for name in CONFIGS}
     differences: list[np.ndarray] = []
     for step, features in enumerate(batches):
-        lengths = features.lengths.clamp_max(SLICES).tolist()
+        lengths = features.lengths.tolist()
         ends = draw_slice_ends(lengths, list(range(len(lengths))), ENDS, seed=0, step=step)
         samples, last = ends.numpy().T
         pairs = np.triu(samples[:, None] != samples, 1)
         differences.append(np.abs(last[:, None] - last)[pairs])
-        for name, config in kernels.items():
+        for name, config in CONFIGS.items():
             labels[name].append(label_matrix(features, ends, config).numpy()[pairs])
     by_kernel = {name: np.concatenate(parts) for name, parts in labels.items()}
     apart = np.concatenate(differences)

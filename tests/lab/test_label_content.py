@@ -4,7 +4,7 @@ import numpy as np
 from datasets import load_from_disk
 
 from sugar_hf.structure import SliceFeatures
-from sugar_lab.label_content import KERNELS, label_content, of_rows, random_batches
+from sugar_lab.label_content import CONFIGS, label_content, of_rows, random_batches
 from sugar_lab.mix import mix_folder, prepare_mix
 
 
@@ -20,7 +20,7 @@ def test_labels_of_gak_follow_lengths_where_contents_are_alike():
     rng = np.random.default_rng(0)
     batches = [SliceFeatures.pad([texts(rng, int(rng.integers(1, 9))) for _ in range(24)]) for _ in range(3)]
     found = label_content(batches)
-    assert found.keys() == KERNELS.keys()
+    assert found.keys() == CONFIGS.keys()
     assert found["mean"]["mean similarity"] == 1
     assert found["gak"]["length difference"] < -0.7
     assert abs(found["calibrated"]["length difference"]) < 0.5

@@ -7,6 +7,7 @@ from typing import Any
 
 from sugar_hf.structure import StructureLossConfig
 
+from ..model_rows import KERNELS
 from .head_study import HeadRow
 from .joint_training import JointRow
 
@@ -56,7 +57,7 @@ def head_rows() -> list[HeadRow]:
     losses |= {
         "kl-0.15-mean-labels": kl(0.15, label_kernel="mean"),
         "kl-0.3-mean-labels": kl(0.3, label_kernel="mean"),
-        "kl-0.3-gak-labels": kl(0.3, label_kernel="gak", delta=0.7),
+        "kl-0.3-gak-labels": kl(0.3, **KERNELS["gak"]),
         "kl-0.3-clip-alone": kl(0.3, teachers="clip"),
         "kl-0.3-mse-1": kl(0.3, mse_weight=1.0),
         "kl-0.3-mse-10": kl(0.3, mse_weight=10.0),
@@ -94,10 +95,10 @@ def chosen() -> list[HeadRow]:
 def label_rows() -> list[HeadRow]:
     """Return the default loss by each kind of labels, from whitened heads, with InfoNCE and what is not trained."""
     default = row_named("kl-0.15-whitened")
-    # the bandwidths of the kernels do not mean the same; 0.7 is that of `StructureLossConfig.paper`
-    losses = {"aligned": kl(0.15, label_kernel="aligned"), "mean": kl(0.15, label_kernel="mean")}
-    losses["gak"] = kl(0.15, label_kernel="gak", delta=0.7)
-    others = [replace(default, name=f"{default.name}-{kernel}-labels", loss=loss) for kernel, loss in losses.items()]
+    others = [
+        replace(default, name=f"{default.name}-{kernel}-labels", loss=kl(0.15, **settings))
+        for kernel, settings in KERNELS.items()
+    ]
     return [row_named("whitened"), row_named("infonce-0.1-whitened"), default, *others]
 
 
